@@ -1,0 +1,25 @@
+"""Errors that a user can mend. Each message is one line that names the culprit and the remedy."""
+
+
+class FlashVLAError(Exception):
+    """Root of every error raised on purpose; the command line prints it and exits with code 2."""
+
+
+class SettingsError(FlashVLAError):
+    """A parameter is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class CheckpointError(FlashVLAError):
+    """A checkpoint folder is missing, incomplete, or of another architecture."""
+
+
+class ObservationError(FlashVLAError):
+    """An image or instruction cannot be used; the step is dropped and the robot keeps its safe state."""
+
+
+class ActionError(FlashVLAError):
+    """The policy's action is not finite or not of the declared size; the robot is stopped."""
+
+
+class BagError(FlashVLAError):
+    """A recording cannot be read, or lacks what was asked of it."""

@@ -1,0 +1,33 @@
+"""The one port between the control loop and any model, local, remote, recorded or timed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flashvla_ros.core.settings import PruningSettings
+from flashvla_ros.core.types import Inference, Observation
+
+
+class Policy(Protocol):
+    """A model that turns an observation into a chunk of actions.
+
+    Implementations raise :class:`flashvla_ros.core.errors.ObservationError` for an observation they cannot use.
+    """
+
+    @property
+    def action_size(self) -> int:
+        """D, the number of action dimensions."""
+        ...
+
+    @property
+    def visual_tokens(self) -> int:
+        """N, the number of visual tokens before pruning."""
+        ...
+
+    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+        """Run the model on one observation with the pruning settings in force at this step."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything carried over from earlier observations."""
+        ...

@@ -1,0 +1,94 @@
+"""The values that travel through one control step: observation → inference → decision → command."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashvla_ros.core.errors import SettingsError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+ImageArray = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What the policy sees at one instant.
+
+    Attributes:
+        images: Camera name to RGB image, uint8 [H, W, 3]; in the order of the ``cameras`` parameter.
+        instruction: What the robot is asked to do, stripped, never empty.
+        stamp_s: Time at which the images were taken, in seconds of the node's (ROS) clock. The gate's ages and
+            the command's header are made of it, so a replay is exact.
+        received_s: Arrival in this process, in seconds of ``time.monotonic``; latency is counted from it.
+        joint_positions: Joint name to position (rad or m), where the robot publishes it.
+    """
+
+    images: Mapping[str, ImageArray]
+    instruction: str
+    stamp_s: float
+    received_s: float = 0.0
+    joint_positions: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A fresh result of a policy: a chunk of T ≥ 1 time steps of D dimensions.
+
+    Attributes:
+        action: [T, D] in the units of the command (un-normalised).
+        normalized: [T, D] in [-1, 1], as the model decoded it; the gate compares these.
+        tokens: [T * D] ids of the action tokens, or empty where the policy has none.
+        kept: [k] ascending indices of the visual tokens that were selected, None where nothing was scored.
+        visual_tokens: N, the number of visual tokens before pruning.
+        timings_s: Stage name to seconds.
+    """
+
+    action: FloatArray
+    normalized: FloatArray
+    tokens: IntArray
+    kept: IntArray | None
+    visual_tokens: int
+    timings_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class ActionKind(enum.StrEnum):
+    """What repeating a value of this dimension does to the robot."""
+
+    DELTA = "delta"  # moves on by the same amount again
+    VELOCITY = "velocity"  # moves on at the same speed
+    ABSOLUTE = "absolute"  # holds
+    GRIPPER = "gripper"  # holds; kept out of the gate's angle
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+    """Names and kinds of the D dimensions of an action, and the spacing of a chunk's time steps in seconds."""
+
+    names: tuple[str, ...]
+    kinds: tuple[ActionKind, ...]
+    dt_s: float
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.kinds):
+            raise SettingsError(
+                f"action.names has {len(self.names)} entries {list(self.names)} but action.kinds has "
+                f"{len(self.kinds)} {[str(kind) for kind in self.kinds]}: give one kind per name"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise SettingsError(f"action.names must be distinct, got {list(self.names)}")
+
+    @property
+    def size(self) -> int:
+        """D, the number of dimensions."""
+        return len(self.names)
+
+    @property
+    def gripper_mask(self) -> NDArray[np.bool_]:
+        """[D] true where the dimension is a gripper."""
+        return np.array([kind is ActionKind.GRIPPER for kind in self.kinds], dtype=bool)
