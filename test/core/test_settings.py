@@ -1,0 +1,72 @@
+"""The parameter table and the settings made of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import PARAMETERS, Settings, find
+
+
+def test_every_default_obeys_its_own_row():
+    for row in PARAMETERS:
+        assert row.parse(row.default) == row.default
+
+
+def test_every_row_is_documented_and_named_once():
+    assert all(row.description.endswith(".") for row in PARAMETERS)
+    assert len({row.name for row in PARAMETERS}) == len(PARAMETERS)
+
+
+def test_values_and_with_values_are_inverse():
+    settings = Settings().with_values({"gate.delta": 0.9, "limits.upper": [1, 2, 3, 4]})
+    assert Settings().with_values(settings.values()) == settings
+    assert settings.limits.upper == (1.0, 2.0, 3.0, 4.0)
+
+
+def test_everything_of_gate_and_pruning_is_dynamic():
+    assert all(row.dynamic for row in PARAMETERS if row.name.startswith(("gate.", "pruning.", "limits.")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("gate.delta", 1.5, "gate.delta must be from 0 to 1, got 1.5"),
+        ("gate.delta", float("nan"), "gate.delta must be finite"),
+        ("gate.delta", True, "gate.delta must be of type float, got True"),
+        ("gate.delta", "much", "gate.delta must be of type float, got 'much'"),
+        ("gate.max_reuse", 1.0, "gate.max_reuse must be of type int, got 1.0"),
+        ("gate.mode", "papr", "gate.mode must be one of off, paper, guarded, got 'papr'"),
+        ("limits.max_step", [0.1, -1.0, 0.1, 0.1], "limits.max_step must be at least 0"),
+        ("limits.lower", [0.0], "limits.lower must have 4 values"),
+        ("gate.dleta", 0.5, "did you mean gate.delta"),
+    ],
+)
+def test_a_refusal_names_parameter_value_and_rule(name, value, words):
+    with pytest.raises(SettingsError) as refusal:
+        Settings().with_values({name: value})
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_refused_value_changes_nothing():
+    settings = Settings()
+    before = settings.values()
+    with pytest.raises(SettingsError):
+        settings.with_values({"gate.delta": 0.1, "gate.max_reuse": -1})
+    assert settings.values() == before
+
+
+def test_crossed_limits_are_refused_by_dimension():
+    with pytest.raises(SettingsError, match=r"limits.lower exceeds limits.upper for y: 1 > 0"):
+        Settings().with_values({"limits.lower": [0, 1, 0, 0], "limits.upper": [0, 0, 0, 0]})
+
+
+def test_arrays_come_in_as_any_sequence():
+    assert find("limits.lower").parse(np.array([1.0, 2.0])) == (1.0, 2.0)
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().gate.delta = 0.1  # type: ignore[misc]

@@ -1,0 +1,68 @@
+"""Small stand-ins for logic tests: a policy that answers from a script, and observations to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from flashvla_ros.core.settings import PruningSettings
+from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
+
+SPEC = ActionSpec(
+    names=("x", "y", "z", "gripper"),
+    kinds=(ActionKind.DELTA, ActionKind.DELTA, ActionKind.DELTA, ActionKind.GRIPPER),
+    dt_s=0.1,
+)
+
+
+class ScriptedPolicy:
+    """Answers the n-th call with the n-th normalised action and kept set, then goes on with the last ones.
+
+    `before` runs at the start of each inference with the number of the call: raise, sleep or count there.
+    """
+
+    visual_tokens = 64
+
+    def __init__(
+        self,
+        actions: Sequence[Sequence[float]] = ((0.5, 0.0, 0.0, 1.0),),
+        kept: Sequence[Sequence[int] | None] = (tuple(range(40)),),
+        scale: float = 0.01,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
+        self._actions = [np.atleast_2d(np.asarray(action, dtype=np.float64)) for action in actions]
+        self._kept = [None if tokens is None else np.asarray(tokens, dtype=np.int64) for tokens in kept]
+        self._scale = scale
+        self._before = before
+        self.calls = 0
+        self.resets = 0
+
+    @property
+    def action_size(self) -> int:
+        return int(self._actions[0].shape[1])
+
+    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+        call = self.calls
+        self.calls += 1
+        if self._before:
+            self._before(call)
+        normalized = self._actions[min(call, len(self._actions) - 1)]
+        return Inference(
+            action=normalized * self._scale,
+            normalized=normalized,
+            tokens=np.zeros(normalized.size, dtype=np.int64),
+            kept=self._kept[min(call, len(self._kept) - 1)],
+            visual_tokens=self.visual_tokens,
+        )
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+def make_observation(
+    stamp_s: float = 0.0, instruction: str = "open the drawer", level: int = 100, size: tuple[int, int] = (64, 64)
+) -> Observation:
+    """A uniform grey picture of `level` at `stamp_s`."""
+    image = np.full((*size, 3), level, dtype=np.uint8)
+    return Observation(images={"image": image}, instruction=instruction, stamp_s=stamp_s, received_s=stamp_s)
