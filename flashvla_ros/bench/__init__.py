@@ -1,0 +1,1 @@
+"""Measurements that the documents quote, and the statistics they are given with."""
