@@ -1,0 +1,1 @@
+"""The model: checkpoint, vision towers, decoder, token pruning. Torch and transformers, no ROS."""

@@ -1,0 +1,289 @@
+"""What a checkpoint's config.json says, checked: towers, decoder, vocabulary and action statistics.
+
+The file is OpenVLA's own (Hugging Face layout). A published checkpoint only names its vision backbone, whose sizes
+are known here; a checkpoint of other sizes spells them out under ``vision_config``, one entry per tower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig
+
+from flashvla_ros.core.errors import CheckpointError
+
+DINOV2 = "dinov2_with_registers"
+SIGLIP = "siglip_vision_model"
+RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
+
+# config.json leaves out what equals the defaults of the transformers release that wrote it (4.40), so they are pinned.
+_LLAMA_DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of one vision transformer.
+
+    Attributes:
+        model_type: :data:`DINOV2` or :data:`SIGLIP`, transformers' names.
+        image_size: Side of the square input, in pixels.
+        num_hidden_layers: Blocks in the official checkpoint, of which the last one is not used.
+        num_register_tokens: Registers of DINOv2; 0 for SigLIP.
+        hidden_act: Activation of the MLP. OpenVLA's towers come from timm, where SigLIP has the exact GELU.
+    """
+
+    model_type: str
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    num_register_tokens: int = 0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        where = f"{self.model_type} tower"
+        if self.model_type not in (DINOV2, SIGLIP):
+            raise CheckpointError(f"vision_config.model_type must be {DINOV2} or {SIGLIP}, got {self.model_type!r}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            low = 0 if field.name == "num_register_tokens" else 2 if field.name == "num_hidden_layers" else 1
+            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise CheckpointError(
+                    f"{field.name} of the {where} must be an integer of at least {low}, got {value!r}"
+                )
+        if self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} of the {where} is not a multiple of its "
+                f"{self.num_attention_heads} attention heads"
+            )
+        if self.image_size < self.patch_size:
+            raise CheckpointError(
+                f"image_size {self.image_size} of the {where} is below its patch_size {self.patch_size}"
+            )
+        if self.model_type == DINOV2 and self.intermediate_size % self.hidden_size:
+            raise CheckpointError(
+                f"intermediate_size {self.intermediate_size} of the {where} must be a multiple of its "
+                f"hidden_size {self.hidden_size}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Number of patches."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+def _vit_large(image_size: int) -> TowerConfig:
+    return TowerConfig(DINOV2, image_size, 14, 1024, 24, 16, 4096, num_register_tokens=4)
+
+
+def _so400m(image_size: int) -> TowerConfig:
+    return TowerConfig(SIGLIP, image_size, 14, 1152, 27, 16, 4304)
+
+
+KNOWN_BACKBONES: Mapping[str, tuple[TowerConfig, ...]] = {
+    "dinosiglip-vit-so-224px": (_vit_large(224), _so400m(224)),
+    "dinosiglip-vit-so-384px": (_vit_large(384), _so400m(384)),
+    "siglip-vit-so400m": (_so400m(224),),
+    "siglip-vit-so400m-384px": (_so400m(384),),
+    "dinov2-vit-l": (_vit_large(224),),
+}
+_TIMM_IDS = {
+    (DINOV2, 224): "vit_large_patch14_reg4_dinov2.lvd142m",
+    (DINOV2, 384): "vit_large_patch14_reg4_dinov2.lvd142m",
+    (SIGLIP, 224): "vit_so400m_patch14_siglip_224",
+    (SIGLIP, 384): "vit_so400m_patch14_siglip_384",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenVLAConfig:
+    """A checkpoint's architecture and action statistics.
+
+    Attributes:
+        towers: One tower, or two whose features are concatenated (DINOv2 first in the published checkpoints).
+        text_config: Keyword arguments of :class:`transformers.LlamaConfig`; ``vocab_size`` includes the padding.
+        norm_stats: Data set name to ``{"action": {"q01": [D], "q99": [D], "mask": [D]}}``.
+        pad_to_multiple_of: Rows added behind the vocabulary; the action tokens end just before them.
+        n_action_bins: Edges over [-1, 1]; there is one bin fewer.
+    """
+
+    vision_backbone_id: str
+    towers: tuple[TowerConfig, ...]
+    text_config: Mapping[str, Any]
+    norm_stats: Mapping[str, Any]
+    image_resize_strategy: str = "letterbox"
+    llm_backbone_id: str = "llama2-7b-pure"
+    arch_specifier: str = "no-align+fused-gelu-mlp"
+    llm_max_length: int = 2048
+    pad_token_id: int = 32000
+    pad_to_multiple_of: int = 64
+    n_action_bins: int = 256
+
+    def __post_init__(self) -> None:
+        if len(self.towers) not in (1, 2):
+            raise CheckpointError(f"vision_config must list one or two towers, got {len(self.towers)}")
+        if len({(tower.tokens, tower.image_size) for tower in self.towers}) != 1:
+            sizes = [f"{tower.image_size} px / {tower.tokens} patches" for tower in self.towers]
+            raise CheckpointError(f"both vision towers must see the same image and patches, got {' and '.join(sizes)}")
+        if self.image_resize_strategy not in RESIZE_STRATEGIES:
+            raise CheckpointError(
+                f"image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}, got {self.image_resize_strategy!r}"
+            )
+        if self.n_action_bins < 2 or self.action_vocab_size <= self.n_action_bins:
+            raise CheckpointError(
+                f"text_config.vocab_size {self.text_config['vocab_size']} less the padding of {self.pad_to_multiple_of} "
+                f"leaves no room for {self.n_action_bins} action bins"
+            )
+        self.llama()
+
+    @property
+    def fused(self) -> bool:
+        """Whether two towers are concatenated."""
+        return len(self.towers) == 2
+
+    @property
+    def visual_tokens(self) -> int:
+        """N, visual tokens of one image."""
+        return self.towers[0].tokens
+
+    @property
+    def vision_size(self) -> int:
+        """Channels of the concatenated patch features."""
+        return sum(tower.hidden_size for tower in self.towers)
+
+    @property
+    def action_vocab_size(self) -> int:
+        """Size of the vocabulary without padding: action bin b is token ``action_vocab_size - 1 - b``."""
+        return self.text_config["vocab_size"] - self.pad_to_multiple_of
+
+    def llama(self) -> LlamaConfig:
+        """Return a new configuration of the decoder."""
+        values = {**_LLAMA_DEFAULTS, "pad_token_id": self.pad_token_id, **self.text_config}
+        try:
+            return LlamaConfig(**values)
+        except Exception as error:  # transformers' validators raise types of their own
+            raise CheckpointError(f"text_config is not a Llama configuration: {_first_line(error)}") from error
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> OpenVLAConfig:
+        """Read the content of a config.json; :class:`CheckpointError` names what is missing or wrong."""
+        model_type = _required(data, "model_type", str)
+        if model_type != "openvla":
+            raise CheckpointError(f"model_type is {model_type!r}, not 'openvla': this is another architecture")
+        backbone = _required(data, "vision_backbone_id", str)
+        text = _required(data, "text_config", dict)
+        if (text_type := text.get("model_type", "llama")) != "llama":
+            raise CheckpointError(f"text_config.model_type is {text_type!r}; only Llama decoders are supported")
+        _required(text, "vocab_size", int, prefix="text_config.")
+        optional = {
+            field.name: data[field.name]
+            for field in dataclasses.fields(cls)
+            if field.default is not dataclasses.MISSING and data.get(field.name) is not None
+        }
+        for name, value in optional.items():
+            kind = type(cls.__dataclass_fields__[name].default)
+            if type(value) is not kind:
+                raise CheckpointError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        config = cls(
+            vision_backbone_id=backbone,
+            towers=_towers(data, backbone),
+            text_config={key: value for key, value in text.items() if key not in _FOREIGN_TEXT_KEYS},
+            norm_stats=data.get("norm_stats") or {},
+            **optional,
+        )
+        fused = data.get("use_fused_vision_backbone")
+        if fused is not None and fused != config.fused:
+            raise CheckpointError(f"use_fused_vision_backbone is {fused} but there are {len(config.towers)} towers")
+        return config
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> OpenVLAConfig:
+        """Read ``folder/config.json``."""
+        data = read_json(folder / "config.json")
+        try:
+            return cls.from_dict(data)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a config.json that :meth:`from_dict` and the official code read."""
+        known = KNOWN_BACKBONES.get(self.vision_backbone_id) == self.towers
+        data: dict[str, Any] = {"model_type": "openvla", "architectures": ["OpenVLAForActionPrediction"]}
+        for field in dataclasses.fields(self):
+            if field.name != "towers":
+                data[field.name] = getattr(self, field.name)
+        data["text_config"] = {"model_type": "llama", "pad_token_id": self.pad_token_id, **self.text_config}
+        data["use_fused_vision_backbone"] = self.fused
+        data["image_sizes"] = [tower.image_size for tower in self.towers]
+        if known:
+            data["timm_model_ids"] = [_TIMM_IDS[tower.model_type, tower.image_size] for tower in self.towers]
+            data["timm_override_act_layers"] = [None] * len(self.towers)
+        else:
+            data["vision_config"] = [dataclasses.asdict(tower) for tower in self.towers]
+        return data
+
+
+_FOREIGN_TEXT_KEYS = ("model_type", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path")
+
+
+def _towers(data: Mapping[str, Any], backbone: str) -> tuple[TowerConfig, ...]:
+    entries = data.get("vision_config")
+    if entries is None:
+        if backbone not in KNOWN_BACKBONES:
+            raise CheckpointError(
+                f"vision_backbone_id {backbone!r} is not one of {', '.join(KNOWN_BACKBONES)}: "
+                f"give its sizes in vision_config, one entry per tower"
+            )
+        return KNOWN_BACKBONES[backbone]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise CheckpointError("vision_config must be a list of objects, one per tower")
+    fields = {field.name: field for field in dataclasses.fields(TowerConfig)}
+    for index, entry in enumerate(entries):
+        if missing := [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in entry]:
+            raise CheckpointError(f"vision_config[{index}] lacks {', '.join(missing)}")
+        if unknown := [name for name in entry if name not in fields]:
+            raise CheckpointError(f"vision_config[{index}] has unknown fields {', '.join(unknown)}")
+    return tuple(TowerConfig(**entry) for entry in entries)
+
+
+def _required(data: Mapping[str, Any], name: str, kind: type, prefix: str = "") -> Any:
+    if name not in data:
+        raise CheckpointError(f"field {prefix}{name} is missing")
+    value = data[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CheckpointError(f"field {prefix}{name} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; :class:`CheckpointError` says what is wrong with the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {_first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

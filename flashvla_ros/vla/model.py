@@ -1,0 +1,179 @@
+"""OpenVLA: vision towers, projector and Llama decoder, in the pieces that training and pruned inference share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.towers import Projector, SiglipTower, build_tower, concatenate_features
+
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, [1 or B, L, head size]
+
+
+class Cache(Protocol):
+    """What a decoder layer asks of a key-value cache."""
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store the keys and values [B, H, L, D] of new tokens; return those to attend to."""
+        ...
+
+
+class OpenVLA(nn.Module):
+    """The network. Its sequence is [BOS, N visual tokens, rest of the prompt, action tokens].
+
+    Args:
+        config: Sizes.
+        attention: Attention implementation of every part, by transformers' name: sdpa, eager or flash_attention_2.
+    """
+
+    def __init__(self, config: OpenVLAConfig, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        llama = config.llama()
+        llama._attn_implementation = attention
+        self.towers = nn.ModuleList(build_tower(tower, attention) for tower in config.towers)
+        self.projector = Projector(config.vision_size, llama.hidden_size, config.fused)
+        self.language_model = LlamaForCausalLM(llama)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        return self.language_model.model.layers
+
+    def restore_buffers(self, device: torch.device) -> None:
+        """Compute the buffers that no checkpoint holds, after the model was built on the meta device."""
+        decoder = self.language_model.model
+        decoder.rotary_emb = LlamaRotaryEmbedding(config=decoder.config).to(device)
+        for tower in self.towers:
+            if isinstance(tower, SiglipTower):
+                tower.model.embeddings.position_ids = torch.arange(tower.config.tokens, device=device)[None]
+
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """Map normalised images [B, 3 per tower, S, S] to the towers' patch features [B, N, d_vision]."""
+        return concatenate_features(self.towers, pixel_values)
+
+    def visual_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Map normalised images [B, 3 per tower, S, S] to visual tokens [B, N, d]."""
+        return self.projector(self.patch_features(pixel_values))
+
+    def embed(self, visual: Tensor, input_ids: Tensor) -> Tensor:
+        """Insert visual tokens [B, N, d] after the first token (BOS) of input_ids [B, P]: [B, N + P, d]."""
+        text = self.language_model.model.embed_tokens(input_ids)
+        return torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
+        """Return the rotary embedding at positions [1 or B, L], in the type of `hidden`."""
+        return self.language_model.model.rotary_emb(hidden, position_ids=positions)
+
+    def causal_mask(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor | None:
+        """Return the mask for a prefill of hidden [B, L, d] that this attention implementation expects.
+
+        Args:
+            hidden: Gives shape, type and device.
+            valid: [B, L] true for real tokens, or None where there is no padding.
+        """
+        if self.attention == "flash_attention_2":
+            return valid
+        if self.attention == "sdpa" and valid is None:
+            return None
+        length = hidden.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
+        if valid is not None:
+            mask = mask & valid[:, None, None, :]
+        if self.attention == "sdpa":
+            return mask
+        lowest = torch.finfo(hidden.dtype).min
+        return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, lowest)
+
+    def run_layers(
+        self, hidden: Tensor, indices: Iterable[int], rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
+    ) -> Tensor:
+        """Run some decoder layers on hidden [B, L, d].
+
+        Positions go in as `rotary` alone: given position ids with gaps, as pruning leaves them, transformers' flash
+        attention takes the sequence for several packed ones.
+        """
+        for index in indices:
+            hidden = self.layers[index](hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and output projection: [B, L, d] to [B, L, vocabulary]."""
+        return self.language_model.lm_head(self.language_model.model.norm(hidden))
+
+    def action_logits(
+        self,
+        visual: Tensor,
+        input_ids: Tensor,
+        action_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        layer: int = 2,
+    ) -> Tensor:
+        """Teacher forcing: logits [B, A, vocabulary] that predict action_ids [B, A], differentiable.
+
+        Args:
+            visual: Visual tokens [B, N, d].
+            input_ids: Prompts [B, P], BOS first, the empty token last; shorter prompts are padded right after BOS.
+            action_ids: [B, A] tokens to predict.
+            attention_mask: [B, P] true for the prompts' real tokens; None where none is padded.
+            keep: Ascending indices [B, k] of the visual tokens that the layers from `layer` on see; None: all.
+            layer: First decoder layer (from 0) without the dropped tokens, as in pruned inference.
+        """
+        hidden = self.embed(visual, torch.cat([input_ids, action_ids[:, :-1]], dim=1))
+        batch, length = hidden.shape[:2]
+        count = visual.shape[1]
+        valid = None
+        positions = torch.arange(length, device=hidden.device)[None]
+        if attention_mask is not None:
+            text = attention_mask.bool()
+            seen = text.new_ones(batch, count), text[:, 1:], text.new_ones(batch, action_ids.shape[1] - 1)
+            valid = torch.cat([text[:, :1], *seen], dim=1)
+            positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
+        rotary = self.rotary(hidden, positions)
+        depth = len(self.layers)
+        first = depth if keep is None else min(layer, depth)
+        hidden = self.run_layers(hidden, range(first), rotary, self.causal_mask(hidden, valid))
+        if keep is not None:
+            rows = kept_rows(keep, count, length)
+            hidden = take_rows(hidden, rows)
+            rotary = (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
+            valid = None if valid is None else valid.gather(1, rows)
+            hidden = self.run_layers(hidden, range(first, depth), rotary, self.causal_mask(hidden, valid))
+        return self.logits(hidden[:, -action_ids.shape[1] :])
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        action_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        layer: int = 2,
+    ) -> Tensor:
+        """Like :meth:`action_logits`, from normalised images [B, 3 per tower, S, S]."""
+        visual = self.visual_tokens(pixel_values)
+        return self.action_logits(visual, input_ids, action_ids, attention_mask=attention_mask, keep=keep, layer=layer)
+
+
+def kept_rows(keep: Tensor, count: int, length: int) -> Tensor:
+    """Return the rows [B, 1 + k + text] of a sequence of `length` that stay: BOS, kept of `count` visual, text."""
+    batch = keep.shape[0]
+    start = keep.new_zeros(batch, 1)
+    text = torch.arange(1 + count, length, device=keep.device).expand(batch, -1)
+    return torch.cat([start, keep + 1, text], dim=1)
+
+
+def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Select rows [B, M] of a tensor [1 or B, L, d]: [B, M, d]."""
+    tensor = tensor.expand(rows.shape[0], -1, -1)
+    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]))
