@@ -1,0 +1,1 @@
+"""Pictures of what the policy saw and did, with OpenCV; no ROS."""
