@@ -1,0 +1,118 @@
+"""Build step of ``pip install``: compiles the messages with the same CMakeLists.txt that colcon uses.
+
+setup.cfg has the metadata. Everything outside the Python package (shared libraries, launch, config, models, ament
+index) is what CMake installs into a staging prefix, so pip and colcon lay out the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Command, Distribution, setup
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "flashvla_ros"
+GENERATORS = "share/rosidl_default_generators"
+
+
+def ros_prefixes() -> list[Path]:
+    """Return the ament prefixes to build against: a sourced ROS 2 installation, else where the wheels are."""
+    sourced = [Path(entry) for entry in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if entry]
+    if any((prefix / GENERATORS).is_dir() for prefix in sourced):
+        return sourced
+    site_packages = [Path(entry).resolve() for entry in sys.path if entry.endswith("-packages")]
+    return [entry.parents[2] for entry in site_packages if (entry.parents[2] / GENERATORS).is_dir()]
+
+
+def build_requirements() -> list[str]:
+    """Return the wheels that an isolated build needs: none beside a ROS 2 installation."""
+    if ros_prefixes():
+        return []
+    lines = (ROOT / "requirements" / "ros.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+class BuildMessages(Command):
+    """Compile the messages and stage what CMake installs."""
+
+    description = "compile the ROS messages"
+    user_options: list[tuple[str, str, str]] = []
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.build_temp: str | None = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_temp", "build_temp"))
+
+    def run(self) -> None:
+        stage = Path(self.build_temp).resolve() / "ament"
+        self._cmake(stage)
+        package = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE
+        generated = stage / "python" / PACKAGE
+        shutil.rmtree(package / "msg", ignore_errors=True)
+        shutil.copytree(generated / "msg", package / "msg")
+        for library in generated.glob("*.so"):
+            shutil.copy2(library, package)
+        shutil.rmtree(stage / "python")
+        files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
+        folders = {path.parent for path in files}
+        self.distribution.data_files = [
+            (str(folder.relative_to(stage)), [str(path) for path in files if path.parent == folder])
+            for folder in sorted(folders)
+        ]
+        if self.editable_mode:  # setuptools leaves data files out of editable wheels
+            self.run_command("install_data")
+
+    def _cmake(self, stage: Path) -> None:
+        prefixes = os.pathsep.join(str(prefix) for prefix in ros_prefixes())
+        if not prefixes:
+            raise SystemExit("flashvla_ros: no rosidl generators found; source ROS 2 or install requirements/ros.txt")
+        build_dir = stage.with_name("cmake")
+        for folder in (stage, build_dir):
+            shutil.rmtree(folder, ignore_errors=True)
+        libraries = [f"{prefix}/lib" for prefix in prefixes.split(os.pathsep)]
+        environment = {
+            **os.environ,
+            "AMENT_PREFIX_PATH": prefixes,
+            "CMAKE_PREFIX_PATH": prefixes,
+            "LD_LIBRARY_PATH": os.pathsep.join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]),
+        }
+        cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        if cmake is None:
+            raise SystemExit("flashvla_ros: cmake is missing; install it with pip or your package manager")
+        configure = [
+            cmake, "-S", ROOT, "-B", build_dir, f"-DCMAKE_INSTALL_PREFIX={stage}", "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython3_EXECUTABLE={sys.executable}", "-DPYTHON_INSTALL_DIR=python", "-DBUILD_TESTING=OFF",
+        ]  # fmt: skip
+        for command in (configure, [cmake, "--build", build_dir, "--parallel"], [cmake, "--install", build_dir]):
+            subprocess.run(command, env=environment, check=True)
+
+    def get_source_files(self) -> list[str]:
+        return ["CMakeLists.txt", "package.xml", *(str(path.relative_to(ROOT)) for path in ROOT.glob("msg/*.msg"))]
+
+
+class Build(build):
+    """The usual build, then the messages."""
+
+    sub_commands = [*build.sub_commands, ("build_messages", None)]
+
+
+class BinaryDistribution(Distribution):
+    """A distribution with compiled parts, so that its wheel names platform and Python version."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    distclass=BinaryDistribution,
+    cmdclass={"build": Build, "build_messages": BuildMessages},
+    setup_requires=build_requirements(),
+)
