@@ -216,8 +216,15 @@ class GateSettings:
     )
     gripper_margin: float = _row(
         0.2,
-        "A normalised gripper value closer to 0 than this is about to flip and forbids reuse.",
+        "A normalised gripper value closer to gate.gripper_middle than this is about to flip and forbids reuse.",
         low=0.0,
+        high=1.0,
+        dynamic=True,
+    )
+    gripper_middle: float = _row(
+        0.0,
+        "Normalised gripper value between open and closed; 0.5 for a checkpoint whose gripper runs from 0 to 1.",
+        low=-1.0,
         high=1.0,
         dynamic=True,
     )
@@ -274,7 +281,8 @@ class ControlSettings:
     )
     stop_action: str = _row(
         "zero",
-        "Command published once when the robot must stop; zero: no motion, hold: the last command, none: silence.",
+        "Command published once when the robot must stop: deltas and velocities become 0, a gripper stays as it is, an "
+        "absolute dimension stays where it was measured (zero) or at its last target (hold); none: silence.",
         choices=("zero", "hold", "none"),
     )
 
@@ -385,7 +393,8 @@ def _rows() -> tuple[Parameter, ...]:
         for field in dataclasses.fields(group.default):  # type: ignore[arg-type]
             metadata = dict(field.metadata)
             kind = _kind_of(field.default, str(field.type))
-            rows.append(Parameter(name=f"{group.name}.{field.name}", default=field.default, kind=kind, **metadata))
+            default = getattr(group.default, field.name)
+            rows.append(Parameter(name=f"{group.name}.{field.name}", default=default, kind=kind, **metadata))
     return tuple(rows)
 
 

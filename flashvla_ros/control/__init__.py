@@ -1,0 +1,1 @@
+"""Act once: the control step, its safety, its thread and its stops."""

@@ -1,0 +1,182 @@
+"""One control step, gate → policy or reuse → safety: the piece that the node, a replay and an evaluation all run.
+
+Synchronous and without a clock of its own: decisions depend on the observations' stamps alone, so that the same
+observations and settings give the same commands again. Only the durations in a result are measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashvla_ros.control import safety
+from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec, FloatArray, Inference, Observation
+from flashvla_ros.gate.decision import GateDecision, decide
+from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.reasons import Reason
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepResult:
+    """What one control step made of one observation.
+
+    Attributes:
+        observation: The observation that was answered.
+        decision: What the gate decided, and why.
+        inference: The fresh result behind the command; on a reused step that of an earlier observation.
+        fresh: Whether the model was run at this step.
+        command: [T, D] after safety, in the units of the command.
+        clamped: [T, D] where safety changed the action.
+        settings: The settings in force.
+        inference_s: Time of the model; 0 on a reused step.
+        step_s: Time from the observation's arrival to the command.
+        epoch: Number of resets before this step.
+        step: Number of this step, from 0, since the stepper was made.
+    """
+
+    observation: Observation
+    decision: GateDecision
+    inference: Inference
+    fresh: bool
+    command: FloatArray
+    clamped: NDArray[np.bool_]
+    settings: Settings
+    inference_s: float
+    step_s: float
+    epoch: int
+    step: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepperState:
+    """Everything that one step hands to the next, so that a step is undone by putting the old state back.
+
+    Attributes:
+        memory: The gate's memory.
+        inference: The last fresh result.
+        command: [T, D] the last command; None before the first.
+        command_s: Stamp of the observation that it answered.
+        resting: True from a reset to the next command: the robot is taken to be at rest.
+        epoch: Number of resets so far.
+        step: Number of the next step.
+    """
+
+    memory: GateMemory = dataclasses.field(default_factory=GateMemory)
+    inference: Inference | None = None
+    command: FloatArray | None = None
+    command_s: float = math.nan
+    resting: bool = True
+    epoch: int = 0
+    step: int = 0
+
+
+class Stepper:
+    """Runs control steps on one policy. Not thread-safe: whoever owns it calls it.
+
+    Args:
+        policy: The model behind its port.
+        spec: What the dimensions of its action mean.
+        clock: Monotonic seconds, for the durations in results.
+
+    Raises:
+        ActionError: The policy's action has another size than `spec` declares.
+    """
+
+    def __init__(self, policy: Policy, spec: ActionSpec, *, clock: Callable[[], float] = time.monotonic) -> None:
+        safety.check_size(policy.action_size, spec)
+        self.policy = policy
+        self.spec = spec
+        self.state = StepperState()
+        self._clock = clock
+
+    def step(self, observation: Observation, settings: Settings) -> StepResult:
+        """Answer one observation; on an error the state is as if the step had not been tried.
+
+        Raises:
+            ObservationError: The policy cannot use this observation.
+            ActionError: The policy's action is not finite or not of the declared size.
+        """
+        started_s = self._clock()
+        state, view = self.state, View.of(observation)
+        decision = decide(state.memory, view, settings.gate)
+        inference, inference_s = state.inference, 0.0
+        if decision.reuse and inference is not None:
+            memory = state.memory.after_reuse(view)
+        else:
+            inference, inference_s = self._infer(observation, settings)
+            result = FreshResult.of(inference, view, self.spec, settings.pruning)
+            memory = state.memory.after_fresh(result, settings.gate)
+        action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
+        command, clamped = safety.limit(action, self._reference(observation), settings.limits)
+        self.state = StepperState(
+            memory, inference, command, view.stamp_s, resting=False, epoch=state.epoch, step=state.step + 1
+        )
+        arrived_s = observation.received_s or started_s
+        return StepResult(
+            observation=observation,
+            decision=decision,
+            inference=inference,
+            fresh=not decision.reuse,
+            command=command,
+            clamped=clamped,
+            settings=settings,
+            inference_s=inference_s,
+            step_s=self._clock() - arrived_s,
+            epoch=state.epoch,
+            step=state.step,
+        )
+
+    def reset(self, cause: Reason = Reason.RESET) -> None:
+        """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
+        state = self.state
+        self.state = dataclasses.replace(
+            state, memory=GateMemory(cause=cause), inference=None, resting=True, epoch=state.epoch + 1
+        )
+        self.policy.reset()
+
+    def held(self, now_s: float) -> FloatArray | None:
+        """Return the row [D] of the last command that is in force at stamp `now_s`; None before the first command."""
+        state = self.state
+        if state.command is None:
+            return None
+        row = _elapsed_rows(now_s - state.command_s, self.spec.dt_s) - 1
+        held: FloatArray = state.command[min(max(row, 0), len(state.command) - 1)]
+        return held
+
+    def _infer(self, observation: Observation, settings: Settings) -> tuple[Inference, float]:
+        started_s = self._clock()
+        inference = self.policy.infer(observation, settings.pruning)
+        elapsed_s = self._clock() - started_s
+        safety.check(inference, self.spec)
+        return inference, elapsed_s
+
+    def _reference(self, observation: Observation) -> FloatArray:
+        """[D] the command that the step limits count from."""
+        held = self.held(observation.stamp_s)
+        if held is not None and not self.state.resting:
+            return held
+        return safety.resting(self.spec, held, observation.joint_positions)
+
+
+def _elapsed_rows(elapsed_s: float, dt_s: float) -> int:
+    """Time steps of a chunk that have passed; a clock that jumped back counts as none."""
+    return round(elapsed_s / dt_s) if elapsed_s > 0.0 else 0
+
+
+def _remainder(action: FloatArray, age_s: float, dt_s: float) -> FloatArray:
+    """The chunk [T, D] as it stands `age_s` after its observation: rows that have passed drop out, the last repeats.
+
+    With T = 1 this is the action itself. With more it goes on where the robot is in its plan, where a repeated chunk
+    of absolute poses would send it back to the first.
+    """
+    last = len(action) - 1
+    rows = np.minimum(np.arange(len(action)) + min(_elapsed_rows(age_s, dt_s), last), last)
+    remainder: FloatArray = action[rows]
+    return remainder

@@ -1,0 +1,1 @@
+"""Think twice: run the model, or act again?"""

@@ -1,0 +1,42 @@
+"""Why the gate decided as it did, and why a robot was stopped: one list of codes, explained in docs/gate.md."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(enum.StrEnum):
+    """Code of the condition that decided a step; also the cause that emptied the gate's memory."""
+
+    REUSE = "reuse"  # every condition holds: the last fresh action is used again
+
+    MODE_OFF = "mode_off"
+
+    # The memory is empty, and this is what emptied it. All but the first two also stop the robot.
+    START = "start"
+    RESET = "reset"
+    EMERGENCY_STOP = "emergency_stop"
+    IMAGE_TIMEOUT = "image_timeout"
+    INFERENCE_TIMEOUT = "inference_timeout"
+    FAULT = "fault"
+    DEACTIVATED = "deactivated"
+
+    # The memory belongs to another run.
+    NEW_INSTRUCTION = "new_instruction"
+    CLOCK_JUMP = "clock_jump"
+    STALE_GAP = "stale_gap"
+    TOO_FEW_FRESH = "too_few_fresh"
+
+    # Caps.
+    MAX_REUSE = "max_reuse"
+    FRESH_BETWEEN = "fresh_between"
+    MAX_AGE = "max_age"
+
+    # What the actions and the frame say.
+    GRIPPER = "gripper"
+    SCENE_CHANGED = "scene_changed"
+    STILL = "still"
+    ANGLE = "angle"
+    NO_TOKEN_SETS = "no_token_sets"
+    PRUNING_CHANGED = "pruning_changed"
+    OVERLAP = "overlap"
