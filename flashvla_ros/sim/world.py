@@ -1,0 +1,246 @@
+"""Meta-World's arm and scenes in MuJoCo, headless, stepped and rendered without gymnasium's slow paths.
+
+The environments of the tasks that share a scene are put on top of one MuJoCo model and one state. Each still judges
+success and feeds its scripted expert by Meta-World's own code, so an instruction can change in the middle of an episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+import weakref
+from typing import Any
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo is imported
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flashvla_ros.core.types import FloatArray, ImageArray
+from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
+
+try:
+    import metaworld.policies
+    import mujoco
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError where libEGL is missing
+    raise SimulationError(
+        f"MuJoCo cannot start ({error}); install the simulation with `pip install flashvla_ros[sim]` and, for "
+        "headless rendering, the Debian packages libegl1 and libgl1-mesa-dri"
+    ) from error
+
+ACTION_SIZE = 4  # dx, dy, dz, gripper
+METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for an action of 1
+LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
+SIZE_LIMITS = (16, 1024)  # side of an image in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A free camera: where it looks [m], from which side and height [deg], how far away [m]."""
+
+    lookat: tuple[float, float, float] = (0.0, 0.7, 0.12)
+    azimuth: float = 200.0
+    elevation: float = -35.0
+    distance: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldState:
+    """What only a simulator knows: hand position [3] in m, opening of the gripper in [0, 1], object position [3] in m."""
+
+    hand: FloatArray
+    gripper: float
+    object: FloatArray
+
+    def vector(self) -> NDArray[np.float32]:
+        """[7] hand, gripper, object."""
+        return np.concatenate([self.hand, [self.gripper], self.object]).astype(np.float32)
+
+
+class World:
+    """A robot in one of Meta-World's scenes. Not thread-safe; one OpenGL context per scene used.
+
+    Args:
+        image_size: Side of the square images, in pixels.
+        supersample: Images are rendered this many times larger and averaged down, which keeps positions below a pixel
+            visible to a policy and costs less than multisampling without a GPU.
+    """
+
+    def __init__(self, image_size: int = 112, supersample: int = 2, camera: Camera | None = None) -> None:
+        if not SIZE_LIMITS[0] <= image_size <= SIZE_LIMITS[1]:
+            raise SimulationError(f"image size must be from {SIZE_LIMITS[0]} to {SIZE_LIMITS[1]}, got {image_size}")
+        self._image_size = image_size
+        self._render_size = image_size * supersample
+        self.camera = camera or Camera()
+        self._scenes: dict[str, _Scene] = {}
+        self._scene: _Scene | None = None
+
+    def reset(self, task: str, seed: int, progress: float = 0.0) -> None:
+        """Put the robot at the start of a task.
+
+        Args:
+            task: Name of the task.
+            seed: The same seed gives the same start, whatever was simulated before.
+            progress: How far the object already is on the way from this task's start to the start of the other
+                task of its scene; 0 is Meta-World's start, 1 the other task's.
+        """
+        row = find_task(task)
+        if row.scene not in self._scenes:
+            self._scenes[row.scene] = _Scene(row, self._render_size)
+        self._scene = self._scenes[row.scene]
+        self._scene.reset(row, seed, progress)
+
+    def step(self, action: ArrayLike) -> None:
+        """Apply one action [4] of dx, dy, dz, gripper in [-1, 1] for one control step."""
+        values = np.asarray(action, dtype=np.float64)
+        if values.shape != (ACTION_SIZE,) or not np.isfinite(values).all():
+            raise SimulationError(f"an action must be {ACTION_SIZE} finite numbers, got {action!r}")
+        self.scene.step(np.clip(values, -1.0, 1.0))
+
+    def render(self) -> ImageArray:
+        """Return the camera's image, RGB uint8 [size, size, 3]."""
+        size = (self._image_size, self._image_size)
+        return cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
+
+    def success(self, task: str) -> bool:
+        """Say whether a task of the present scene is accomplished at this instant, as Meta-World judges it."""
+        return self.scene.success(find_task(task))
+
+    def expert(self, task: str) -> FloatArray:
+        """Return Meta-World's scripted action [4] in [-1, 1] for a task of the present scene."""
+        return self.scene.expert(find_task(task))
+
+    @property
+    def state(self) -> WorldState:
+        """The true positions."""
+        return self.scene.state()
+
+    @property
+    def joint_positions(self) -> dict[str, float]:
+        """Joint name to position (rad, and m for the fingers) of the robot itself."""
+        return self.scene.joint_positions()
+
+    @property
+    def scene(self) -> _Scene:
+        """The present scene; :class:`SimulationError` before the first reset."""
+        if self._scene is None:
+            raise SimulationError("the world has no scene yet: call reset first")
+        return self._scene
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        for scene in self._scenes.values():
+            scene.close()
+        self._scenes.clear()
+        self._scene = None
+
+
+class _Scene:
+    """The environments of the tasks that share one MuJoCo model, and its renderer."""
+
+    def __init__(self, task: Task, render_size: int) -> None:
+        self._tasks = scene_tasks(task.scene)
+        self._environments = {row.name: _environment(row) for row in self._tasks}
+        self._experts = {row.name: metaworld.policies.ENV_POLICY_MAP[row.environment]() for row in self._tasks}
+        first = self._environments[self._tasks[0].name]
+        self._model, self._data = first.model, first.data
+        for environment in self._environments.values():
+            environment.model, environment.data = self._model, self._data
+        spaces = [environment._random_reset_space for environment in self._environments.values()]
+        self._placement_low = np.min([space.low for space in spaces], axis=0)
+        self._placement_high = np.max([space.high for space in spaces], axis=0)
+        self._action = np.zeros(ACTION_SIZE)
+        self._active = first
+        self._renderer = _renderer(self._model, render_size)
+        # also at exit, where the interpreter would free EGL after its modules are gone
+        self.close = weakref.finalize(self, self._renderer.close)
+        self._options = mujoco.MjvOption()
+        self._options.sitegroup[:] = 0  # the goal marker would give the instruction away
+
+    def reset(self, task: Task, seed: int, progress: float) -> None:
+        placement = np.random.default_rng(seed).uniform(self._placement_low, self._placement_high)
+        starts = {}
+        others = [row for row in self._tasks if row is not task]
+        for row in (*others, task):  # the task itself last: its start is the one that remains
+            environment = self._environments[row.name]
+            environment._last_rand_vec = placement
+            environment.reset()
+            starts[row.name] = self._data.qpos.copy()
+        self._active = self._environments[task.name]
+        self._action = np.zeros(ACTION_SIZE)
+        if progress and others:
+            robot = self._robot_joints
+            position = starts[task.name]
+            position[robot:] += progress * (starts[others[0].name] - position)[robot:]
+            self._active.set_state(position, np.zeros_like(self._data.qvel))
+
+    def step(self, action: FloatArray) -> None:
+        self._action = action
+        hand = self._active.get_endeff_pos()
+        self._active.set_xyz_action(action[:3])
+        self._data.mocap_pos[0] = np.clip(self._data.mocap_pos[0], hand - LEASH_M, hand + LEASH_M)
+        self._active.do_simulation([action[3], -action[3]], self._active.frame_skip)
+        mujoco.mj_forward(self._model, self._data)
+
+    def render(self, camera: Camera) -> ImageArray:
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FREE
+        view.lookat[:] = camera.lookat
+        view.azimuth, view.elevation, view.distance = camera.azimuth, camera.elevation, camera.distance
+        self._renderer.update_scene(self._data, view, scene_option=self._options)
+        return self._renderer.render()
+
+    def success(self, task: Task) -> bool:
+        environment = self._of(task)
+        _, info = environment.evaluate_state(environment._get_obs(), self._action)
+        return bool(info["success"])
+
+    def expert(self, task: Task) -> FloatArray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the experts ask for more than 1 by design and are clipped
+            action = self._experts[task.name].get_action(self._of(task)._get_obs().copy())
+        return np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+
+    def state(self) -> WorldState:
+        observation = self._environments[self._tasks[0].name]._get_curr_obs_combined_no_goal()
+        return WorldState(observation[:3].copy(), float(observation[3]), observation[4:7].copy())
+
+    def joint_positions(self) -> dict[str, float]:
+        return {self._model.joint(i).name: float(self._data.qpos[i]) for i in range(self._robot_joints)}
+
+    @property
+    def _robot_joints(self) -> int:
+        return 9  # seven joints of the arm and two fingers come first in every scene
+
+    def _of(self, task: Task) -> Any:
+        if task.name not in self._environments:
+            raise SimulationError(f"task {task.name} does not belong to the scene {self._tasks[0].scene}")
+        return self._environments[task.name]
+
+
+def _environment(task: Task) -> Any:
+    """Build Meta-World's environment with a placement that is given, not drawn, and with its goal in the observation."""
+    environment = ALL_V3_ENVIRONMENTS[task.environment]()
+    environment._set_task_called = True
+    environment._freeze_rand_vec = True
+    environment._partially_observable = False
+    return environment
+
+
+def _renderer(model: Any, size: int) -> Any:
+    model.vis.quality.offsamples = 0
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
+    try:
+        renderer = mujoco.Renderer(model, size, size)
+    except Exception as error:  # EGL has no error type of its own: PyOpenGL, ctypes and MuJoCo each raise theirs
+        raise SimulationError(
+            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); install the Debian packages "
+            "libegl1 and libgl1-mesa-dri"
+        ) from error
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        renderer.scene.flags[flag] = 0
+    return renderer
