@@ -1,0 +1,151 @@
+"""The parameter table as ROS parameters: declared once, checked as a whole, read as one immutable snapshot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterNotDeclaredException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from flashvla_ros.core import settings as table
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import Settings
+
+_TYPES = {
+    "bool": Parameter.Type.BOOL,
+    "int": Parameter.Type.INTEGER,
+    "float": Parameter.Type.DOUBLE,
+    "str": Parameter.Type.STRING,
+    "float_array": Parameter.Type.DOUBLE_ARRAY,
+    "str_array": Parameter.Type.STRING_ARRAY,
+}
+_NAMES = {row.name for row in table.PARAMETERS}
+
+
+class RefusedParameterError(ParameterNotDeclaredException):
+    """A set with an unknown name or a wrong type.
+
+    rclpy's parameter services turn this one exception into a reason, and their own reasons for these two cases name
+    neither the parameter nor the type (it prints an empty list, and the number of the type).
+    """
+
+    def __init__(self, reason: str) -> None:
+        Exception.__init__(self, reason)
+
+
+class NodeParameters:
+    """Declares the table on a node and keeps :attr:`settings` equal to the node's parameters.
+
+    A set is checked against a candidate built from the snapshot (nothing changes where it is refused) and swapped in
+    after rclpy has stored it. Reading :attr:`settings` from another thread needs no lock: it is one reference.
+    """
+
+    def __init__(self, node: Node) -> None:
+        """Declare every parameter with the values given at start.
+
+        Raises:
+            SettingsError: A value given at start is unknown, of the wrong type, out of range or at odds with another.
+        """
+        self.settings = Settings().with_values(_values_at_start(node))
+        # Callbacks come after: rclpy would run them once for each parameter, with the others still missing.
+        for name, value in self.settings.values().items():
+            _declare(node, table.find(name), value)
+        self._node = node
+        node.add_pre_set_parameters_callback(self._convert)
+        node.add_on_set_parameters_callback(self._check)
+        node.add_post_set_parameters_callback(self._apply)
+
+    def _convert(self, parameters: Sequence[Parameter[Any]]) -> list[Parameter[Any]]:
+        for parameter in parameters:
+            if parameter.name not in _NAMES and not self._node.has_parameter(parameter.name):
+                try:
+                    table.find(parameter.name)
+                except SettingsError as error:
+                    raise RefusedParameterError(str(error)) from error
+        return [_converted(parameter) if parameter.name in _NAMES else parameter for parameter in parameters]
+
+    def _check(self, parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
+        try:
+            self.settings.with_values(_known_values(parameters))
+        except SettingsError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _apply(self, parameters: Sequence[Parameter[Any]]) -> None:
+        values = _known_values(parameters)
+        if values:
+            self.settings = self.settings.with_values(values)
+            words = ", ".join(f"{name} = {value}" for name, value in values.items())
+            self._node.get_logger().info(f"from the next step on: {words}")
+
+
+def describe(row: table.Parameter) -> ParameterDescriptor:
+    """Return what a parameter tool shows of one row of the table."""
+    descriptor = ParameterDescriptor(
+        type=_TYPES[row.kind].value,
+        description=f"{row.description} [{row.unit}]" if row.unit else row.description,
+        additional_constraints=row.rule,
+        read_only=not row.dynamic,
+    )
+    if row.low is not None or row.high is not None:
+        if row.kind == "int":
+            low, high = row.low or 0, row.high if row.high is not None else 2**63 - 1
+            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+        elif row.kind == "float":
+            low = -sys.float_info.max if row.low is None else float(row.low)
+            high = sys.float_info.max if row.high is None else float(row.high)
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    return descriptor
+
+
+def _declare(node: Node, row: table.Parameter, value: Any) -> None:
+    if not row.kind.endswith("_array"):
+        node.declare_parameter(row.name, value=value, descriptor=describe(row), ignore_override=True)
+        return
+    # rclpy takes an empty list for an array of bytes, so the type must be set by hand before it is fixed.
+    node.declare_parameter(row.name, descriptor=ParameterDescriptor(dynamic_typing=True), ignore_override=True)
+    node.set_parameters([Parameter(row.name, _TYPES[row.kind], list(value))])
+    node.set_descriptor(row.name, describe(row))
+
+
+def _values_at_start(node: Node) -> dict[str, Any]:
+    """Return what files and arguments set for this node.
+
+    rclpy shows these values only through a declaration, which fails for an empty list (it has no type in YAML) and for
+    an integer where a double is declared; hence its attribute.
+    """
+    given: Mapping[str, Parameter[Any]] = node._parameter_overrides
+    for name in given:
+        if name not in _NAMES and not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            table.find(name)  # raises, and names the parameters that are close
+    return _known_values(given.values())
+
+
+def _known_values(parameters: Iterable[Parameter[Any]]) -> dict[str, Any]:
+    """Return table values by name; a node has other parameters too (use_sim_time), which are not ours to judge."""
+    return {parameter.name: _from_yaml(parameter) for parameter in parameters if parameter.name in _NAMES}
+
+
+def _from_yaml(parameter: Parameter[Any]) -> Any:
+    """Undo what YAML 1.1 does to a value: the word ``off`` becomes false, and ``[]`` has no type."""
+    row, value = table.find(parameter.name), parameter.value
+    if row.kind == "str" and isinstance(value, bool):
+        word = "on" if value else "off"
+        return word if word in row.choices else value
+    return () if value is None and row.kind.endswith("_array") else value
+
+
+def _converted(parameter: Parameter[Any]) -> Parameter[Any]:
+    """Give a value the type of its row where that loses nothing (1 for 1.0); leave bad values to be refused."""
+    row = table.find(parameter.name)
+    try:
+        value = row.parse(_from_yaml(parameter))
+    except SettingsError as error:
+        if parameter.type_ is not _TYPES[row.kind]:
+            raise RefusedParameterError(str(error)) from error
+        return parameter
+    return Parameter(parameter.name, _TYPES[row.kind], list(value) if isinstance(value, tuple) else value)
