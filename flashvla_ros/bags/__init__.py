@@ -1,0 +1,1 @@
+"""Recordings: write them, replay them through the step that the node runs, sweep the gate's thresholds over them."""

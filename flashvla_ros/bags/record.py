@@ -1,0 +1,74 @@
+"""``flashvla-ros record``: the policy node's topics, with its settings and weights, in a rosbag2 folder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from flashvla_ros.core.errors import BagError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``record``."""
+    parser.add_argument("bag", type=Path, help="folder to write, in rosbag2's format with MCAP storage; must not exist")
+    parser.add_argument("--node", default="/flashvla", help="policy node whose topics are recorded (%(default)s)")
+    parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="record these topics instead")
+    parser.add_argument("--all", action="store_true", help="record every topic")
+    parser.add_argument("--exclude", default="/overlay", metavar="REGEX", help="never record these (%(default)s)")
+    parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; otherwise on Ctrl-C")
+    parser.add_argument("--queue-mb", type=int, default=256, help="memory for messages not yet written (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record until Ctrl-C, SIGTERM or ``--duration``; returns the exit code."""
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from flashvla_ros.bags.recorder import Recorder, Selection
+    from flashvla_ros.bags.writer import BagWriter
+
+    selection = Selection(args.node, tuple(args.topics), args.all, _pattern(args.exclude))
+    writer = BagWriter(args.bag, capacity_bytes=args.queue_mb * 2**20)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    end_s = time.monotonic() + (args.duration if args.duration is not None else float("inf"))
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor(context=context)
+    recorder = Recorder(writer, selection, context=context)
+    executor.add_node(recorder)
+    print(f"recording to {args.bag}; Ctrl-C ends it", flush=True)
+    try:
+        while not stop.is_set() and time.monotonic() < end_s:
+            executor.spin_once(timeout_sec=0.1)
+            writer.check()
+    finally:
+        executor.shutdown()
+        recorder.destroy_node()
+        context.try_shutdown()
+        writer.close()
+    _summarise(args.bag, writer.written, writer.dropped)
+    return 0
+
+
+def _pattern(text: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(text) if text else None
+    except re.error as error:
+        raise BagError(f"--exclude {text!r} is not a regular expression: {error}") from error
+
+
+def _summarise(bag: Path, written: dict[str, int], dropped: dict[str, int]) -> None:
+    for topic in sorted(written):
+        print(f"  {topic}: {written[topic]} messages")
+    if not written:
+        print(f"warning: nothing was published; {bag} is empty", file=sys.stderr)
+    for topic, count in sorted(dropped.items()):
+        print(f"warning: {topic}: {count} messages dropped because the disk was too slow", file=sys.stderr)

@@ -1,0 +1,156 @@
+"""Record topics into a bag through rclpy, as serialised bytes: no ROS installation and no rosbag2 needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import time
+from typing import Any
+
+from rclpy.node import Node, NodeNameNonExistentError
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+
+from flashvla_ros.bags.definitions import message_definition
+from flashvla_ros.bags.writer import BagWriter
+from flashvla_ros.core.errors import BagError
+
+DISCOVERY_S = 0.1
+DEPTH = 100
+
+SHARED_TOPICS = frozenset({"/parameter_events", "/clock", "/diagnostics"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which topics to record.
+
+    Attributes:
+        node: Full name of the policy node, whose inputs and outputs are recorded, with what all nodes share.
+        names: Topics to record instead.
+        every: Record every topic.
+        exclude: A topic in whose name this is found is never recorded.
+    """
+
+    node: str = "/flashvla"
+    names: tuple[str, ...] = ()
+    every: bool = False
+    exclude: re.Pattern[str] | None = None
+
+    def of(self, graph: Node) -> dict[str, str]:
+        """Return name and type of the topics to record, among those that `graph` sees now."""
+        types = {name: types[0] for name, types in graph.get_topic_names_and_types()}
+        if self.every:
+            wanted = set(types)
+        elif self.names:
+            wanted = set(self.names)
+        else:
+            wanted = SHARED_TOPICS | self._of_node(graph)
+            wanted |= {name for name, type_name in types.items() if type_name.startswith("flashvla_ros/")}
+        return {
+            name: type_name
+            for name, type_name in types.items()
+            if name in wanted and not (self.exclude and self.exclude.search(name))
+        }
+
+    def _of_node(self, graph: Node) -> set[str]:
+        namespace, _, name = self.node.rpartition("/")
+        try:
+            published = graph.get_publisher_names_and_types_by_node(name, namespace or "/")
+            subscribed = graph.get_subscriber_names_and_types_by_node(name, namespace or "/")
+        except NodeNameNonExistentError:
+            return set()
+        return {topic for topic, _ in (*published, *subscribed)}
+
+
+class Recorder(Node):
+    """Subscribes to every topic of a selection as soon as someone publishes it."""
+
+    def __init__(self, writer: BagWriter, selection: Selection, **node: Any) -> None:
+        super().__init__("flashvla_recorder", enable_rosout=False, start_parameter_services=False, **node)
+        self._writer = writer
+        self._selection = selection
+        self._topics: dict[str, tuple[Connection, Subscription]] = {}
+        self._skipped: set[str] = set()
+        self.create_timer(DISCOVERY_S, self._discover)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What is being recorded."""
+        return tuple(self._topics)
+
+    def _discover(self) -> None:
+        for name, type_name in self._selection.of(self).items():
+            if name in self._topics:
+                self._follow_publishers(name)
+            elif name not in self._skipped:
+                self._add(name, type_name)
+
+    def _add(self, name: str, type_name: str) -> None:
+        publishers = [info.qos_profile for info in self.get_publishers_info_by_topic(name)]
+        if not publishers:
+            return
+        try:
+            message_type = _message_type(type_name)
+            definition, type_hash = message_definition(type_name)
+        except BagError as error:
+            self._skipped.add(name)
+            self.get_logger().warning(f"{name} is not recorded: {error}")
+            return
+        topic = self._writer.add_topic(name, type_name, definition, type_hash, [_offered(qos) for qos in publishers])
+        self._topics[name] = (topic, self._subscribe(topic, message_type, _requested(publishers)))
+
+    def _subscribe(self, topic: Connection, message_type: Any, qos: QoSProfile) -> Subscription:
+        def store(data: bytes, info: dict[str, int]) -> None:
+            self._writer.write(topic, info["received_timestamp"] or time.time_ns(), data)
+
+        return self.create_subscription(message_type, topic.topic, store, qos, raw=True)
+
+    def _follow_publishers(self, name: str) -> None:
+        """Ask for less where a publisher has come that offers less than the first ones did."""
+        topic, subscription = self._topics[name]
+        publishers = [info.qos_profile for info in self.get_publishers_info_by_topic(name)]
+        asked, needed = subscription.qos_profile, _requested(publishers) if publishers else subscription.qos_profile
+        if needed.reliability > asked.reliability or needed.durability > asked.durability:
+            self.destroy_subscription(subscription)
+            self._topics[name] = (topic, self._subscribe(topic, subscription.msg_type, needed))
+
+
+def _message_type(type_name: str) -> Any:
+    package, _, name = type_name.partition("/msg/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError) as error:
+        raise BagError(f"the package {package} with the type {type_name} is not installed") from error
+
+
+def _requested(publishers: list[QoSProfile]) -> QoSProfile:
+    """The most that every publisher offers, as rosbag2 asks for it."""
+    reliable = all(qos.reliability == ReliabilityPolicy.RELIABLE for qos in publishers)
+    latched = all(qos.durability == DurabilityPolicy.TRANSIENT_LOCAL for qos in publishers)
+    return QoSProfile(
+        depth=DEPTH,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def _offered(qos: QoSProfile) -> Qos:
+    """A publisher's profile in the form that goes into the bag."""
+    return Qos(
+        history=QosHistory[qos.history.name],
+        depth=qos.depth,
+        reliability=QosReliability[qos.reliability.name],
+        durability=QosDurability[qos.durability.name],
+        deadline=_time(qos.deadline.nanoseconds),
+        lifespan=_time(qos.lifespan.nanoseconds),
+        liveliness=QosLiveliness[qos.liveliness.name],
+        liveliness_lease_duration=_time(qos.liveliness_lease_duration.nanoseconds),
+        avoid_ros_namespace_conventions=qos.avoid_ros_namespace_conventions,
+    )
+
+
+def _time(nanoseconds: int) -> QosTime:
+    return QosTime(*divmod(nanoseconds, 10**9))

@@ -1,0 +1,123 @@
+"""Whole, broken and odd recordings."""
+
+from __future__ import annotations
+
+import pytest
+from bag_factory import IMAGE, START_NS, drive, write_bag
+
+from flashvla_ros.bags.reader import open_bag
+from flashvla_ros.core.errors import BagError
+
+
+def stamps(path, topics=("/image",)):
+    with open_bag(path) as bag:
+        return [message.time_ns for message in bag.messages(topics)], list(bag.warnings)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_both_storages_read_alike(tmp_path, storage):
+    path = write_bag(tmp_path / "bag", drive(5), storage)
+    with open_bag(path) as bag:
+        assert bag.topics["/image"].type == IMAGE and bag.topics["/image"].count == 5
+        messages = list(bag.messages(["/image", "/instruction"]))
+        assert [message.topic for message in messages] == ["/instruction"] + ["/image"] * 5
+        image = bag.decode(messages[1])
+        assert (image.width, image.height, image.encoding) == (64, 48, "rgb8")
+        assert bag.decode(messages[0]).data == "open the drawer"
+        assert bag.warnings == []
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_folder_without_metadata_is_read_with_a_warning(tmp_path, storage):
+    path = write_bag(tmp_path / "bag", drive(5), storage)
+    (path / "metadata.yaml").unlink()
+    times, warnings = stamps(path)
+    assert len(times) == 5
+    assert len(warnings) == 1 and "no metadata.yaml" in warnings[0]
+
+
+def test_a_single_file_is_a_bag(tmp_path):
+    path = write_bag(tmp_path / "bag", drive(5))
+    assert stamps(path / "bag.mcap") == (stamps(path)[0], [])
+
+
+@pytest.mark.parametrize("metadata", ["", "rosbag2_bagfile_information: 7", "\t{"])
+def test_wrong_metadata_is_said_and_not_needed(tmp_path, metadata):
+    path = write_bag(tmp_path / "bag", drive(5))
+    (path / "metadata.yaml").write_text(metadata)
+    times, warnings = stamps(path)
+    assert len(times) == 5
+    assert "reading its files without metadata.yaml" in warnings[0]
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_a_truncated_mcap_is_read_up_to_the_break(tmp_path, with_metadata):
+    path = write_bag(tmp_path / "bag", drive(12, size=(480, 640)))
+    whole, _ = stamps(path)
+    file = path / "bag.mcap"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) * 2 // 3])
+    if not with_metadata:
+        (path / "metadata.yaml").unlink()
+    times, warnings = stamps(path)
+    assert 6 <= len(times) < 12 and times == whole[: len(times)]
+    assert f"{times[-1] / 1e9:.3f} s" in warnings[-1] and "breaks off at byte" in warnings[-1]
+    assert all("\n" not in warning for warning in warnings)
+
+
+def test_every_truncation_gives_a_prefix_or_one_line(tmp_path):
+    """Wherever a file is cut, what comes out is a prefix of what went in, or a single clear line."""
+    path = write_bag(tmp_path / "bag", drive(3))
+    whole, _ = stamps(path)
+    data = (path / "bag.mcap").read_bytes()
+    cut = tmp_path / "cut.mcap"
+    for length in range(0, len(data), len(data) // 60):
+        cut.write_bytes(data[:length])
+        try:
+            times, warnings = stamps(cut)
+        except BagError as error:
+            assert "\n" not in str(error) and "cut.mcap" in str(error)
+        else:
+            assert times == whole[: len(times)] and warnings
+
+
+def test_a_damaged_chunk_ends_the_bag_with_a_warning(tmp_path):
+    path = write_bag(tmp_path / "bag", drive(12, size=(480, 640)))
+    file = path / "bag.mcap"
+    data = bytearray(file.read_bytes())
+    for position in range(len(data) // 2, len(data) // 2 + 3_000_000):
+        data[position] ^= 0xFF
+    file.write_bytes(data)
+    times, warnings = stamps(path)
+    assert 1 <= len(times) < 12 and times[0] == START_NS
+    assert "damaged" in warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("missing", None, "there is no bag"), ("notes.txt", b"hello", "notes.txt"), ("bag.db3", b"hello" * 99, "bag.db3")],
+)
+def test_what_is_no_bag_is_named(tmp_path, name, content, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BagError, match=words) as refusal, open_bag(path):
+        pass
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_empty_folder_is_no_bag(tmp_path):
+    with pytest.raises(BagError, match="neither metadata.yaml nor"), open_bag(tmp_path):
+        pass
+
+
+def test_parts_are_read_in_the_order_of_their_numbers(tmp_path):
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    messages = drive(11, instruction=None)
+    for number, message in enumerate(messages):
+        part = write_bag(tmp_path / f"bag_{number}", [message]) / f"bag_{number}.mcap"
+        data = part.read_bytes()
+        (folder / part.name).write_bytes(data[: data.rindex(b"\x89MCAP0")])  # so that each file is broken off
+    times, _ = stamps(folder)
+    assert times == [message[2] for message in messages]

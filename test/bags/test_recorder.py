@@ -1,0 +1,124 @@
+"""Recording through real DDS, from a process of its own as users run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rosbags.highlevel import AnyReader
+
+rclpy = pytest.importorskip("rclpy")
+
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+RECORD = """
+import argparse, sys
+from flashvla_ros.bags import record
+parser = argparse.ArgumentParser()
+record.add_arguments(parser)
+sys.exit(record.run(parser.parse_args()))
+"""
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@pytest.fixture
+def talker(monkeypatch):
+    """A node called /flashvla in a DDS domain of its own."""
+    domain = os.getpid() % 100 + 1
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node("flashvla", context=context)
+    yield node
+    node.destroy_node()
+    context.try_shutdown()
+
+
+def start_recorder(bag: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RECORD, str(bag), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def publish_images(publisher, count: int, hz: float = 60.0) -> None:
+    wait_for_subscriber(publisher)
+    for index in range(count):
+        publisher.publish(Image(width=64, height=48, step=192, encoding="rgb8", data=bytes([index]) * 9216))
+        time.sleep(1 / hz)
+
+
+def wait_for_subscriber(publisher) -> None:
+    deadline = time.monotonic() + 20
+    while publisher.get_subscription_count() == 0:
+        assert time.monotonic() < deadline, "the recorder did not subscribe"
+        time.sleep(0.02)
+
+
+def read(bag: Path) -> dict[str, list]:
+    messages: dict[str, list] = {}
+    with AnyReader([bag]) as reader:
+        for connection, _, data in reader.messages():
+            messages.setdefault(connection.topic, []).append(reader.deserialize(data, connection.msgtype))
+    return messages
+
+
+def test_ctrl_c_leaves_a_complete_rosbag2_of_the_nodes_topics(talker, tmp_path):
+    bag = tmp_path / "bag"
+    images = talker.create_publisher(Image, "image", BEST_EFFORT)
+    overlay = talker.create_publisher(String, "flashvla/overlay", 1)
+    settings = talker.create_publisher(String, "~/settings", LATCHED)
+    settings.publish(String(data="published before the recorder started"))
+    recorder = start_recorder(bag)
+    publish_images(images, 30)
+    talker.declare_parameter("gate.delta", 0.5)
+    talker.set_parameters([rclpy.Parameter("gate.delta", value=0.9)])
+    overlay.publish(String(data="left out"))
+    time.sleep(0.5)
+    recorder.send_signal(signal.SIGINT)
+    output, errors = recorder.communicate(timeout=20)
+    assert recorder.returncode == 0 and errors == ""
+    assert "/image: 30 messages" in output
+    messages = read(bag)
+    assert [int(image.data[0]) for image in messages["/image"]] == list(range(30))
+    assert messages["/flashvla/settings"][0].data == "published before the recorder started"
+    assert messages["/parameter_events"][-1].changed_parameters[0].value.double_value == 0.9
+    assert "/flashvla/overlay" not in messages
+    information = yaml.safe_load((bag / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    topics = {
+        topic["topic_metadata"]["name"]: topic["topic_metadata"] for topic in information["topics_with_message_count"]
+    }
+    assert information["storage_identifier"] == "mcap"
+    assert topics["/image"]["offered_qos_profiles"][0]["reliability"] == "best_effort"
+    assert topics["/flashvla/settings"]["offered_qos_profiles"][0]["durability"] == "transient_local"
+    assert topics["/image"]["type_description_hash"].startswith("RIHS01_")
+
+
+def test_kill_leaves_all_but_the_last_second(talker, tmp_path):
+    from flashvla_ros.bags.reader import open_bag
+
+    bag = tmp_path / "bag"
+    images = talker.create_publisher(Image, "image", BEST_EFFORT)
+    recorder = start_recorder(bag, "--topics", "/image")
+    publish_images(images, 120)
+    last_ns = time.time_ns()
+    recorder.kill()
+    recorder.communicate()
+    with open_bag(bag) as recording:
+        times = [message.time_ns for message in recording.messages(["/image"])]
+        assert any("no metadata.yaml" in warning for warning in recording.warnings)
+    assert len(times) >= 60 and last_ns - times[-1] < 1_000_000_000
+
+
+def test_a_bag_is_never_overwritten(tmp_path):
+    recorder = start_recorder(tmp_path)
+    _, errors = recorder.communicate(timeout=20)
+    assert recorder.returncode != 0 and f"{tmp_path} exists already" in errors

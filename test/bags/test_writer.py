@@ -1,0 +1,76 @@
+"""The writer's queue and thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from bag_factory import STORE, STRING, text
+from rosbags.highlevel import AnyReader
+
+from flashvla_ros.bags.definitions import message_definition
+from flashvla_ros.bags.writer import BagWriter
+from flashvla_ros.core.errors import BagError
+
+
+def add_topic(writer, name="/words"):
+    return writer.add_topic(name, STRING, *message_definition(STRING), [])
+
+
+def count(path):
+    with AnyReader([path]) as reader:
+        return reader.message_count
+
+
+def test_everything_queued_is_written_at_close(tmp_path):
+    writer = BagWriter(tmp_path / "bag")
+    topic = add_topic(writer)
+    for index in range(500):
+        writer.write(topic, index, bytes(STORE.serialize_cdr(text("x"), STRING)))
+    writer.close()
+    assert writer.written["/words"] == 500 == count(tmp_path / "bag") and not writer.dropped
+
+
+def test_a_full_queue_drops_counts_and_never_waits(tmp_path):
+    writer = BagWriter(tmp_path / "bag", capacity_bytes=1000)
+    topic = add_topic(writer)
+    message = bytes(STORE.serialize_cdr(text("x" * 80), STRING))
+    with writer._file:  # a disk that has stopped answering
+        producer = threading.Thread(target=lambda: [writer.write(topic, index, message) for index in range(100)])
+        producer.start()
+        producer.join(timeout=5)
+        assert not producer.is_alive()
+    writer.close()
+    assert writer.dropped["/words"] == 100 - writer.written["/words"]
+    assert 1 <= writer.written["/words"] <= 1000 // len(message)
+    assert f"flashvla_ros.dropped: /words={writer.dropped['/words']}" in (tmp_path / "bag/metadata.yaml").read_text()
+
+
+def test_a_failing_disk_stops_the_recording_with_one_line(tmp_path, monkeypatch):
+    writer = BagWriter(tmp_path / "bag")
+    topic = add_topic(writer)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer._writer.storage, "write", fail)
+    writer.write(topic, 0, b"1234")
+    writer._thread.join(timeout=5)
+    with pytest.raises(BagError, match="No space left on device"):
+        writer.check()
+    writer.write(topic, 1, b"1234")
+    assert writer.dropped["/words"] == 1
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BagError, match="cannot write the bag"):
+        BagWriter(tmp_path / "file" / "bag")
+
+
+def test_definitions_hold_every_nested_type():
+    definition, type_hash = message_definition("flashvla_ros/msg/GateStatus")
+    assert "MSG: std_msgs/Header" in definition and "MSG: builtin_interfaces/Time" in definition
+    assert type_hash.startswith("RIHS01_")
+    with pytest.raises(BagError, match="nobodys_msgs"):
+        message_definition("nobodys_msgs/msg/Nothing")
