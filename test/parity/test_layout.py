@@ -1,0 +1,45 @@
+"""The random checkpoint has the names, shapes, types and shards of OpenVLA-7B, as the official classes list them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from flashvla_ros.vla.random_checkpoint import config_of_size, main, plan_shards, tensor_shapes, write_random_checkpoint
+
+OFFICIAL = json.loads(gzip.decompress((Path(__file__).parent / "data/openvla-7b.tensors.json.gz").read_bytes()))
+
+
+def test_the_7b_plan_is_the_official_layout() -> None:
+    shards = plan_shards(tensor_shapes(config_of_size("7b")))
+    plan = {
+        name: [file, "bfloat16", list(shape)] for file, tensors in shards.items() for name, shape in tensors.items()
+    }
+    assert list(plan.items()) == list(OFFICIAL["tensors"].items())
+
+
+def test_a_written_checkpoint_holds_its_plan_in_shards(tmp_path: Path) -> None:
+    config = config_of_size("tiny")
+    write_random_checkpoint(tmp_path, config, shard_bytes=2_500_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shapes = tensor_shapes(config)
+    assert set(index["weight_map"]) == set(shapes)
+    assert len(set(index["weight_map"].values())) == 3
+    size = 0
+    for name, file in index["weight_map"].items():
+        with safe_open(tmp_path / file, framework="pt") as shard:
+            tensor = shard.get_tensor(name)
+        assert tuple(tensor.shape) == shapes[name] and str(tensor.dtype) == "torch.bfloat16"
+        size += tensor.numel() * 2
+    assert index["metadata"]["total_size"] == size
+
+
+def test_the_script_writes_into_new_folders_only(tmp_path: Path) -> None:
+    assert main(["--size", "tiny", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "model.safetensors").is_file()
+    with pytest.raises(SystemExit):
+        main(["--size", "tiny", str(tmp_path / "new")])
