@@ -142,13 +142,9 @@ class Stepper:
         self.policy.reset()
 
     def held(self, now_s: float) -> FloatArray | None:
-        """Return the row [D] of the last command that is in force at stamp `now_s`; None before the first command."""
+        """Return the row [D] of the last command that is in force up to `now_s`; None before the first command."""
         state = self.state
-        if state.command is None:
-            return None
-        row = _elapsed_rows(now_s - state.command_s, self.spec.dt_s) - 1
-        held: FloatArray = state.command[min(max(row, 0), len(state.command) - 1)]
-        return held
+        return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
 
     def _infer(self, observation: Observation, settings: Settings) -> tuple[Inference, float]:
         started_s = self._clock()
@@ -163,6 +159,12 @@ class Stepper:
         if held is not None and not self.state.resting:
             return held
         return safety.resting(self.spec, held, observation.joint_positions)
+
+
+def in_force(command: FloatArray, elapsed_s: float, dt_s: float) -> FloatArray:
+    """Return the row [D] of a command [T, D] that a robot has followed up to `elapsed_s` after it was given."""
+    row: FloatArray = command[min(max(_elapsed_rows(elapsed_s, dt_s) - 1, 0), len(command) - 1)]
+    return row
 
 
 def _elapsed_rows(elapsed_s: float, dt_s: float) -> int:

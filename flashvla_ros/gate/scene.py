@@ -35,11 +35,13 @@ def signature(images: Mapping[str, ImageArray]) -> Signature:
 
 
 def _patch_means(image: ImageArray) -> NDArray[np.float32]:
-    rows, columns = _sample_points(image.shape[0]), _sample_points(image.shape[1])
-    sampled = image.take(rows, axis=0).take(columns, axis=1).reshape(GRID, SAMPLES, GRID * SAMPLES * 3)
-    columns_summed = sampled.sum(axis=1, dtype=np.uint32).reshape(GRID, GRID, SAMPLES, 3)
-    means: NDArray[np.float32] = columns_summed.sum(axis=2) / np.float32(SAMPLES * SAMPLES)
-    return means.astype(np.float32)
+    """[GRID, GRID, 3]. Rows are summed before columns are sampled, and each sum runs over contiguous memory."""
+    height, width, _ = image.shape
+    rows = image.take(_sample_points(height), axis=0).reshape(GRID, SAMPLES, width * 3).sum(axis=1, dtype=np.uint16)
+    columns = _sample_points(width).reshape(GRID, SAMPLES).T.ravel()
+    sampled = rows.reshape(GRID, width, 3).take(columns, axis=1).reshape(GRID, SAMPLES, GRID * 3)
+    means: NDArray[np.float32] = sampled.sum(axis=1, dtype=np.float32) / np.float32(SAMPLES * SAMPLES)
+    return means.reshape(GRID, GRID, 3)
 
 
 @functools.lru_cache(maxsize=64)
@@ -57,9 +59,12 @@ def _difference(first: Signature, second: Signature) -> NDArray[np.float32]:
 
 def _widened(rate: NDArray[np.float32]) -> NDArray[np.float32]:
     """The largest rate among a patch and its eight neighbours: what moves may enter the next patch."""
-    padded = np.pad(rate, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = np.maximum(np.maximum(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
-    widened: NDArray[np.float32] = np.maximum(np.maximum(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])
+    widened = rate.copy()
+    np.maximum(widened[:, 1:], rate[:, :-1], out=widened[:, 1:])
+    np.maximum(widened[:, :-1], rate[:, 1:], out=widened[:, :-1])
+    rows = widened.copy()
+    np.maximum(widened[..., 1:], rows[..., :-1], out=widened[..., 1:])
+    np.maximum(widened[..., :-1], rows[..., 1:], out=widened[..., :-1])
     return widened
 
 

@@ -1,0 +1,45 @@
+"""What a run has done so far: counts since the start, rates and latencies over the last seconds."""
+
+from __future__ import annotations
+
+import collections
+
+from flashvla_ros.control.latency import SlidingWindow
+from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.gate.reasons import Reason
+
+
+class Tally:
+    """Sums up step results. Filled by one thread, read by any.
+
+    Attributes:
+        steps: Steps in all.
+        inferred: Steps that ran the model.
+        reused: Steps that used the last fresh action again.
+        clamped: Steps whose command safety had to clamp.
+        scene_alarms: Steps at which the scene guard forbade reuse, whichever condition decided.
+        reasons: Steps by the condition that decided.
+        latency: Seconds from an observation's arrival to its command.
+        inference: Seconds of the model, fresh steps only.
+        reuse: 1 for a reused step, 0 for a fresh one.
+    """
+
+    def __init__(self, span_s: float = 10.0) -> None:
+        self.steps = self.inferred = self.reused = self.clamped = self.scene_alarms = 0
+        self.reasons: collections.Counter[Reason] = collections.Counter()
+        self.latency = SlidingWindow(span_s)
+        self.inference = SlidingWindow(span_s)
+        self.reuse = SlidingWindow(span_s)
+
+    def add(self, result: StepResult, now_s: float) -> None:
+        """Count one step at `now_s`, in seconds of the monotonic clock."""
+        self.steps += 1
+        self.inferred += result.fresh
+        self.reused += not result.fresh
+        self.clamped += bool(result.clamped.any())
+        self.scene_alarms += result.decision.scene_alarm
+        self.reasons[result.decision.reason] += 1
+        self.latency.add(now_s, result.step_s)
+        self.reuse.add(now_s, float(not result.fresh))
+        if result.fresh:
+            self.inference.add(now_s, result.inference_s)

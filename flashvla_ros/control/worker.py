@@ -1,0 +1,213 @@
+"""The thread that owns the model: takes the newest observation, runs one control step, hands on its command.
+
+Callbacks only post. Every stop and every reset opens a new era; what was posted or computed in an earlier one is never
+handed on, however late the model returns. Stopping takes effect before :meth:`Worker.stop` returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import threading
+import time
+from collections.abc import Callable
+
+from flashvla_ros.control import safety
+from flashvla_ros.control.mailbox import Mailbox
+from flashvla_ros.control.stepper import Stepper, StepResult, in_force
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import FloatArray, Observation
+from flashvla_ros.gate.reasons import Reason
+
+_PACE_SLICE_S = 0.05  # a new control.rate_hz is noticed within this time
+_JOIN_S = 2.0
+
+
+class State(enum.StrEnum):
+    """What the robot gets from the worker."""
+
+    WAITING = "waiting"  # no command yet
+    RUNNING = "running"  # the last step's command is in force
+    STOPPED = "stopped"  # the stop action is, until the next step, or a reset after an emergency stop
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stop:
+    """The robot must stop.
+
+    Attributes:
+        cause: Why; the gate gives it as the reason of the step that follows.
+        detail: The same in words, for the log and the status.
+        command: [1, D] to publish now; None where nothing is to be published: the stop action is ``none``, or the
+            robot was never commanded.
+    """
+
+    cause: Reason
+    detail: str
+    command: FloatArray | None
+
+
+class Worker:
+    """Runs a stepper on a thread of its own.
+
+    Callbacks are called with the worker's lock held, so that they never overlap: `on_step` and `on_stop` publish.
+
+    Args:
+        stepper: The control step; nobody else may use it while the worker lives.
+        settings: Settings of the first step.
+        on_step: Gets every result that is to be published.
+        on_stop: Gets every new stop, on whichever thread noticed it.
+        on_fault: Gets every exception of a step; the robot is stopped by then.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        settings: Settings,
+        *,
+        on_step: Callable[[StepResult], None],
+        on_stop: Callable[[Stop], None],
+        on_fault: Callable[[Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings  # replaced as a whole, read once per step: a step never sees half of a change
+        self._stepper = stepper
+        self._on_step, self._on_stop, self._on_fault = on_step, on_stop, on_fault
+        self._clock = clock
+        self._mailbox: Mailbox[tuple[int, Observation]] = Mailbox()
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="flashvla-worker", daemon=True)
+        self._era = 0
+        self._reset_cause: Reason | None = None  # of a reset that the thread has yet to do
+        self._state = State.WAITING
+        self._stop: Stop | None = None
+        self._since_s: float | None = None
+        self._published: tuple[FloatArray, float] | None = None  # last command, and when
+        self._observation: Observation | None = None
+        self.late = 0  # results dropped because their era had ended
+
+    @property
+    def state(self) -> State:
+        """What the robot gets at present."""
+        return self._state
+
+    @property
+    def stopped_by(self) -> Stop | None:
+        """The stop in force, None where there is none."""
+        return self._stop
+
+    @property
+    def running_since_s(self) -> float | None:
+        """When the step in progress began, on the worker's clock; None while there is none that counts."""
+        return self._since_s
+
+    @property
+    def dropped(self) -> int:
+        """Observations replaced by a newer one before they were used."""
+        return self._mailbox.dropped
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> bool:
+        """Hand on nothing more and end the thread; False where the model still holds it after two seconds."""
+        with self._lock:
+            self._era += 1
+        self._closed.set()
+        self._mailbox.close()
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_S)
+        return not self._thread.is_alive()
+
+    def post(self, observation: Observation) -> None:
+        """Leave an observation for the next step; ignored while an emergency stop holds."""
+        with self._lock:
+            if not self._halted:
+                self._observation = observation
+                self._mailbox.post((self._era, observation))
+
+    def stop(self, cause: Reason, detail: str) -> None:
+        """Stop the robot, once for as long as the cause lasts; the step in progress is disowned.
+
+        The stop holds until a step answers an observation posted from now on, or for an emergency stop until
+        :meth:`reset`.
+        """
+        with self._lock:
+            if self._halted:
+                return
+            self._new_era(cause)
+            if self._stop is None or self._stop.cause is not cause:
+                self._state, self._stop = State.STOPPED, Stop(cause, detail, self._stop_command())
+                self._on_stop(self._stop)
+
+    def reset(self) -> None:
+        """Forget everything seen so far and release an emergency stop; the robot stays as it is until the next step."""
+        with self._lock:
+            self._new_era(Reason.RESET)
+            if self._halted:
+                self._state, self._stop = State.WAITING, None
+
+    @property
+    def _halted(self) -> bool:
+        return self._stop is not None and self._stop.cause is Reason.EMERGENCY_STOP
+
+    def _new_era(self, cause: Reason) -> None:
+        self._era += 1
+        self._reset_cause = cause
+        self._since_s = None
+
+    def _stop_command(self) -> FloatArray | None:
+        if self._published is None:
+            return None
+        command, when_s = self._published
+        held = in_force(command, self._clock() - when_s, self._stepper.spec.dt_s)
+        positions = self._observation.joint_positions if self._observation else {}
+        return safety.stop_command(self.settings.control.stop_action, self._stepper.spec, held, positions)
+
+    def _run(self) -> None:
+        started_s = -float("inf")
+        while self._wait_for_turn(started_s):
+            posted = self._mailbox.take()
+            if posted is not None:
+                started_s = self._clock()
+                self._answer(*posted)
+
+    def _wait_for_turn(self, started_s: float) -> bool:
+        """Keep control.rate_hz; False once the worker is closed."""
+        while not self._closed.is_set():
+            rate_hz = self.settings.control.rate_hz
+            remaining_s = started_s + 1.0 / rate_hz - self._clock() if rate_hz > 0.0 else 0.0
+            if remaining_s <= 0.0:
+                return True
+            self._closed.wait(min(remaining_s, _PACE_SLICE_S))
+        return False
+
+    def _answer(self, era: int, observation: Observation) -> None:
+        """Run one step and hand on its result, if its era still lasts."""
+        with self._lock:
+            if era != self._era:
+                return
+            cause, self._reset_cause = self._reset_cause, None
+            self._since_s = self._clock()
+        try:
+            if cause is not None:
+                self._stepper.reset(cause)
+            before = self._stepper.state
+            result = self._stepper.step(observation, self.settings)
+            with self._lock:
+                if era != self._era:
+                    self._stepper.state = before  # as if never tried: its command was not published
+                    self.late += 1
+                    return
+                self._since_s = None
+                self._published = (result.command, self._clock())
+                self._state, self._stop = State.RUNNING, None
+                self._on_step(result)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises, the robot stops and the thread lives on
+            with self._lock:
+                if era == self._era:
+                    self.stop(Reason.FAULT, f"{type(error).__name__}: {error}")
+                self._on_fault(error)
