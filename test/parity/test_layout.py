@@ -24,7 +24,7 @@ def test_the_7b_plan_is_the_official_layout() -> None:
 
 def test_a_written_checkpoint_holds_its_plan_in_shards(tmp_path: Path) -> None:
     config = config_of_size("tiny")
-    write_random_checkpoint(tmp_path, config, shard_bytes=2_500_000)
+    write_random_checkpoint(tmp_path, config, shard_bytes=2_100_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     shapes = tensor_shapes(config)
     assert set(index["weight_map"]) == set(shapes)
