@@ -1,0 +1,31 @@
+"""What every test process needs before it imports ROS, MuJoCo or torch."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+_HELD: list[IO[str]] = []  # a lock lasts as long as its file stays open
+
+
+def _claim_ros_domain() -> int:
+    """Return a ROS domain that no other test process on this machine uses, and hold it until this one ends."""
+    for domain in range(1, 100):
+        lock = (Path(tempfile.gettempdir()) / f"flashvla_ros_test_domain_{domain}.lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            _HELD.append(lock)
+            return domain
+    raise RuntimeError("99 test processes hold every ROS domain")
+
+
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ["ROS_DOMAIN_ID"] = str(_claim_ros_domain())
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes run side by side, and the models are small
