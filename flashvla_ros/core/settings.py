@@ -119,7 +119,7 @@ class PruningSettings:
     method: str = _row(
         "ics",
         "How visual tokens are scored; none: nothing is scored and nothing dropped.",
-        choices=("ics", "norm", "random", "none"),
+        choices=("ics", "ics_hidden", "norm", "random", "none"),
         dynamic=True,
     )
     keep_ratio: float = _row(
@@ -319,7 +319,9 @@ class ActionSettings:
 class CommandSettings:
     """How actions leave the node."""
 
-    type: str = _row("TwistStamped", "Message type of the command topic.", choices=("TwistStamped", "Float64MultiArray"))
+    type: str = _row(
+        "TwistStamped", "Message type of the command topic.", choices=("TwistStamped", "Float64MultiArray")
+    )
     frame_id: str = _row("base_link", "Frame in the header of a stamped command.")
 
 

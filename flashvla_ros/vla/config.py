@@ -143,11 +143,12 @@ class OpenVLAConfig:
             raise CheckpointError(f"both vision towers must see the same image and patches, got {' and '.join(sizes)}")
         if self.image_resize_strategy not in RESIZE_STRATEGIES:
             raise CheckpointError(
-                f"image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}, got {self.image_resize_strategy!r}"
+                f"image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}, "
+                f"got {self.image_resize_strategy!r}"
             )
         if self.n_action_bins < 2 or self.action_vocab_size <= self.n_action_bins:
             raise CheckpointError(
-                f"text_config.vocab_size {self.text_config['vocab_size']} less the padding of {self.pad_to_multiple_of} "
+                f"text_config.vocab_size {self.text_config['vocab_size']} less {self.pad_to_multiple_of} padding rows "
                 f"leaves no room for {self.n_action_bins} action bins"
             )
         self.llama()

@@ -104,6 +104,17 @@ class OpenVLA(nn.Module):
             hidden = self.layers[index](hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
         return hidden
 
+    def run_layer_with_attention(
+        self, hidden: Tensor, index: int, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one decoder layer; also return its self-attention output [B, L, d] before the residual is added."""
+        layer = self.layers[index]
+        attention, _ = layer.self_attn(
+            layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask, past_key_values=cache
+        )
+        hidden = hidden + attention
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), attention
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: [B, L, d] to [B, L, vocabulary]."""
         return self.language_model.lm_head(self.language_model.model.norm(hidden))

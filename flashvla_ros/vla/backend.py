@@ -1,0 +1,78 @@
+"""On what the model runs: device, floating-point type and attention implementation, from the model parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+
+import torch
+
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import ModelSettings
+
+_LOG = logging.getLogger(__name__)
+_FLASH = "flash_attention_2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What ``auto`` came to. Attention has transformers' name."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+
+    @classmethod
+    def resolve(cls, settings: ModelSettings) -> Backend:
+        """Choose where the parameters say auto, and log why; refuse what this machine cannot do."""
+        device = _device(settings.device)
+        dtype = _dtype(settings.dtype, device)
+        return cls(device, dtype, _attention(settings.attention, device, dtype))
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        chosen = "cuda:0" if torch.cuda.is_available() else "cpu"
+        _LOG.info("device %s: %s", chosen, "a GPU is there" if chosen != "cpu" else "torch finds no CUDA GPU")
+        return torch.device(chosen)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(f"model.device {name!r} is not usable on this machine: {reason}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"model.device must be auto, cpu, cuda or cuda:<number>, got {name!r}")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+        _LOG.info("dtype %s: the default on %s", name, device.type)
+    return getattr(torch, name)
+
+
+def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    installed = importlib.util.find_spec("flash_attn") is not None
+    obstacle = (
+        f"the device is {device.type}, not CUDA"
+        if device.type != "cuda"
+        else "the package flash-attn is not installed"
+        if not installed
+        else "it needs bfloat16 or float16 weights"
+        if dtype == torch.float32
+        else ""
+    )
+    if name == "auto":
+        name = "sdpa" if obstacle else _FLASH
+        _LOG.info("attention %s%s", name, f": no FlashAttention 2, {obstacle}" if obstacle else ": it is installed")
+    elif name == _FLASH and obstacle:
+        raise SettingsError(f"model.attention {_FLASH} cannot run here, {obstacle}: use auto or sdpa")
+    return name

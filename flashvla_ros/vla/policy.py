@@ -1,0 +1,155 @@
+"""The policy that runs an OpenVLA checkpoint: the one place where its parts are put together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.core.types import ImageArray, Inference, Observation
+from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.backend import Backend
+from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
+from flashvla_ros.vla.decoding import decode, prefill
+from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
+from flashvla_ros.vla.tokenizer import load_tokenizer
+
+_LOG = logging.getLogger(__name__)
+_WARM_UP_INSTRUCTION = "pick up the object"
+
+
+class OpenVLAPolicy:
+    """Implements :class:`flashvla_ros.core.policy.Policy`. The same observation and settings give the same result."""
+
+    def __init__(
+        self, model: OpenVLA, processor: ImageProcessor, prompts: PromptEncoder, codec: ActionCodec, backend: Backend
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.prompts = prompts
+        self.codec = codec
+        self.backend = backend
+        self._prompt: tuple[str, Tensor] | None = None
+
+    @classmethod
+    def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OpenVLAPolicy:
+        """Load the checkpoint that `settings` name, or the demo policy, onto its device.
+
+        Raises:
+            CheckpointError: The folder is not a complete OpenVLA checkpoint, or does not fit into memory.
+            SettingsError: This machine lacks the device or attention implementation.
+        """
+        started = time.monotonic()
+        folder = checkpoint_folder(settings)
+        config = load_config(folder)
+        codec = ActionCodec.from_config(config, settings.unnorm_key)
+        processor = ImageProcessor.from_folder(folder, config)
+        longest = min(config.llm_max_length, config.llama().max_position_embeddings)
+        prompts = PromptEncoder(load_tokenizer(folder), longest - config.visual_tokens - codec.size)
+        backend = Backend.resolve(settings)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        try:
+            model = load_model(folder, config, backend.device, backend.dtype, backend.attention, progress)
+        except torch.OutOfMemoryError as error:
+            raise CheckpointError(f"{folder} does not fit into the memory of {backend.device}") from error
+        seconds = time.monotonic() - started
+        _LOG.info("loaded %s in %.1f s: %s %s", folder, seconds, backend.device, backend.dtype)
+        return cls(model, processor, prompts, codec, backend)
+
+    @property
+    def action_size(self) -> int:
+        """D, the number of action dimensions."""
+        return self.codec.size
+
+    @property
+    def visual_tokens(self) -> int:
+        """N, the number of visual tokens before pruning."""
+        return self.model.config.visual_tokens
+
+    def reset(self) -> None:
+        """Do nothing: no result depends on an earlier observation."""
+
+    def warm_up(self, pruning: PruningSettings) -> None:
+        """Run twice on noise, so that the first real observation does not pay for allocations and lazy set-up."""
+        image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        for _ in range(2):
+            self.infer(Observation({"warm_up": image}, _WARM_UP_INSTRUCTION, stamp_s=0.0), pruning)
+
+    @torch.inference_mode()
+    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+        """Run the model on one observation; timings are those of preprocess, vision, prefill (with scoring) and decode.
+
+        Raises:
+            ObservationError: Not one camera, not an RGB image, or an instruction that is empty or too long.
+            SettingsError: ``pruning.layer`` is not a layer of this decoder.
+        """
+        stages = _Stages(self.backend)
+        device = self.backend.device
+        pixels = self.processor(_only_image(observation), device).to(self.backend.dtype)
+        input_ids = self._input_ids(observation.instruction)
+        stages.done("preprocess")
+        visual = self.model.visual_tokens(pixels)
+        stages.done("vision")
+        key = round(observation.stamp_s * 1e9)
+        start = prefill(self.model, visual, input_ids, self.codec.size - 1, pruning, key)
+        stages.done("prefill")
+        tokens = decode(self.model, start, self.codec.size).cpu().numpy()
+        stages.done("decode")
+        normalized = self.codec.decode(tokens)[None]
+        return Inference(
+            action=self.codec.unnormalize(normalized),
+            normalized=normalized,
+            tokens=tokens,
+            kept=None if start.kept is None else start.kept.cpu().numpy(),
+            visual_tokens=self.visual_tokens,
+            timings_s=stages.seconds,
+        )
+
+    def _input_ids(self, instruction: str) -> Tensor:
+        """Encode the instruction, [1, P]; the last one is kept, since it seldom changes."""
+        if self._prompt is None or self._prompt[0] != instruction:
+            ids = self.prompts(instruction)
+            self._prompt = instruction, torch.tensor([ids], device=self.backend.device)
+        return self._prompt[1]
+
+
+class _Stages:
+    """Seconds that each stage of one inference took, with the device synchronised at both ends."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.seconds: dict[str, float] = {}
+        self._backend = backend
+        self._backend.synchronize()
+        self._last = time.perf_counter()
+
+    def done(self, name: str) -> None:
+        self._backend.synchronize()
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def checkpoint_folder(settings: ModelSettings) -> Path:
+    """Return the folder of ``model.checkpoint``, that of the demo policy where it is empty."""
+    return Path(settings.checkpoint).expanduser() if settings.checkpoint else share_path("models", "demo")
+
+
+def _only_image(observation: Observation) -> ImageArray:
+    if len(observation.images) != 1:
+        cameras = ", ".join(observation.images) or "none"
+        raise ObservationError(f"this checkpoint sees one camera, got {len(observation.images)}: {cameras}")
+    ((camera, image),) = observation.images.items()
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ObservationError(
+            f"image of camera {camera!r} must be RGB, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
+        )
+    return image

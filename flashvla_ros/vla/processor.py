@@ -1,0 +1,165 @@
+"""From a camera image and an instruction to the model's inputs, as OpenVLA's own processor makes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.core.types import ImageArray
+from flashvla_ros.vla.config import DINOV2, RESIZE_STRATEGIES, SIGLIP, OpenVLAConfig, read_json
+from flashvla_ros.vla.resample import resize
+from flashvla_ros.vla.tokenizer import BOS, SPACE
+
+Triple = tuple[float, float, float]
+
+# What the towers were pre-trained with: (mean, standard deviation) of each channel.
+_STATISTICS: dict[str, tuple[Triple, Triple]] = {
+    DINOV2: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    SIGLIP: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """Resizes an RGB image to a square and normalises it for each tower.
+
+    Attributes:
+        image_size: Side of the square, in pixels.
+        strategy: resize-naive (the aspect ratio is lost), letterbox (borders are added), resize-crop (borders are cut).
+        means: Mean of each channel, on a scale of 1, for each tower.
+        stds: Standard deviation of each channel, for each tower.
+    """
+
+    image_size: int
+    strategy: str
+    means: tuple[Triple, ...]
+    stds: tuple[Triple, ...]
+
+    @classmethod
+    def from_config(cls, config: OpenVLAConfig) -> ImageProcessor:
+        """Return the processor that the towers' pre-training implies."""
+        statistics = [_STATISTICS[tower.model_type] for tower in config.towers]
+        means, stds = zip(*statistics, strict=True)
+        return cls(config.towers[0].image_size, config.image_resize_strategy, means, stds)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: OpenVLAConfig) -> ImageProcessor:
+        """Read preprocessor_config.json where the checkpoint has one; it goes before what `config` implies."""
+        path = folder / "preprocessor_config.json"
+        implied = cls.from_config(config)
+        if not path.is_file():
+            return implied
+        data = read_json(path)
+        size = [3, implied.image_size, implied.image_size]
+        expected = {"input_sizes": size, "interpolations": "bicubic"}
+        for name, value in expected.items():
+            if any(found != value for found in data.get(name) or ()):
+                raise CheckpointError(f"{path}: {name} must be {value} for each tower, got {data[name]}")
+        strategy = data.get("image_resize_strategy", implied.strategy)
+        if strategy not in RESIZE_STRATEGIES:
+            raise CheckpointError(f"{path}: image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}")
+        statistics = {}
+        for name in ("means", "stds"):
+            values = data.get(name) or getattr(implied, name)
+            if len(values) != len(config.towers) or any(len(triple) != 3 for triple in values):
+                raise CheckpointError(f"{path}: {name} must list three numbers for each of {len(config.towers)} towers")
+            statistics[name] = tuple(tuple(float(number) for number in triple) for triple in values)
+        return cls(implied.image_size, strategy, **statistics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a preprocessor_config.json."""
+        towers = len(self.means)
+        return {
+            "image_processor_type": "PrismaticImageProcessor",
+            "use_fused_vision_backbone": towers == 2,
+            "image_resize_strategy": self.strategy,
+            "input_sizes": [[3, self.image_size, self.image_size]] * towers,
+            "interpolations": ["bicubic"] * towers,
+            "means": self.means,
+            "stds": self.stds,
+        }
+
+    def __call__(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
+        """Turn an RGB image, uint8 [H, W, 3], into float32 pixel values [1, 3 per tower, S, S]."""
+        square = self.to_square(image, device).permute(2, 0, 1).float().div_(255)
+        mean = torch.tensor(self.means, device=device)[..., None, None]
+        std = torch.tensor(self.stds, device=device)[..., None, None]
+        return ((square - mean) / std).flatten(0, 1)[None]
+
+    def to_square(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
+        """Resize to uint8 [S, S, 3], the picture that the towers see before it is normalised."""
+        size = self.image_size
+        if self.strategy == "letterbox":
+            image = self._letterbox(image)
+        # torch takes neither read-only arrays, as messages give them, nor negative strides
+        owned = image if image.flags.writeable and image.flags.c_contiguous else image.copy()
+        tensor = torch.from_numpy(owned).to(device)
+        if self.strategy == "resize-naive":
+            return resize(tensor, size, size)
+        height, width = image.shape[:2]
+        short = min(height, width)
+        tensor = resize(tensor, size * height // short, size * width // short)
+        top, left = round((tensor.shape[0] - size) / 2), round((tensor.shape[1] - size) / 2)
+        return tensor[top : top + size, left : left + size]
+
+    def _letterbox(self, image: ImageArray) -> ImageArray:
+        """Add borders in the last tower's mean colour, equal on both sides: an odd difference leaves one pixel over."""
+        height, width = image.shape[:2]
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        fill = [int(mean * 255) for mean in self.means[-1]]
+        return cv2.copyMakeBorder(image, top, top, left, left, cv2.BORDER_CONSTANT, value=fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptEncoder:
+    """Turns an instruction into the ids of OpenVLA's prompt.
+
+    Attributes:
+        tokenizer: Of the checkpoint.
+        max_tokens: Longest prompt that leaves room for visual and action tokens.
+    """
+
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        if absent := [token for token in (BOS, SPACE) if self.tokenizer.token_to_id(token) is None]:
+            raise CheckpointError(f"the tokenizer has no token {' and no '.join(absent)}: it is not Llama's")
+
+    def __call__(self, instruction: str) -> list[int]:
+        """Return [BOS, prompt, empty token]; :class:`ObservationError` where the instruction is empty or too long."""
+        if not instruction.strip():
+            raise ObservationError("the instruction is empty: send words that say what the robot should do")
+        ids = self.tokenizer.encode(format_prompt(instruction)).ids
+        start, end = self.tokenizer.token_to_id(BOS), self.tokenizer.token_to_id(SPACE)
+        ids = ids if ids[0] == start else [start, *ids]
+        ids = ids if ids[-1] == end else [*ids, end]
+        if len(ids) > self.max_tokens:
+            raise ObservationError(
+                f"the instruction of {len(instruction)} characters makes a prompt of {len(ids)} tokens; "
+                f"this checkpoint takes {self.max_tokens}: shorten it"
+            )
+        return ids
+
+
+def format_prompt(instruction: str) -> str:
+    """Return the prompt that OpenVLA was trained on; its data's instructions were in lower case."""
+    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Stack prompts of several lengths: ids [B, P] padded right after BOS, and the mask [B, P] of real tokens."""
+    longest = max(len(prompt) for prompt in prompts)
+    gaps = [longest - len(prompt) for prompt in prompts]
+    ids = [[prompt[0], *[pad_id] * gap, *prompt[1:]] for prompt, gap in zip(prompts, gaps, strict=True)]
+    mask = [[True, *[False] * gap, *[True] * (len(prompt) - 1)] for prompt, gap in zip(prompts, gaps, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -1,0 +1,1 @@
+"""Which visual tokens the decoder keeps."""
