@@ -1,7 +1,7 @@
 """Meta-World's arm and scenes in MuJoCo, headless, stepped and rendered without gymnasium's slow paths.
 
 The environments of the tasks that share a scene are put on top of one MuJoCo model and one state. Each still judges
-success and feeds its scripted expert by Meta-World's own code, so an instruction can change in the middle of an episode.
+success and feeds its scripted expert by Meta-World's own code, so an instruction can change within an episode.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class WorldState:
-    """What only a simulator knows: hand position [3] in m, opening of the gripper in [0, 1], object position [3] in m."""
+    """What only a simulator knows: hand [3] and object [3] in m, opening of the gripper in [0, 1]."""
 
     hand: FloatArray
     gripper: float
@@ -223,7 +223,7 @@ class _Scene:
 
 
 def _environment(task: Task) -> Any:
-    """Build Meta-World's environment with a placement that is given, not drawn, and with its goal in the observation."""
+    """Build Meta-World's environment with a placement that is given, not drawn, and its goal in the observation."""
     environment = ALL_V3_ENVIRONMENTS[task.environment]()
     environment._set_task_called = True
     environment._freeze_rand_vec = True
@@ -238,8 +238,8 @@ def _renderer(model: Any, size: int) -> Any:
         renderer = mujoco.Renderer(model, size, size)
     except Exception as error:  # EGL has no error type of its own: PyOpenGL, ctypes and MuJoCo each raise theirs
         raise SimulationError(
-            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); install the Debian packages "
-            "libegl1 and libgl1-mesa-dri"
+            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); "
+            "install the Debian packages libegl1 and libgl1-mesa-dri"
         ) from error
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = 0

@@ -138,7 +138,9 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _collect_one(folder: Path, plan: Plan, number: int, image_size: int, instructions: list[str]) -> tuple[str, int, bool]:
+def _collect_one(
+    folder: Path, plan: Plan, number: int, image_size: int, instructions: list[str]
+) -> tuple[str, int, bool]:
     arrays = record_episode(_world(image_size), plan, instructions)
     write_episode(episode_path(folder, plan.task, number), **arrays, kind=np.array(plan.kind), seed=np.array(plan.seed))
     return plan.task, len(arrays["images"]), bool(arrays["done"][-1])
@@ -190,18 +192,25 @@ def _report(futures: Iterable[concurrent.futures.Future[tuple[str, int, bool]]],
             bar.set_postfix(frames=frames)
     for task, values in lengths.items():
         low, median, high = np.percentile(values, [5, 50, 95])
-        print(f"{task}: expert {successes[task]}/{len(values)}, frames {low:.0f} | {median:.0f} | {high:.0f} (5 | 50 | 95 %)")
+        spread = f"{low:.0f} | {median:.0f} | {high:.0f} (5 | 50 | 95 %)"
+        print(f"{task}: expert {successes[task]}/{len(values)}, frames of an episode {spread}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m flashvla_ros.train.collect", description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", default=["drawer-open", "drawer-close"], choices=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["drawer-open", "drawer-close"], choices=list(TASKS), metavar="TASK"
+    )
     parser.add_argument("--episodes", type=int, default=160, help="episodes of each task (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="data sets of different seeds share no scene")
-    parser.add_argument("--image-size", type=int, default=112, help="side of the images in pixels (default %(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, default=112, help="side of the images in pixels (default %(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="parallel processes (default %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set; an unfinished one is completed")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the data set; an unfinished one is completed"
+    )
     return parser.parse_args(arguments)
 
 

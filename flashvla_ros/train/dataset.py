@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def write_episode(path: Path, **arrays: NDArray[Any]) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
@@ -71,7 +70,8 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
         for key, value in meta.items():
             if present.get(key) != value:
                 raise DatasetError(
-                    f"{folder} was made with {key}={present.get(key)!r}, not {value!r}: give another --out, or the same settings"
+                    f"{folder} was made with {key}={present.get(key)!r}, not {value!r}: "
+                    "give another --out, or the same settings"
                 )
     path.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
@@ -81,11 +81,16 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{folder} is not a data set ({error}): make one with python -m flashvla_ros.train.collect") from error
+        raise DatasetError(
+            f"{folder} is not a data set ({error}): make one with python -m flashvla_ros.train.collect"
+        ) from error
 
 
 def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
-    """Read a whole data set into memory: its frames in the order of the file names, and its meta data."""
+    """Read a data set into memory: the frames of its successful episodes, in order of their names, and its meta data.
+
+    Where noise has driven an expert into a corner that its script does not know, its actions are no example to follow.
+    """
     meta = read_meta(folder)
     paths = sorted(folder.glob("episode-*.npz"))
     if not paths:
@@ -94,7 +99,11 @@ def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "episode")}
     for number, path in enumerate(paths):
         with np.load(path) as file:
+            if not file["done"][-1]:
+                continue
             for name in names:
                 parts[name].append(file[name])
             parts["episode"].append(np.full(len(parts["images"][-1]), number, dtype=np.int32))
+    if not parts["images"]:
+        raise DatasetError(f"no episode of {folder} is successful: collect more")
     return Frames(**{name: np.concatenate(parts[name]) for name in parts}), meta

@@ -1,0 +1,306 @@
+"""The simulated robot as a ROS 2 node: a camera, joints and a driver behind the topics that a real robot has.
+
+Free-running, it steps at its own rate with the last command it has, as a real robot does, so the model's latency
+counts. In lock-step it publishes simulated time and one image, and waits for the command that carries the image's
+stamp, so a run repeats exactly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import TwistStamped
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+from rosgraph_msgs.msg import Clock as ClockMessage
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64, Header, String
+from std_srvs.srv import Trigger
+
+from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.msg import EpisodeStatus
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.images import encode_image
+from flashvla_ros.nodes.parameters import describe
+from flashvla_ros.sim.episode import (
+    ROBOT_PARAMETERS,
+    Episode,
+    EpisodePlan,
+    RobotSettings,
+    action_from_command,
+)
+from flashvla_ros.sim.world import World
+
+EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+RESEND_S = 2.0  # an image without an answer is published again after this long in lock-step
+SETTLE_S = 0.05  # given to the policy in lock-step to take in an instruction before the image that goes with it
+RESET_TIMEOUT_S = 5.0  # longest wait for the policy's reset service between episodes
+NANOSECONDS = 10**9
+
+
+class Phase(enum.Enum):
+    """What the node is waiting for."""
+
+    CONNECTING = "a policy that reads images and sends commands"
+    RESETTING = "the policy's reset"
+    STARTING = "the first command of the episode"
+    RUNNING = "the next tick or command"
+    FINISHED = "nothing"
+
+
+class RobotNode(Node):
+    """Wires an :class:`Episode` to topics. `finished` is done when the last episode has ended."""
+
+    def __init__(self, **options: Any) -> None:
+        """Open the topics; `options` are those of :class:`rclpy.node.Node`.
+
+        Raises:
+            SettingsError: A parameter is unknown, of the wrong type or out of its range.
+            SimulationError: The simulation cannot run on this machine.
+        """
+        super().__init__("robot", **options)
+        self.settings = _settings(self)
+        self.finished: Future[None] = Future()
+        self._world = World(self.settings.image_size)
+        self._tick_s = 1.0 / self.settings.rate_hz
+        self._phase = Phase.CONNECTING
+        self._index = 0
+        self._episode: Episode | None = None
+        self._reset: Future[Any] | None = None
+        self._reset_deadline = 0.0
+        self._pixels = np.zeros((0, 0, 3), dtype=np.uint8)
+        self._sim_time_ns = NANOSECONDS
+        self._stamp_ns = self._first_stamp_ns = 0  # of the last image, and of the first one of the episode
+        self._velocity, self._gripper = np.zeros(3), -1.0
+        self._answered = self._gripper_answered = False
+        self._published_at = self._command_at = time.monotonic()
+        self._open_topics()
+
+    def _open_topics(self) -> None:
+        image_topic = f"{self.settings.camera}/image" if self.settings.camera else "image"
+        self._images = self.create_publisher(Image, image_topic, interfaces.IMAGE.qos)
+        self._joints = self.create_publisher(JointState, "joint_states", interfaces.JOINT_STATES.qos)
+        self._instructions = self.create_publisher(String, "instruction", interfaces.INSTRUCTION.qos)
+        self._events = self.create_publisher(EpisodeStatus, "episode", EVENTS)
+        self._commands = self.create_subscription(TwistStamped, "command", self._on_command, interfaces.COMMAND.qos)
+        self._grippers = self.create_subscription(
+            Float64, "gripper_command", self._on_gripper, interfaces.GRIPPER_COMMAND.qos
+        )
+        self._reset_client = self.create_client(Trigger, f"{self.settings.policy}/reset")
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self._tick_s, self._tick, clock=steady)
+        self.create_timer(1.0, self._publish_instruction, clock=steady)
+        if self.settings.lock_step:
+            self._clock_publisher = self.create_publisher(ClockMessage, "/clock", QoSProfile(depth=10))
+
+    # What happens at every tick of the wall clock.
+
+    def _tick(self) -> None:
+        if self._phase is Phase.CONNECTING:
+            if self._connected():
+                self._begin_episode()
+        elif self._phase is Phase.RESETTING:
+            if self._reset is None or self._reset.done() or time.monotonic() > self._reset_deadline:
+                self._begin_episode()
+        elif self._episode is not None and self._phase is not Phase.FINISHED:
+            if time.monotonic() - self._command_at > self.settings.answer_timeout_s:
+                self._end_episode(self._episode, f"no command for {self.settings.answer_timeout_s:g} s")
+            elif self.settings.lock_step:
+                self._resend()
+            else:
+                self._free_step()
+
+    def _connected(self) -> bool:
+        readers, writers = self._images.get_subscription_count(), self._commands.get_publisher_count()
+        return bool(readers and writers and self._grippers.get_publisher_count())
+
+    # Episodes.
+
+    def _begin_episode(self) -> None:
+        episode = Episode(self._world, EpisodePlan.from_settings(self.settings, self._index))
+        self._episode = episode
+        self._velocity, self._gripper = np.zeros(3), -1.0
+        self._phase = Phase.STARTING
+        self._command_at = time.monotonic()
+        self._announce_instruction(episode, EpisodeStatus.STARTED)
+        self._pixels = self._world.render()
+        self._publish_frame()
+        self._first_stamp_ns = self._stamp_ns
+
+    def _advance(self, velocity: np.ndarray, gripper: float) -> None:
+        """Move the robot by one control step, show it, and say what came of it."""
+        episode = self._episode
+        if episode is None:
+            return
+        if episode.step(action_from_command(velocity, gripper, self._tick_s)):
+            self._announce_instruction(episode, EpisodeStatus.CHANGED)
+        if episode.ended:
+            self._end_episode(episode)
+        else:
+            self._pixels = self._world.render()
+            self._publish_frame()
+
+    def _end_episode(self, episode: Episode, error: str = "") -> None:
+        self._publish_event(episode, EpisodeStatus.ENDED, error)
+        self._index += 1
+        if self.settings.episodes and self._index >= self.settings.episodes:
+            self._events.wait_for_all_acked(Duration(seconds=2))
+            self._phase = Phase.FINISHED
+            self.finished.set_result(None)
+        elif error:
+            self._phase = Phase.CONNECTING
+        elif self._reset_client.service_is_ready():
+            self._reset = self._reset_client.call_async(Trigger.Request())
+            self._reset_deadline = time.monotonic() + RESET_TIMEOUT_S
+            self._phase = Phase.RESETTING
+        else:
+            self._begin_episode()
+
+    # Free-running.
+
+    def _free_step(self) -> None:
+        if self._phase is Phase.STARTING:
+            self._publish_frame()
+            return
+        still = time.monotonic() - self._command_at > self.settings.command_timeout_s
+        self._advance(np.zeros(3) if still else self._velocity, self._gripper)
+
+    def _on_command(self, message: TwistStamped) -> None:
+        stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
+        if self._phase not in (Phase.STARTING, Phase.RUNNING) or stamp < self._first_stamp_ns:
+            return  # the answer to an image of the episode before
+        linear = message.twist.linear
+        if self.settings.lock_step and stamp != self._stamp_ns:
+            return
+        self._answered = True
+        self._velocity = np.array([linear.x, linear.y, linear.z])
+        self._command_at = time.monotonic()
+        self._phase = Phase.RUNNING
+        self._lock_step()
+
+    def _on_gripper(self, message: Float64) -> None:
+        self._gripper = message.data
+        self._gripper_answered = True
+        self._lock_step()
+
+    # Lock-step.
+
+    def _lock_step(self) -> None:
+        if self.settings.lock_step and self._answered and self._gripper_answered:
+            self._sim_time_ns += round(self._tick_s * NANOSECONDS)
+            self._advance(self._velocity, self._gripper)
+
+    def _resend(self) -> None:
+        if time.monotonic() - self._published_at < RESEND_S:
+            return
+        if self._phase is Phase.RUNNING:
+            self.get_logger().warning("no answer to an image; it is sent again, and this run may not repeat exactly")
+        self._publish_frame()
+
+    # Messages.
+
+    def _now_ns(self) -> int:
+        return self._sim_time_ns if self.settings.lock_step else self.get_clock().now().nanoseconds
+
+    def _publish_frame(self) -> None:
+        self._stamp_ns = self._now_ns()
+        self._answered = self._gripper_answered = False
+        self._published_at = time.monotonic()
+        stamp = _time(self._stamp_ns)
+        if self.settings.lock_step:
+            self._clock_publisher.publish(ClockMessage(clock=stamp))
+        joints = self._world.joint_positions
+        names, positions = list(joints), list(joints.values())
+        self._joints.publish(JointState(header=Header(stamp=stamp, frame_id="base"), name=names, position=positions))
+        self._images.publish(encode_image(self._pixels, Header(stamp=stamp, frame_id=self.settings.camera or "camera")))
+
+    def _announce_instruction(self, episode: Episode, event: int) -> None:
+        self._publish_instruction()
+        self._publish_event(episode, event)
+        if self.settings.lock_step:
+            self._instructions.wait_for_all_acked(Duration(seconds=1))
+            time.sleep(SETTLE_S)
+
+    def _publish_instruction(self) -> None:
+        if self._episode is not None and self._phase is not Phase.CONNECTING:
+            self._instructions.publish(String(data=self._episode.instruction))
+
+    def _publish_event(self, episode: Episode, event: int, error: str = "") -> None:
+        self._events.publish(
+            EpisodeStatus(
+                header=Header(stamp=_time(self._now_ns())),
+                event=event,
+                task=episode.plan.task.name,
+                instruction=episode.instruction,
+                episode=self._index,
+                seed=episode.plan.seed,
+                success=episode.success,
+                steps=episode.steps,
+                error=error,
+            )
+        )
+
+
+def _time(nanoseconds: int) -> Time:
+    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+
+def _settings(node: Node) -> RobotSettings:
+    """Declare the robot's parameters and return their values at start."""
+    rows = {row.name: row for row in ROBOT_PARAMETERS}
+    given: Mapping[str, Parameter[Any]] = node._parameter_overrides
+    for name in given:
+        if name not in rows and not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            close = difflib.get_close_matches(name, rows, n=3) or list(rows)
+            raise SettingsError(f"the robot has no parameter {name!r}; did you mean {', '.join(close)}?")
+    values = {name: row.parse(given[name].value if name in given else row.default) for name, row in rows.items()}
+    for name, row in rows.items():
+        node.declare_parameter(name, values[name], describe(row), ignore_override=True)
+    return RobotSettings(**values)  # type: ignore[arg-type]
+
+
+def _stop(*_: Any) -> None:
+    """Leave the executor. rclpy's own handlers would pull the context away from a callback that is publishing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the robot until its episodes are over or it is told to stop, and return the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        with rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO):
+            node = RobotNode()
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            try:
+                executor.spin_until_future_complete(node.finished)
+            finally:
+                node.destroy_node()
+    except KeyboardInterrupt:
+        return 0
+    except FlashVLAError as error:
+        print(f"robot_node: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

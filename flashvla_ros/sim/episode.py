@@ -1,0 +1,150 @@
+"""Episodes of the simulated robot, without ROS: what is asked, what a command does, when it is over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flashvla_ros.core.settings import Parameter
+from flashvla_ros.core.types import FloatArray
+from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.sim.tasks import TASKS, Task, find_task, task_for_instruction
+from flashvla_ros.sim.world import ACTION_SIZE, METRES_PER_UNIT, SIZE_LIMITS, World
+
+HOLD_STEPS = 5  # success must last this long; Meta-World counts a single step
+
+
+def _row(default: Any, description: str, **rule: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"description": description, **rule})
+
+
+@dataclasses.dataclass(frozen=True)
+class RobotSettings:
+    """Parameters of the robot node, all fixed at start."""
+
+    task: str = _row("drawer-open", "Task of the episodes.", choices=tuple(TASKS))
+    instruction: str = _row("", "Instruction in other words; empty: the task's own.")
+    seed: int = _row(0, "Seed of the first episode's scene; each further episode takes the next.", low=0, high=10**9)
+    episodes: int = _row(0, "Number of episodes; 0: until the node is stopped.", low=0, high=10**6)
+    max_steps: int = _row(0, "Control steps after which an episode has failed; 0: the task's own.", low=0, high=10**5)
+    switch_instruction: str = _row("", "Instruction that replaces the first one in the middle of each episode.")
+    switch_step: int = _row(60, "Control step at which switch_instruction comes.", low=1, high=10**5)
+    rate_hz: float = _row(10.0, "Control steps in a second.", unit="Hz", low=0.1, high=200.0)
+    lock_step: bool = _row(
+        False, "Wait for the command that answers each image and publish /clock: runs repeat exactly."
+    )
+    image_size: int = _row(112, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
+    camera: str = _row("", "Camera name; images go to <camera>/image, and to image where it is empty.")
+    command_timeout_s: float = _row(
+        0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0
+    )
+    answer_timeout_s: float = _row(
+        60.0, "Silence of the policy that ends an episode with an error.", unit="s", low=0.1, high=3600.0
+    )
+    policy: str = _row("flashvla", "Name of the policy node, whose reset service is called before each episode.")
+
+
+ROBOT_PARAMETERS: tuple[Parameter, ...] = tuple(
+    Parameter(name=field.name, default=field.default, kind=type(field.default).__name__, **field.metadata)
+    for field in dataclasses.fields(RobotSettings)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodePlan:
+    """What is asked of the robot in one episode.
+
+    Attributes:
+        task: At whose start the scene is put.
+        instruction: In force from the first step.
+        max_steps: Control steps that an instruction may take.
+        switch_instruction: In force from `switch_step` on; empty: none.
+    """
+
+    task: Task
+    seed: int
+    instruction: str
+    max_steps: int
+    switch_instruction: str = ""
+    switch_step: int = 0
+
+    @classmethod
+    def from_settings(cls, settings: RobotSettings, episode: int) -> EpisodePlan:
+        """Return the plan of an episode, counted from 0."""
+        task = find_task(settings.task)
+        return cls(
+            task=task,
+            seed=settings.seed + episode,
+            instruction=settings.instruction or task.instruction,
+            max_steps=settings.max_steps or task.max_steps,
+            switch_instruction=settings.switch_instruction,
+            switch_step=settings.switch_step if settings.switch_instruction else 0,
+        )
+
+
+class Episode:
+    """One episode in a world.
+
+    Attributes:
+        instruction: In force now.
+        steps: Control steps so far.
+        success: The instruction in force has been accomplished for the last :data:`HOLD_STEPS` steps.
+    """
+
+    def __init__(self, world: World, plan: EpisodePlan) -> None:
+        if plan.max_steps < 1:
+            raise SimulationError(f"an episode needs at least one step, got max_steps={plan.max_steps}")
+        self.plan = plan
+        self.instruction = plan.instruction
+        self.steps = 0
+        self._world = world
+        self._held = 0
+        self._deadline = plan.switch_step + plan.max_steps
+        world.reset(plan.task.name, plan.seed)
+
+    @property
+    def judge(self) -> Task:
+        """The task that judges success of the instruction in force."""
+        return task_for_instruction(self.plan.task, self.instruction)
+
+    @property
+    def success(self) -> bool:
+        """See the attributes of the class."""
+        return self._held >= HOLD_STEPS
+
+    @property
+    def ended(self) -> bool:
+        """Success, or no steps left; never before a new instruction that is still to come."""
+        return self.steps >= self._deadline or (self.success and self.steps >= self.plan.switch_step)
+
+    def step(self, action: FloatArray) -> bool:
+        """Apply an action [4] in [-1, 1] and return whether the instruction has changed with it."""
+        self._world.step(action)
+        self.steps += 1
+        changed = self.steps == self.plan.switch_step
+        if changed:
+            self.instruction = self.plan.switch_instruction
+            self._held = 0
+        self._held = self._held + 1 if self._world.success(self.judge.name) else 0
+        return changed
+
+
+def action_from_command(velocity: Sequence[float], gripper: float, tick_s: float) -> FloatArray:
+    """Return the action [4] that moves the set point of the hand at `velocity` for one tick.
+
+    As a robot's driver should, it treats a value that is not finite as no motion.
+
+    Args:
+        velocity: [3] in m/s.
+        gripper: -1 is open, 1 is closed.
+        tick_s: Length of a control step in seconds.
+    """
+    action = np.empty(ACTION_SIZE)
+    action[:3] = np.asarray(velocity, dtype=np.float64) * tick_s / METRES_PER_UNIT
+    action[3] = gripper
+    if not np.isfinite(action[:3]).all():
+        action[:3] = 0.0
+    return np.clip(np.nan_to_num(action), -1.0, 1.0)

@@ -1,0 +1,244 @@
+"""The robot node over real DDS, driven by a policy that repeats what the expert would do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+from geometry_msgs.msg import TwistStamped
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64, String
+from std_srvs.srv import Trigger
+
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.msg import EpisodeStatus
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.images import decode_image
+from flashvla_ros.sim.errors import SimulationError
+
+try:
+    from flashvla_ros.nodes.robot_node import EVENTS, RobotNode
+except SimulationError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+DOMAIN = os.getpid() % 100 + 1
+
+
+class Driver(Node):
+    """A policy of one line: lowers the hand, and answers every image unless told to be silent."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__("flashvla", context=context)
+        self.silent = False
+        self.resets = 0
+        self.images: list[tuple[int, np.ndarray]] = []
+        self.events: list[EpisodeStatus] = []
+        self.instructions: list[str] = []
+        self.joints: list[JointState] = []
+        self.clocks: list[int] = []
+        self.command = self.create_publisher(TwistStamped, "command", interfaces.COMMAND.qos)
+        self.gripper = self.create_publisher(Float64, "gripper_command", interfaces.GRIPPER_COMMAND.qos)
+        self.create_subscription(String, "instruction", lambda m: self.instructions.append(m.data), 10)
+        self.create_subscription(JointState, "joint_states", self.joints.append, interfaces.JOINT_STATES.qos)
+        self.create_subscription(Clock, "/clock", lambda m: self.clocks.append(nanoseconds(m.clock)), 10)
+        self.create_subscription(Image, "image", self.answer, interfaces.IMAGE.qos)
+        self.create_subscription(EpisodeStatus, "episode", self.events.append, EVENTS)
+        self.create_service(Trigger, "~/reset", self.reset)
+
+    def answer(self, message: Image) -> None:
+        self.images.append((nanoseconds(message.header.stamp), decode_image(message).copy()))
+        if self.silent:
+            return
+        # Depends on what it sees, so that a run only repeats when every image does.
+        brightness = float(self.images[-1][1].mean()) / 255.0
+        command = TwistStamped(header=message.header)
+        command.twist.linear.z = -0.05
+        command.twist.linear.x = 0.1 * (brightness - 0.4)
+        self.gripper.publish(Float64(data=1.0))
+        self.command.publish(command)
+
+    def reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self.resets += 1
+        response.success = True
+        return response
+
+    def ended(self) -> list[EpisodeStatus]:
+        return [event for event in self.events if event.event == EpisodeStatus.ENDED]
+
+
+def nanoseconds(stamp: Any) -> int:
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+class Stage:
+    """A robot and a driver in one process, connected by DDS."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=DOMAIN)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.driver = Driver(self.context)
+        self.executor.add_node(self.driver)
+        self.robot: RobotNode | None = None
+
+    def start(self, **parameters: Any) -> RobotNode:
+        overrides = [Parameter(name, value=value) for name, value in {"image_size": 32, **parameters}.items()]
+        self.robot = RobotNode(context=self.context, parameter_overrides=overrides)
+        self.executor.add_node(self.robot)
+        return self.robot
+
+    def spin(self, until: Callable[[], bool], seconds: float = 40.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < deadline, f"waited {seconds} s; events: {self.driver.events}"
+            self.executor.spin_once(timeout_sec=0.1)
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        for node in (self.robot, self.driver):
+            if node is not None:
+                node.destroy_node()
+        self.context.try_shutdown()
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    opened = Stage()
+    yield opened
+    opened.close()
+
+
+def run_lock_step(stage: Stage, **parameters: Any) -> Driver:
+    robot = stage.start(lock_step=True, episodes=1, max_steps=12, **parameters)
+    stage.spin(robot.finished.done)
+    stage.spin(lambda: bool(stage.driver.ended()))
+    return stage.driver
+
+
+def test_lock_step_repeats_exactly(stage: Stage, request: pytest.FixtureRequest) -> None:
+    first = run_lock_step(stage, seed=3)
+    second_stage = Stage()
+    request.addfinalizer(second_stage.close)
+    second = run_lock_step(second_stage, seed=3)
+
+    assert len(first.images) == 12
+    assert [stamp for stamp, _ in first.images] == [stamp for stamp, _ in second.images]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first.images, second.images, strict=True))
+    assert not np.array_equal(first.images[0][1], first.images[-1][1])  # it did move
+    assert np.unique(np.diff([stamp for stamp, _ in first.images])).tolist() == [100_000_000]
+    assert {stamp for stamp, _ in first.images} <= set(first.clocks)
+    assert [event.event for event in first.events] == [EpisodeStatus.STARTED, EpisodeStatus.ENDED]
+    assert first.events[-1].steps == 12
+    assert not first.events[-1].success
+    assert first.events[-1].error == ""
+
+
+def test_instruction_changes_in_the_middle(stage: Stage) -> None:
+    driver = run_lock_step(stage, switch_instruction="close the drawer", switch_step=5)
+    changed = next(event for event in driver.events if event.event == EpisodeStatus.CHANGED)
+    assert changed.steps == 5
+    assert changed.instruction == "close the drawer"
+    # From the drawer's closed start the new instruction is already accomplished, and must still hold for some steps.
+    assert driver.ended()[0].success
+    assert list(dict.fromkeys(driver.instructions)) == ["open the drawer", "close the drawer"]
+
+
+def test_silence_ends_the_episode_with_an_error(stage: Stage) -> None:
+    stage.driver.silent = True
+    robot = stage.start(lock_step=True, episodes=1, answer_timeout_s=0.5)
+    stage.spin(robot.finished.done)
+    stage.spin(lambda: bool(stage.driver.ended()))
+    assert "no command for 0.5 s" in stage.driver.ended()[0].error
+    assert stage.driver.ended()[0].steps == 0
+
+
+def test_free_running_waits_for_the_first_command_and_stands_still_without_one(stage: Stage) -> None:
+    stage.driver.silent = True
+    stage.start(rate_hz=20.0, command_timeout_s=0.1, max_steps=500)
+    stage.spin(lambda: len(stage.driver.images) > 5)
+    assert stage.robot is not None
+    assert stage.robot._episode is not None
+    assert stage.robot._episode.steps == 0
+
+    stage.driver.silent = False
+    stage.spin(lambda: stage.robot._episode.steps > 10)
+    stage.driver.silent = True
+    steps = stage.robot._episode.steps
+    stage.spin(lambda: stage.robot._episode.steps > steps + 15)
+    hand = stage.robot._world.state.hand
+    stage.spin(lambda: stage.robot._episode.steps > steps + 20)
+    np.testing.assert_allclose(stage.robot._world.state.hand, hand, atol=3e-3)  # 12 mm if it still moved
+
+
+def test_the_policy_is_reset_between_episodes(stage: Stage) -> None:
+    robot = stage.start(episodes=3, max_steps=3, rate_hz=50.0, task="drawer-close", seed=7)
+    stage.spin(robot.finished.done)
+    stage.spin(lambda: len(stage.driver.ended()) == 3)
+    assert stage.driver.resets == 2
+    assert [event.seed for event in stage.driver.ended()] == [7, 8, 9]
+    assert {event.task for event in stage.driver.events} == {"drawer-close"}
+    assert "right_j0" in stage.driver.joints[0].name
+
+
+def test_late_joiners_hear_the_instruction_and_the_events(stage: Stage) -> None:
+    stage.start(max_steps=500)
+    stage.spin(lambda: len(stage.driver.images) > 1)
+    late = Driver(stage.context)
+    late.silent = True
+    stage.executor.add_node(late)
+    stage.spin(lambda: bool(late.instructions and late.events))
+    late.destroy_node()
+    assert late.events[0].event == EpisodeStatus.STARTED
+    assert late.instructions == ["open the drawer"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "words"),
+    [
+        ("task", "drawer-shut", "task must be one of"),
+        ("rate_hz", 0.0, "rate_hz must be from 0.1 to 200"),
+        ("image_size", 4, "image_size must be from 16 to 1024"),
+        ("sed", 3, "did you mean seed"),
+    ],
+)
+def test_bad_parameters_are_refused(stage: Stage, parameter: str, value: Any, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        stage.start(**{parameter: value})
+
+
+def start_process(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(DOMAIN), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    command = [sys.executable, "-m", "flashvla_ros.nodes.robot_node", "--ros-args", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
+    process = start_process("-p", "image_size:=32")
+    stage.spin(lambda: bool(stage.driver.images))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+
+
+def test_a_bad_argument_is_one_line_and_exit_code_2() -> None:
+    process = start_process("-p", "task:=fly")
+    output, _ = process.communicate(timeout=40)
+    assert process.returncode == 2
+    assert "task must be one of" in output
+    assert "Traceback" not in output
