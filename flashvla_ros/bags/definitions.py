@@ -12,9 +12,8 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from flashvla_ros.core.errors import BagError
 
 SEPARATOR = "\n" + "=" * 80 + "\n"
-_PRIMITIVES = frozenset(
-    "bool byte char float32 float64 int8 uint8 int16 uint16 int32 uint32 int64 uint64 string wstring".split()
-)
+_PRIMITIVES = {"bool", "byte", "char", "string", "wstring", "float32", "float64"}
+_PRIMITIVES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 def message_definition(type_name: str) -> tuple[str, str]:

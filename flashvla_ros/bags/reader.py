@@ -121,7 +121,7 @@ def _open(path: Path) -> Bag:
     if not path.exists():
         raise BagError(f"there is no bag {path}")
     files = _storage_files(path) if path.is_dir() else [path]
-    warnings = []
+    warnings: list[str] = []
     try:
         return Bag(path, _any_reader([path]), warnings)
     except BagError as error:

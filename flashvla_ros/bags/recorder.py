@@ -47,7 +47,7 @@ class Selection:
         elif self.names:
             wanted = set(self.names)
         else:
-            wanted = SHARED_TOPICS | self._of_node(graph)
+            wanted = self._of_node(graph) | SHARED_TOPICS
             wanted |= {name for name, type_name in types.items() if type_name.startswith("flashvla_ros/")}
         return {
             name: type_name
@@ -72,7 +72,7 @@ class Recorder(Node):
         super().__init__("flashvla_recorder", enable_rosout=False, start_parameter_services=False, **node)
         self._writer = writer
         self._selection = selection
-        self._topics: dict[str, tuple[Connection, Subscription]] = {}
+        self._topics: dict[str, tuple[Connection, Subscription[Any]] = {}
         self._skipped: set[str] = set()
         self.create_timer(DISCOVERY_S, self._discover)
 
@@ -102,8 +102,8 @@ class Recorder(Node):
         topic = self._writer.add_topic(name, type_name, definition, type_hash, [_offered(qos) for qos in publishers])
         self._topics[name] = (topic, self._subscribe(topic, message_type, _requested(publishers)))
 
-    def _subscribe(self, topic: Connection, message_type: Any, qos: QoSProfile) -> Subscription:
-        def store(data: bytes, info: dict[str, int]) -> None:
+    def _subscribe(self, topic: Connection, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
+        def store(data: bytes, info: Any) -> None:
             self._writer.write(topic, info["received_timestamp"] or time.time_ns(), data)
 
         return self.create_subscription(message_type, topic.topic, store, qos, raw=True)

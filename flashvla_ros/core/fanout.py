@@ -1,0 +1,105 @@
+"""Run a function over many items at once: in processes of this machine, or over a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from flashvla_ros.core.errors import FlashVLAError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--jobs`` and ``--ray``, which commands that fan out share."""
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes to spread the work over (1)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="spread it over this Ray cluster; local: start one here")
+    parser.add_argument("--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs that one Ray task needs (0)")
+
+
+def fan_out(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item, in the order of `items`, as soon as it and those before it are done.
+
+    Args:
+        function: At the top level of a module, so that other processes can import it.
+        items: Their values travel by pickle.
+        jobs: Processes; with 1 the work is done in this one.
+        ray: Address of a Ray cluster, ``auto`` for the one that runs here, ``local`` to start one; None for none.
+        ray_gpus: GPUs that Ray reserves for each item.
+
+    Raises:
+        FlashVLAError: What `function` raised of this kind, or the processes or Ray cannot be had.
+    """
+    if ray is not None:
+        yield from _over_ray(function, items, ray, ray_gpus)
+    elif jobs > 1 and len(items) > 1:
+        yield from _over_processes(function, items, min(jobs, len(items)))
+    else:
+        yield from map(function, items)
+
+
+def _over_processes(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
+    # A forked child of a process that has used torch or CUDA may hang, so children are spawned.
+    context = multiprocessing.get_context("spawn")
+    executor = concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_leave_ctrl_c_to_parent)
+    try:
+        yield from executor.map(function, items)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise FlashVLAError("a worker process was killed, most likely for want of memory: lower --jobs") from error
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown()
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address: str, gpus: float) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError as error:
+        raise FlashVLAError("Ray is not installed: pip install 'flashvla_ros[ray]', or leave --ray out") from error
+    _probe(address)
+    try:
+        ray.init(address=address, log_to_driver=False, **({"include_dashboard": False} if address == "local" else {}))
+    except Exception as error:  # among them plain Exception, where the cluster starts too slowly
+        raise FlashVLAError(f"cannot use the Ray cluster {address}: {' '.join(str(error).split())}") from error
+    try:
+        task = ray.remote(num_cpus=1, num_gpus=gpus)(function)
+        for reference in [task.remote(item) for item in items]:
+            yield ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise FlashVLAError(f"the Ray cluster {address} failed: {' '.join(str(error).split())}") from error
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Refuse a HOST:PORT where nobody answers; Ray itself would try for a minute and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise FlashVLAError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error

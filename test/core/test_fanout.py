@@ -1,0 +1,57 @@
+"""Fanning out: the same results in the same order, however the work is spread; one line where it fails."""
+
+import os
+
+import pytest
+
+from flashvla_ros.core.errors import BagError, FlashVLAError
+from flashvla_ros.core.fanout import fan_out
+
+
+def square_of(number):
+    if number < 0:
+        raise BagError(f"{number} is negative")
+    return number * number, os.getpid()
+
+
+def die(number):
+    os._exit(number)
+
+
+def squares(numbers, **how):
+    return [square for square, _ in fan_out(square_of, numbers, **how)]
+
+
+def test_one_job_stays_in_this_process():
+    assert [pid for _, pid in fan_out(square_of, [1, 2])] == [os.getpid()] * 2
+
+
+def test_processes_give_the_same_in_order():
+    results = list(fan_out(square_of, list(range(6)), jobs=2))
+    assert [square for square, _ in results] == [number**2 for number in range(6)]
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_the_work_comes_through(jobs):
+    with pytest.raises(BagError, match="-1 is negative"):
+        squares([3, -1, 4], jobs=jobs)
+
+
+def test_a_killed_process_is_one_line():
+    with pytest.raises(FlashVLAError, match="lower --jobs"):
+        list(fan_out(die, [1, 2], jobs=2))
+
+
+@pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
+def test_ray_gives_the_same_in_order_and_the_same_error():
+    pytest.importorskip("ray")
+    assert squares([2, 3], ray="local") == [4, 9]
+    with pytest.raises(BagError, match="-1 is negative"):
+        squares([3, -1], ray="local")
+
+
+def test_a_cluster_that_is_not_there_is_named():
+    pytest.importorskip("ray")
+    with pytest.raises(FlashVLAError, match="no Ray cluster answers at 127.0.0.1:1: Connection refused"):
+        squares([2], ray="127.0.0.1:1")
