@@ -95,7 +95,8 @@ def _pixels(message: Image) -> np.ndarray[Any, Any]:
     row = message.width * channels * dtype.itemsize
     if message.step < row:
         raise ObservationError(
-            f"a row of {message.width} {message.encoding} pixels has {row} bytes, but the image's step is {message.step}"
+            f"a row of {message.width} {message.encoding} pixels has {row} bytes, "
+            f"but the image's step is {message.step}"
         )
     needed = message.step * (message.height - 1) + row
     if len(message.data) < needed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -26,6 +26,9 @@ _TYPES = {
 _NAMES = {row.name for row in table.PARAMETERS}
 
 
+def _nothing(_settings: Settings) -> None: ...
+
+
 class RefusedParameterError(ParameterNotDeclaredException):
     """A set with an unknown name or a wrong type.
 
@@ -44,8 +47,19 @@ class NodeParameters:
     after rclpy has stored it. Reading :attr:`settings` from another thread needs no lock: it is one reference.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(
+        self,
+        node: Node,
+        *,
+        check: Callable[[Settings], None] = _nothing,
+        on_change: Callable[[Settings], None] = _nothing,
+    ) -> None:
         """Declare every parameter with the values given at start.
+
+        Args:
+            node: Whose parameters they become.
+            check: Raises SettingsError for a candidate that the table allows but this node cannot do.
+            on_change: Gets every new snapshot.
 
         Raises:
             SettingsError: A value given at start is unknown, of the wrong type, out of range or at odds with another.
@@ -55,6 +69,8 @@ class NodeParameters:
         for name, value in self.settings.values().items():
             _declare(node, table.find(name), value)
         self._node = node
+        self._check_candidate = check
+        self._on_change = on_change
         node.add_pre_set_parameters_callback(self._convert)
         node.add_on_set_parameters_callback(self._check)
         node.add_post_set_parameters_callback(self._apply)
@@ -70,7 +86,7 @@ class NodeParameters:
 
     def _check(self, parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
         try:
-            self.settings.with_values(_known_values(parameters))
+            self._check_candidate(self.settings.with_values(_known_values(parameters)))
         except SettingsError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -81,6 +97,7 @@ class NodeParameters:
             self.settings = self.settings.with_values(values)
             words = ", ".join(f"{name} = {value}" for name, value in values.items())
             self._node.get_logger().info(f"from the next step on: {words}")
+            self._on_change(self.settings)
 
 
 def describe(row: table.Parameter) -> ParameterDescriptor:

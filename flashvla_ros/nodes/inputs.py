@@ -1,0 +1,170 @@
+"""The policy node's subscriptions: validate, stamp, post. Nothing here waits or computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Bool, Header, String
+
+from flashvla_ros.control.latency import SlidingWindow
+from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ImageArray, Observation
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.images import decode_compressed, decode_image
+from flashvla_ros.nodes.rejections import Rejections
+
+MAX_INSTRUCTION = 1000  # characters; a robot's task is a sentence, and the model reads every token of it
+
+
+@dataclasses.dataclass(frozen=True)
+class StampedObservation(Observation):
+    """An observation with the header of its image: a float of seconds cannot give back the nanoseconds."""
+
+    header: Header = dataclasses.field(default_factory=Header)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """Who is told of what arrives, on the executor's thread."""
+
+    image: Callable[[str], None]
+    observation: Callable[[StampedObservation], None]
+    instruction: Callable[[str], None]
+    emergency_stop: Callable[[], None]
+
+
+def checked_instruction(text: str) -> str:
+    """Return an instruction stripped of white space around it.
+
+    Raises:
+        ObservationError: It is empty, or longer than any instruction.
+    """
+    stripped = text.strip()
+    if not stripped:
+        raise ObservationError("an instruction must not be empty")
+    if len(stripped) > MAX_INSTRUCTION:
+        raise ObservationError(
+            f"an instruction must have at most {MAX_INSTRUCTION} characters, got {len(stripped)}: {stripped[:40]!r}…"
+        )
+    return stripped
+
+
+class Inputs:
+    """Everything the node hears. An observation is made whenever the first camera's image arrives.
+
+    Attributes:
+        instruction: The instruction in force, empty until there is one.
+        emergency_stop: True from an emergency stop to :meth:`release`, whatever the node's state.
+        listening: False while the node is not active: images are dropped without being looked at.
+        rejections: Messages that could not be used.
+        images: Usable images of the first camera, for their rate.
+    """
+
+    def __init__(self, node: LifecycleNode, settings: Settings, listener: Listener) -> None:
+        self._node = node
+        self._listener = listener
+        self._images: dict[str, ImageArray] = {}
+        self._joints: dict[str, float] = {}
+        self.instruction = checked_instruction(settings.node.instruction) if settings.node.instruction else ""
+        self.emergency_stop = False
+        self.listening = False
+        self.rejections = Rejections(node.get_logger().warning)
+        self.images = SlidingWindow()
+        self._topics = interfaces.image_topics(settings.camera)
+        self._first = next(iter(self._topics))
+        subscriptions = [
+            (interfaces.EMERGENCY_STOP, self._on_emergency_stop),
+            (interfaces.INSTRUCTION, self._on_instruction),
+            (interfaces.JOINT_STATES, self._on_joint_states),
+            *((topic, functools.partial(self._on_image, camera)) for camera, topic in self._topics.items()),
+        ]
+        self._subscriptions = [
+            node.create_subscription(topic.type, topic.name, callback, topic.qos) for topic, callback in subscriptions
+        ]
+
+    def start(self) -> None:
+        """Listen to images from now on; those of the time before are stale."""
+        self._images.clear()
+        self.listening = True
+
+    def release(self) -> None:
+        """End an emergency stop."""
+        self.emergency_stop = False
+
+    def close(self) -> None:
+        """Stop hearing anything."""
+        self.listening = False
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    @property
+    def missing(self) -> str:
+        """What no observation can be made without, in words; empty where nothing is missing."""
+        topics = [topic.name for camera, topic in self._topics.items() if camera not in self._images]
+        if topics:
+            return "no usable image yet on " + ", ".join(self._node.resolve_topic_name(name) for name in topics)
+        if not self.instruction:
+            return "no instruction yet on " + self._node.resolve_topic_name(interfaces.INSTRUCTION.name)
+        return ""
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        if not self.listening:
+            return
+        received_s = time.monotonic()
+        try:
+            decode: Callable[[Any], ImageArray] = decode_image if isinstance(message, Image) else decode_compressed
+            self._images[camera] = decode(message)
+        except ObservationError as error:
+            self.rejections.add(f"camera {camera}: {error}")
+            return
+        self._listener.image(camera)
+        if camera == self._first:
+            self.images.add(received_s)
+            if not self.missing:
+                self._listener.observation(self._observe(message.header, received_s))
+
+    def _observe(self, header: Header, received_s: float) -> StampedObservation:
+        if header.stamp == Time():  # a driver that does not stamp
+            header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=header.frame_id)
+        return StampedObservation(
+            images={camera: self._images[camera] for camera in self._topics},
+            instruction=self.instruction,
+            stamp_s=header.stamp.sec + header.stamp.nanosec * 1e-9,
+            received_s=received_s,
+            joint_positions=dict(self._joints),
+            header=header,
+        )
+
+    def _on_instruction(self, message: String) -> None:
+        try:
+            instruction = checked_instruction(message.data)
+        except ObservationError as error:
+            self.rejections.add(str(error))
+            return
+        if instruction != self.instruction:
+            self.instruction = instruction
+            self._listener.instruction(instruction)
+
+    def _on_joint_states(self, message: JointState) -> None:
+        if len(message.name) != len(message.position):
+            self.rejections.add(f"joint_states: {len(message.name)} names but {len(message.position)} positions")
+            return
+        if not all(map(math.isfinite, message.position)):
+            self.rejections.add("joint_states: a position is not finite")
+            return
+        self._joints.update(zip(message.name, message.position, strict=True))
+
+    def _on_emergency_stop(self, message: Bool) -> None:
+        if message.data and not self.emergency_stop:
+            self.emergency_stop = True
+            self._listener.emergency_stop()

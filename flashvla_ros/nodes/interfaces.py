@@ -1,0 +1,112 @@
+"""Every topic and service of the policy node, once: name, type, quality of service.
+
+The node opens these rows and ``docs/interface.md`` is checked against them. Types are given as the message classes,
+so that a misspelt one cannot be imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TwistStamped
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Bool, Float64, Float64MultiArray, String
+from std_srvs.srv import Trigger
+
+from flashvla_ros.core.settings import CameraSettings
+from flashvla_ros.msg import GateStatus, PolicyStatus
+
+
+class Direction(enum.StrEnum):
+    """Which way messages go, seen from the policy node."""
+
+    IN = "in"
+    OUT = "out"
+    SERVICE = "service"
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """One topic or service.
+
+    Attributes:
+        name: Relative to the node's namespace, or private (``~/``), or absolute.
+        types: The message types it may have; a parameter chooses where there is more than one.
+        depth: Messages kept for a slow reader.
+        reliable: Lost messages are sent again; a best-effort subscription connects to every publisher.
+        latched: A late subscriber gets the last message (transient local).
+    """
+
+    name: str
+    direction: Direction
+    types: tuple[type[Any], ...]
+    depth: int = 10
+    reliable: bool = True
+    latched: bool = False
+
+    @property
+    def type(self) -> type[Any]:
+        """The only type, or the default one."""
+        return self.types[0]
+
+    @property
+    def qos(self) -> QoSProfile:
+        """Quality of service of this topic."""
+        return QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=self.depth,
+            reliability=ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL if self.latched else DurabilityPolicy.VOLATILE,
+        )
+
+
+# The emergency stop is subscribed first: a single-threaded executor takes what is ready in this order, so a stop that
+# waits beside an image wins.
+EMERGENCY_STOP = Interface("emergency_stop", Direction.IN, (Bool,))
+INSTRUCTION = Interface("instruction", Direction.IN, (String,))
+JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), depth=1, reliable=False)
+IMAGE = Interface("image", Direction.IN, (Image, CompressedImage), depth=1, reliable=False)
+
+COMMAND = Interface("command", Direction.OUT, (TwistStamped, Float64MultiArray))
+GRIPPER_COMMAND = Interface("gripper_command", Direction.OUT, (Float64,))
+GATE = Interface("~/gate", Direction.OUT, (GateStatus,))
+STATUS = Interface("~/status", Direction.OUT, (PolicyStatus,))
+SETTINGS = Interface("~/settings", Direction.OUT, (String,), depth=1, latched=True)
+OVERLAY = Interface("~/overlay/compressed", Direction.OUT, (CompressedImage,), depth=1, reliable=False)
+DIAGNOSTICS = Interface("/diagnostics", Direction.OUT, (DiagnosticArray,))
+
+RESET = Interface("~/reset", Direction.SERVICE, (Trigger,))
+
+INTERFACES: tuple[Interface, ...] = (
+    EMERGENCY_STOP,
+    INSTRUCTION,
+    JOINT_STATES,
+    IMAGE,
+    COMMAND,
+    GRIPPER_COMMAND,
+    GATE,
+    STATUS,
+    SETTINGS,
+    OVERLAY,
+    DIAGNOSTICS,
+    RESET,
+)
+
+
+def image_topics(camera: CameraSettings) -> dict[str, Interface]:
+    """Return each camera's name and the topic that its images come on; one camera called image without names."""
+    names = camera.names or ("",)
+    topics = {}
+    for name in names:
+        topic = f"{name}/{IMAGE.name}" if name else IMAGE.name
+        topics[name or IMAGE.name] = dataclasses.replace(
+            IMAGE,
+            name=f"{topic}/compressed" if camera.compressed else topic,
+            types=(CompressedImage,) if camera.compressed else (Image,),
+            reliable=camera.reliable,
+        )
+    return topics

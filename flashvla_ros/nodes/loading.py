@@ -1,0 +1,65 @@
+"""From parameters to a policy that is ready to answer: what the policy node takes as its factory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.provenance import checkpoint_fingerprint
+from flashvla_ros.core.settings import Settings
+
+
+def _accept(_settings: Settings) -> None:
+    """Any settings will do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedPolicy:
+    """A policy, loaded and warmed up, with what the node must know of it.
+
+    Attributes:
+        policy: The model behind its port.
+        check: Raises SettingsError for parameters that this checkpoint cannot do.
+        checkpoint: Fingerprint of its files, empty where it has none.
+        platform: What computes it, such as device, dtype and versions.
+    """
+
+    policy: Policy
+    check: Callable[[Settings], None] = _accept
+    checkpoint: str = ""
+    platform: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+PolicyFactory = Callable[[Settings], LoadedPolicy]
+
+
+def load_policy(settings: Settings) -> LoadedPolicy:
+    """Load the OpenVLA checkpoint that the settings name, or the demo policy, and warm it up.
+
+    Raises:
+        CheckpointError: The folder is not a complete OpenVLA checkpoint, or does not fit into memory.
+        SettingsError: This machine or this checkpoint cannot do what the settings ask.
+    """
+    # Torch takes seconds to import: only a node that loads a model pays for it.
+    import torch
+
+    from flashvla_ros.vla.policy import OpenVLAPolicy, checkpoint_folder
+    from flashvla_ros.vla.pruning.select import check_layer
+
+    policy = OpenVLAPolicy.load(settings.model)
+    depth = len(policy.model.layers)
+
+    def check(changed: Settings) -> None:
+        check_layer(changed.pruning, depth)
+
+    check(settings)
+    policy.warm_up(settings.pruning)
+    backend = policy.backend
+    platform = {
+        "device": torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu",
+        "dtype": str(backend.dtype).removeprefix("torch."),
+        "attention": backend.attention,
+        "torch": torch.__version__,
+    }
+    return LoadedPolicy(policy, check, checkpoint_fingerprint(checkpoint_folder(settings.model)), platform)

@@ -1,0 +1,79 @@
+"""The policy node's publishers. A command's header carries the stamp of the observation that it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from std_msgs.msg import Header
+
+from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec, FloatArray
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.commands import make_encoder
+from flashvla_ros.nodes.inputs import StampedObservation
+from flashvla_ros.nodes.overlay import OverlayPublisher
+from flashvla_ros.nodes.status import gate_status
+
+_FLUSH = Duration(nanoseconds=200_000_000)
+
+
+class Outputs:
+    """Everything the node says while it is active; rclpy's lifecycle publishers are silent at other times.
+
+    Args:
+        node: Whose publishers these are.
+        settings: Type and frame of the command.
+        spec: What the dimensions of an action mean.
+
+    Raises:
+        SettingsError: The command's type cannot carry such an action.
+    """
+
+    def __init__(self, node: LifecycleNode, settings: Settings, spec: ActionSpec) -> None:
+        self._node = node
+        self._frame_id = settings.command.frame_id
+        command_type, self._encode = make_encoder(settings.command, spec)
+
+        def publisher(topic: interfaces.Interface, message_type: type[Any] | None = None) -> LifecyclePublisher[Any]:
+            return node.create_lifecycle_publisher(message_type or topic.type, topic.name, topic.qos)
+
+        self._command = publisher(interfaces.COMMAND, command_type)
+        self._gripper = publisher(interfaces.GRIPPER_COMMAND)
+        self._gate = publisher(interfaces.GATE)
+        self._overlay_publisher = publisher(interfaces.OVERLAY)
+        self._overlay = OverlayPublisher(self._overlay_publisher)
+
+    def step(self, result: StepResult) -> None:
+        """Publish the command of one step, then what the gate thought, then the picture of it."""
+        observation = result.observation
+        header = observation.header if isinstance(observation, StampedObservation) else self._now()
+        self._send(result.command, Header(stamp=header.stamp, frame_id=self._frame_id))
+        self._gate.publish(gate_status(result, header))
+        self._overlay.post(result, header)
+
+    def stop(self, command: FloatArray) -> None:
+        """Publish the stop action [1, D]; no observation asked for it, so its stamp is now."""
+        self._send(command, self._now())
+
+    def flush(self) -> None:
+        """Wait until every reader has the last command, though not for one that has died."""
+        for publisher in (self._command, self._gripper):
+            publisher.wait_for_all_acked(_FLUSH)
+
+    def close(self) -> None:
+        """Close every topic."""
+        self._overlay.close()
+        for publisher in (self._command, self._gripper, self._gate, self._overlay_publisher):
+            self._node.destroy_lifecycle_publisher(publisher)
+
+    def _send(self, action: FloatArray, header: Header) -> None:
+        command = self._encode(action, header)
+        self._command.publish(command.motion)
+        if command.gripper is not None:
+            self._gripper.publish(command.gripper)
+
+    def _now(self) -> Header:
+        return Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._frame_id)

@@ -1,0 +1,250 @@
+"""The policy node: a lifecycle node that wires topics and parameters to a policy, and no more.
+
+configure reads parameters and opens topics; activate loads the model and warms it up before it returns; deactivate
+stops the robot and keeps the model; cleanup frees it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from std_srvs.srv import Trigger
+
+from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.control.tally import Tally
+from flashvla_ros.control.worker import State
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec
+from flashvla_ros.gate.reasons import Reason
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.inputs import Inputs, Listener, StampedObservation
+from flashvla_ros.nodes.loading import LoadedPolicy, PolicyFactory, load_policy
+from flashvla_ros.nodes.outputs import Outputs
+from flashvla_ros.nodes.parameters import NodeParameters
+from flashvla_ros.nodes.process import run_node
+from flashvla_ros.nodes.reporter import Reporter
+from flashvla_ros.nodes.runner import Runner
+from flashvla_ros.nodes.status import Health
+
+Transition = Callable[["PolicyNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _reported(transition: Transition) -> Transition:
+    """Log why a transition failed: rclpy swallows what a callback raises, and says nothing."""
+
+    @functools.wraps(transition)
+    def wrapper(node: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except FlashVLAError as error:
+            node.transition_error = str(error)
+            node.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # noqa: BLE001  # rclpy would do the same, without a word
+            node.transition_error = f"{type(error).__name__}: {error}"
+            node.get_logger().error(traceback.format_exc().rstrip())
+            return TransitionCallbackReturn.ERROR
+
+    return wrapper
+
+
+class PolicyNode(LifecycleNode):
+    """The node ``flashvla``.
+
+    Attributes:
+        failure: Why it could not start by itself (``node.autostart``); empty otherwise.
+        loading: True while the model is being loaded, when a signal may interrupt it.
+        transition_error: Why the last transition failed.
+    """
+
+    def __init__(self, policy_factory: PolicyFactory = load_policy, *, name: str = "flashvla", **options: Any) -> None:
+        """Declare the parameters; `options` are those of :class:`rclpy.lifecycle.LifecycleNode`.
+
+        Raises:
+            SettingsError: A parameter given at start is unknown, of the wrong type or breaks a rule.
+        """
+        super().__init__(name, **options)
+        self.failure = self.transition_error = ""
+        self.loading = False
+        self._policy_factory = policy_factory
+        self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
+        self._loaded: LoadedPolicy | None = None
+        self._runner: Runner | None = None
+        self._close_topics: list[Callable[[], Any]] = []
+        if self.settings.node.autostart:
+            self._autostart = self.create_timer(0.0, self._start, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def settings(self) -> Settings:
+        """The parameters in force."""
+        return self._table.settings
+
+    # Lifecycle.
+
+    @_reported
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Check what can be checked without the model, and open the topics."""
+        self._release()  # what an attempt that failed half-way has left
+        action = self.settings.action
+        self._spec = ActionSpec(action.names, tuple(ActionKind(kind) for kind in action.kinds), action.dt_s)
+        self._outputs = Outputs(self, self.settings, self._spec)
+        self._close_topics.append(self._outputs.close)
+        self._inputs = Inputs(
+            self,
+            self.settings,
+            Listener(self._on_image, self._on_observation, self._on_instruction, self._on_emergency_stop),
+        )
+        self._close_topics.append(self._inputs.close)
+        self._reporter = Reporter(self, self._facts)
+        self._close_topics.append(self._reporter.close)
+        service = self.create_service(Trigger, interfaces.RESET.name, self._on_reset)
+        self._close_topics.append(lambda: self.destroy_service(service))
+        return super().on_configure(state)
+
+    @_reported
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model unless it is there, warm it up, and start answering images."""
+        settings, logger = self.settings, self.get_logger()
+        started_s = time.monotonic()
+        self.loading = True
+        try:
+            if self._loaded is None:
+                logger.info(f"loading {settings.model.checkpoint or 'the demo policy'}")
+                self._loaded = self._policy_factory(settings)
+            self._loaded.check(settings)
+            stepper = Stepper(self._loaded.policy, self._spec)
+        finally:
+            self.loading = False
+        super().on_activate(state)
+        self._runner = Runner(stepper, settings, self._outputs, logger)
+        self._runner.start()
+        if self._inputs.emergency_stop:
+            self._on_emergency_stop()
+        self._inputs.start()
+        self._publish_settings(self._loaded)
+        logger.info(f"active after {time.monotonic() - started_s:.1f} s; {self._inputs.missing or 'ready'}")
+        return TransitionCallbackReturn.SUCCESS
+
+    @_reported
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the robot; the model stays."""
+        self._halt("deactivated")
+        return super().on_deactivate(state)
+
+    @_reported
+    def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Close the topics and free the model."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    @_reported
+    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the robot and let go of everything, from any state."""
+        self.close("shut down")
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """After a programming error in a transition: back to unconfigured."""
+        self.close("error in a transition")
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self, why: str) -> None:
+        """Stop the robot and let go of everything; may be called at any time, and again."""
+        self._halt(why)
+        self._release()
+
+    def _halt(self, why: str) -> None:
+        if self._runner is None:
+            return
+        self._inputs.listening = False
+        if not self._runner.close(why):
+            self.get_logger().error("the model still runs; it is given up, and the next activation loads it again")
+            self._loaded = None
+
+    def _release(self) -> None:
+        while self._close_topics:
+            self._close_topics.pop()()
+        self._runner = self._loaded = None
+
+    def _start(self) -> None:
+        self.destroy_timer(self._autostart)
+        for trigger in (self.trigger_configure, self.trigger_activate):
+            if trigger() is not TransitionCallbackReturn.SUCCESS:
+                self.failure = self.transition_error or "the node could not be activated"
+                return
+
+    # What arrives, on the executor's thread.
+
+    def _on_image(self, camera: str) -> None:
+        if self._runner:
+            self._runner.watchdog.image_arrived(camera)
+
+    def _on_observation(self, observation: StampedObservation) -> None:
+        if self._runner:
+            self._runner.worker.post(observation)
+
+    def _on_instruction(self, instruction: str) -> None:
+        self.get_logger().info(f"instruction: {instruction!r}")
+
+    def _on_emergency_stop(self) -> None:
+        if self._runner:
+            topic = self.resolve_topic_name(interfaces.EMERGENCY_STOP.name)
+            self._runner.worker.stop(Reason.EMERGENCY_STOP, f"asked for on {topic}; holds until ~/reset is called")
+        else:
+            self.get_logger().error("emergency stop: the robot will not move until ~/reset is called")
+
+    def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        released, self._inputs.emergency_stop = self._inputs.emergency_stop, False
+        if self._runner:
+            self._runner.worker.reset()
+        response.success = True
+        response.message = "emergency stop released, memory emptied" if released else "memory emptied"
+        return response
+
+    def _check_settings(self, settings: Settings) -> None:
+        if self._loaded:
+            self._loaded.check(settings)
+
+    def _on_settings(self, settings: Settings) -> None:
+        if self._runner:
+            self._runner.worker.settings = settings
+        if self._loaded:
+            self._publish_settings(self._loaded)
+
+    # What the node says of itself.
+
+    def _publish_settings(self, loaded: LoadedPolicy) -> None:
+        self._reporter.settings(Provenance(self.settings, loaded.checkpoint, loaded.platform))
+
+    def _facts(self) -> tuple[Health, Tally]:
+        inputs, runner = self._inputs, self._runner
+        halted = "emergency_stop" if inputs.emergency_stop else ""
+        health = Health(
+            state=runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
+            stop_reason=runner.stop_reason if runner else halted,
+            missing=inputs.missing if inputs.listening else "not active",
+            instruction=inputs.instruction,
+            dropped=runner.worker.dropped if runner else 0,
+            rejected=inputs.rejections.count,
+            stops=runner.stops if runner else 0,
+            image_rate_hz=inputs.images.rate_hz(time.monotonic()),
+        )
+        return health, runner.tally if runner else Tally()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the policy node as a process."""
+    return run_node(PolicyNode, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

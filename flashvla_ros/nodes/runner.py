@@ -1,0 +1,77 @@
+"""One activation of the policy node: the worker and its watchdog between the node's inputs and outputs."""
+
+from __future__ import annotations
+
+import time
+import traceback
+
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.tally import Tally
+from flashvla_ros.control.watchdog import Watchdog
+from flashvla_ros.control.worker import Stop, Worker
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.reasons import Reason
+from flashvla_ros.nodes.outputs import Outputs
+from flashvla_ros.nodes.rejections import Rejections
+
+
+class Runner:
+    """Lives from activate to deactivate; its counts stay readable afterwards.
+
+    Attributes:
+        worker: The thread that owns the model.
+        watchdog: What stops the robot when a camera or the model falls silent.
+        tally: Counts and latencies of the steps.
+        stops: Times the robot was stopped.
+    """
+
+    def __init__(self, stepper: Stepper, settings: Settings, outputs: Outputs, logger: RcutilsLogger) -> None:
+        self._outputs = outputs
+        self._logger = logger
+        self._faults = Rejections(logger.error)
+        self.worker = Worker(stepper, settings, on_step=self._on_step, on_stop=self._on_stop, on_fault=self._on_fault)
+        self.watchdog = Watchdog(self.worker)
+        self.tally = Tally()
+        self.stops = 0
+        self._moving = False
+
+    def start(self) -> None:
+        """Start answering observations."""
+        self.worker.start()
+        self.watchdog.start()
+
+    def close(self, why: str) -> bool:
+        """Stop the robot and the threads; False where the model still holds its thread."""
+        self.worker.stop(Reason.DEACTIVATED, why)
+        self.watchdog.close()
+        self._outputs.flush()
+        return self.worker.close()
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the robot is stopped, empty where it is not."""
+        stop = self.worker.stopped_by
+        return f"{stop.cause}: {stop.detail}" if stop else ""
+
+    def _on_step(self, result: StepResult) -> None:
+        self._outputs.step(result)
+        self.tally.add(result, time.monotonic())
+        if not self._moving:
+            self._moving = True
+            self._logger.info(f"moving: {result.observation.instruction!r}")
+
+    def _on_stop(self, stop: Stop) -> None:
+        self.stops += 1
+        self._moving = False
+        if stop.command is not None:
+            self._outputs.stop(stop.command)
+        log = self._logger.info if stop.cause is Reason.DEACTIVATED else self._logger.error
+        log(f"stopped, {stop.cause}: {stop.detail}")
+
+    def _on_fault(self, error: Exception) -> None:
+        """The stop itself is logged with the error's text; where that is a programming error, say where it happened."""
+        if not isinstance(error, FlashVLAError):
+            self._faults.add("".join(traceback.format_exception(error)).rstrip())

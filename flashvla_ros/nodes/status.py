@@ -1,0 +1,121 @@
+"""What happened, as messages: one GateStatus per step, PolicyStatus and diagnostics once a second."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.tally import Tally
+from flashvla_ros.core.provenance import settings_digest
+from flashvla_ros.msg import GateStatus, PolicyStatus
+
+
+def gate_status(result: StepResult, header: Header) -> GateStatus:
+    """Return the message of one control step."""
+    decision, gate = result.decision, result.settings.gate
+    kept = result.inference.kept
+    return GateStatus(
+        header=header,
+        step=result.step,
+        epoch=result.epoch,
+        instruction=result.observation.instruction,
+        decision=GateStatus.INFER if result.fresh else GateStatus.REUSE,
+        reason=str(decision.reason),
+        angle_deg=decision.angle_deg,
+        overlap=decision.overlap,
+        corrected_overlap=decision.corrected_overlap,
+        scene_level=decision.scene_level,
+        scene_changed=decision.scene_changed,
+        mode=gate.mode,
+        delta=gate.delta,
+        max_angle_deg=gate.max_angle_deg,
+        max_reuse=gate.max_reuse,
+        reused_in_a_row=decision.reused_in_a_row,
+        age_s=decision.age_s,
+        pruning_method=result.settings.pruning.method,
+        visual_tokens=result.inference.visual_tokens,
+        kept_tokens=[] if kept is None else kept.tolist(),
+        action=result.command.ravel().tolist(),
+        action_size=result.command.shape[1],
+        clamped=int(result.clamped.any(axis=0).sum()),
+        inference_s=result.inference_s,
+        step_s=result.step_s,
+        settings_digest=settings_digest(result.settings),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """What the node knows of itself beside the counts of its steps.
+
+    Attributes:
+        state: ``running``, ``waiting`` or ``stopped``.
+        stop_reason: Why it is stopped, empty otherwise.
+        missing: What it waits for, empty where nothing is missing.
+        instruction: The instruction in force.
+        dropped: Observations replaced by a newer one before they were used.
+        rejected: Messages that could not be used.
+        stops: Times the robot was stopped.
+        image_rate_hz: Usable images of the first camera, per second.
+    """
+
+    state: str
+    stop_reason: str = ""
+    missing: str = ""
+    instruction: str = ""
+    dropped: int = 0
+    rejected: int = 0
+    stops: int = 0
+    image_rate_hz: float = 0.0
+
+
+def policy_status(health: Health, tally: Tally, header: Header, now_s: float) -> PolicyStatus:
+    """Return the message of one moment; `now_s` is on the monotonic clock, as the samples of `tally` are."""
+    p50_s, p95_s, p99_s = tally.latency.percentiles(now_s)
+    inference_p50_s, inference_p95_s, inference_p99_s = tally.inference.percentiles(now_s)
+    return PolicyStatus(
+        header=header,
+        state=health.state,
+        stop_reason=health.stop_reason,
+        instruction=health.instruction,
+        steps=tally.steps,
+        inferred=tally.inferred,
+        reused=tally.reused,
+        dropped=health.dropped,
+        rejected=health.rejected,
+        clamped=tally.clamped,
+        stops=health.stops,
+        image_rate_hz=health.image_rate_hz,
+        step_rate_hz=tally.latency.rate_hz(now_s),
+        reuse_rate=tally.reuse.mean(now_s),
+        latency_p50_s=p50_s,
+        latency_p95_s=p95_s,
+        latency_p99_s=p99_s,
+        inference_p50_s=inference_p50_s,
+        inference_p95_s=inference_p95_s,
+        inference_p99_s=inference_p99_s,
+    )
+
+
+def diagnostics(health: Health, status: PolicyStatus, name: str) -> DiagnosticArray:
+    """Return the same as a monitor of /diagnostics reads it: a level, one line, and every figure by name."""
+    if health.state == "stopped":
+        level, message = DiagnosticStatus.ERROR, f"stopped: {health.stop_reason}"
+    elif health.state == "waiting":
+        level, message = DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
+    else:
+        level, message = DiagnosticStatus.OK, "running"
+    values = [
+        KeyValue(key=field, value=_word(getattr(status, field)))
+        for field in status.get_fields_and_field_types()
+        if field != "header"
+    ]
+    summary = DiagnosticStatus(level=level, name=name, message=message, hardware_id="", values=values)
+    return DiagnosticArray(header=status.header, status=[summary])
+
+
+def _word(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,97 @@
+"""One control step as a picture: kept tokens bright, pruned ones dimmed, what the gate decided and by how much.
+
+Pure: a step result in, an RGB image out. OpenCV's fonts have no Greek letters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.core.types import ImageArray, IntArray
+
+_HEIGHT = 384  # of a camera's picture
+_BANNER, _PANEL = 34, 52
+_DIM = 0.28  # what is left of a pruned token's brightness
+_INFER, _REUSE = (52, 101, 164), (56, 142, 60)
+_DARK, _LIGHT, _GREY, _PASS, _FAIL = (24, 24, 27), (240, 240, 240), (110, 110, 115), (102, 187, 106), (239, 108, 80)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw(result: StepResult) -> ImageArray:
+    """Return the picture of a step, uint8 [H, W, 3]: a banner, the cameras side by side, two bars.
+
+    The tokens shown are those of the fresh result behind the command. The model sees each camera's whole image,
+    squeezed into a square of patches, so a patch is a rectangle of the image.
+    """
+    images = list(result.observation.images.values())
+    inference = result.inference
+    masks = token_masks(inference.kept, inference.visual_tokens, len(images))
+    row = np.hstack([_camera(image, mask) for image, mask in zip(images, masks, strict=True)])
+    return np.vstack([_banner(result, row.shape[1]), row, _panel(result, row.shape[1])])
+
+
+def token_masks(kept: IntArray | None, visual_tokens: int, cameras: int) -> list[NDArray[np.bool_] | None]:
+    """Return each camera's square of patches, bool [g, g], true where the token was kept.
+
+    None for every camera where nothing was pruned or the tokens do not form one square per camera.
+    """
+    side = math.isqrt(visual_tokens // cameras)
+    if kept is None or visual_tokens != cameras * side * side:
+        return [None] * cameras
+    flat = np.zeros(visual_tokens, dtype=bool)
+    flat[kept] = True
+    return list(flat.reshape(cameras, side, side))
+
+
+def _camera(image: ImageArray, mask: NDArray[np.bool_] | None) -> ImageArray:
+    height, width = image.shape[:2]
+    size = (min(max(round(width * _HEIGHT / height), _HEIGHT // 2), 4 * _HEIGHT), _HEIGHT)
+    shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > _HEIGHT else cv2.INTER_CUBIC)
+    if mask is None:
+        return shown  # type: ignore[return-value]
+    bright = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)[..., None]
+    return (shown * (_DIM + (1.0 - _DIM) * bright)).astype(np.uint8)  # type: ignore[no-any-return]
+
+
+def _banner(result: StepResult, width: int) -> ImageArray:
+    strip = np.full((_BANNER, width, 3), _INFER if result.fresh else _REUSE, dtype=np.uint8)
+    decision = "INFER" if result.fresh else "REUSE"
+    kept, tokens = result.inference.kept, result.inference.visual_tokens
+    count = f"{tokens if kept is None else len(kept)}/{tokens}"
+    _text(strip, decision, 10, 23, 0.65, 2)
+    if result.fresh:
+        _text(strip, str(result.decision.reason).replace("_", " "), 100, 23, 0.5)
+    _text(strip, count, width - 12 - cv2.getTextSize(count, _FONT, 0.5, 1)[0][0], 23, 0.5)
+    return strip
+
+
+def _panel(result: StepResult, width: int) -> ImageArray:
+    panel = np.full((_PANEL, width, 3), _DARK, dtype=np.uint8)
+    decision, gate = result.decision, result.decision.settings
+    angle_full = max(2.0 * gate.max_angle_deg, 1.0)
+    _bar(panel, 8, "angle", decision.angle_deg, gate.max_angle_deg, angle_full, below=True)
+    _bar(panel, 30, "overlap", decision.corrected_overlap, gate.delta, 1.0, below=False)
+    return panel
+
+
+def _bar(panel: ImageArray, y: int, name: str, value: float, threshold: float, full: float, *, below: bool) -> None:
+    """One value with its threshold as a tick; green on the side of the tick that allows reuse."""
+    left, right, height = 84, panel.shape[1] - 84, 14
+    _text(panel, name, 10, y + 11, 0.45)
+    cv2.rectangle(panel, (left, y), (right, y + height), _GREY, 1)
+    tick = left + round((right - left) * min(threshold / full, 1.0))
+    if not math.isnan(value):
+        allowed = value < threshold if below else value >= threshold
+        end = left + round((right - left) * min(max(value / full, 0.0), 1.0))
+        cv2.rectangle(panel, (left + 1, y + 1), (max(end, left + 1), y + height - 1), _PASS if allowed else _FAIL, -1)
+        _text(panel, f"{value:.1f} deg" if below else f"{value:.2f}", right + 8, y + 11, 0.42)
+    cv2.line(panel, (tick, y - 2), (tick, y + height + 2), _LIGHT, 1)
+
+
+def _text(image: ImageArray, text: str, x: int, y: int, scale: float, thickness: int = 1) -> None:
+    cv2.putText(image, text, (x, y), _FONT, scale, _LIGHT, thickness, cv2.LINE_AA)
