@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Distribution, setup
 from setuptools.command.build import build
@@ -41,73 +42,80 @@ class BuildMessages(Command):
     """Compile the messages and stage what CMake installs."""
 
     description = "compile the ROS messages"
-    user_options: list[tuple[str, str, str]] = []
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
     editable_mode = False
 
     def initialize_options(self) -> None:
+        """Declare what finalize_options sets."""
         self.build_lib: str | None = None
         self.build_temp: str | None = None
 
     def finalize_options(self) -> None:
+        """Build where the build command builds."""
         self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_temp", "build_temp"))
 
     def run(self) -> None:
+        """Run CMake, move the generated Python modules into the package, and hand the rest over as data files."""
         stage = Path(self.build_temp).resolve() / "ament"
-        self._cmake(stage)
+        _cmake(stage)
+        (generated,) = stage.glob(f"lib/python*/*-packages/{PACKAGE}")
         package = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE
-        generated = stage / "python" / PACKAGE
         shutil.rmtree(package / "msg", ignore_errors=True)
-        shutil.copytree(generated / "msg", package / "msg")
+        shutil.copytree(generated / "msg", package / "msg", ignore=shutil.ignore_patterns("*.c", "__pycache__"))
         for library in generated.glob("*.so"):
             shutil.copy2(library, package)
-        shutil.rmtree(stage / "python")
-        files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
-        folders = {path.parent for path in files}
+        shutil.rmtree(generated.parents[1])  # setuptools installs the Python package,
+        shutil.rmtree(stage / "bin")  # and the command
         self.distribution.data_files = [
-            (str(folder.relative_to(stage)), [str(path) for path in files if path.parent == folder])
-            for folder in sorted(folders)
+            (str(folder.relative_to(stage)), [str(path) for path in sorted(folder.iterdir()) if path.is_file()])
+            for folder in sorted(path for path in stage.rglob("*") if path.is_dir())
         ]
         if self.editable_mode:  # setuptools leaves data files out of editable wheels
             self.run_command("install_data")
 
-    def _cmake(self, stage: Path) -> None:
-        prefixes = os.pathsep.join(str(prefix) for prefix in ros_prefixes())
-        if not prefixes:
-            raise SystemExit("flashvla_ros: no rosidl generators found; source ROS 2 or install requirements/ros.txt")
-        build_dir = stage.with_name("cmake")
-        for folder in (stage, build_dir):
-            shutil.rmtree(folder, ignore_errors=True)
-        libraries = [f"{prefix}/lib" for prefix in prefixes.split(os.pathsep)]
-        environment = {
-            **os.environ,
-            "AMENT_PREFIX_PATH": prefixes,
-            "CMAKE_PREFIX_PATH": prefixes,
-            "LD_LIBRARY_PATH": os.pathsep.join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]),
-        }
-        cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        if cmake is None:
-            raise SystemExit("flashvla_ros: cmake is missing; install it with pip or your package manager")
-        configure = [
-            cmake, "-S", ROOT, "-B", build_dir, f"-DCMAKE_INSTALL_PREFIX={stage}", "-DCMAKE_BUILD_TYPE=Release",
-            f"-DPython3_EXECUTABLE={sys.executable}", "-DPYTHON_INSTALL_DIR=python", "-DBUILD_TESTING=OFF",
-        ]  # fmt: skip
-        for command in (configure, [cmake, "--build", build_dir, "--parallel"], [cmake, "--install", build_dir]):
-            subprocess.run(command, env=environment, check=True)
-
     def get_source_files(self) -> list[str]:
-        return ["CMakeLists.txt", "package.xml", *(str(path.relative_to(ROOT)) for path in ROOT.glob("msg/*.msg"))]
+        """Name what a source distribution needs for this step."""
+        folders = ("config", "launch", "models", "msg", "requirements", "scripts")
+        files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+        return ["CMakeLists.txt", "package.xml", *(str(path.relative_to(ROOT)) for path in files)]
+
+
+def _cmake(stage: Path) -> None:
+    """Configure, build and install CMakeLists.txt into a new `stage`."""
+    prefixes = [str(prefix) for prefix in ros_prefixes()]
+    if not prefixes:
+        raise SystemExit("flashvla_ros: no message generators found; source ROS 2 or install requirements/ros.txt")
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if cmake is None:
+        raise SystemExit("flashvla_ros: cmake is missing; install it with pip or the system's package manager")
+    build_dir = stage.with_name("cmake")
+    for folder in (stage, build_dir):  # a cache would point into the environment of an earlier isolated build
+        shutil.rmtree(folder, ignore_errors=True)
+    libraries = [f"{prefix}/lib" for prefix in prefixes]
+    environment = {
+        **os.environ,
+        "AMENT_PREFIX_PATH": os.pathsep.join(prefixes),
+        "CMAKE_PREFIX_PATH": os.pathsep.join(prefixes),
+        "LD_LIBRARY_PATH": os.pathsep.join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]),
+    }
+    configure = [cmake, "-S", ROOT, "-B", build_dir, f"-DCMAKE_INSTALL_PREFIX={stage}", "-DBUILD_TESTING=OFF"]
+    configure += [f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+    compile_all = [cmake, "--build", build_dir, "--parallel", str(os.cpu_count() or 1)]
+    for command in (configure, compile_all, [cmake, "--install", build_dir]):
+        subprocess.run(command, env=environment, check=True)  # noqa: S603
 
 
 class Build(build):
     """The usual build, then the messages."""
 
-    sub_commands = [*build.sub_commands, ("build_messages", None)]
+    sub_commands: ClassVar = [*build.sub_commands, ("build_messages", None)]
 
 
 class BinaryDistribution(Distribution):
     """A distribution with compiled parts, so that its wheel names platform and Python version."""
 
     def has_ext_modules(self) -> bool:
+        """Say yes."""
         return True
 
 
