@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from flashvla_ros.vla.random_checkpoint import config_of_size, main, plan_shards, tensor_shapes, write_random_checkpoint
@@ -33,7 +34,8 @@ def test_a_written_checkpoint_holds_its_plan_in_shards(tmp_path: Path) -> None:
     for name, file in index["weight_map"].items():
         with safe_open(tmp_path / file, framework="pt") as shard:
             tensor = shard.get_tensor(name)
-        assert tuple(tensor.shape) == shapes[name] and str(tensor.dtype) == "torch.bfloat16"
+        assert tuple(tensor.shape) == shapes[name]
+        assert tensor.dtype == torch.bfloat16
         size += tensor.numel() * 2
     assert index["metadata"]["total_size"] == size
 
