@@ -18,8 +18,8 @@ from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ImageArray, Observation
+from flashvla_ros.images import decode_compressed, decode_image
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.images import decode_compressed, decode_image
 from flashvla_ros.nodes.rejections import Rejections
 
 MAX_INSTRUCTION = 1000  # characters; a robot's task is a sentence, and the model reads every token of it

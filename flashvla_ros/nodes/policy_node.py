@@ -27,13 +27,13 @@ from flashvla_ros.core.types import ActionKind, ActionSpec
 from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.inputs import Inputs, Listener, StampedObservation
-from flashvla_ros.nodes.loading import LoadedPolicy, PolicyFactory, load_policy
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
 from flashvla_ros.nodes.process import run_node
 from flashvla_ros.nodes.reporter import Reporter
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory, load_policy
 
 Transition = Callable[["PolicyNode", LifecycleState], TransitionCallbackReturn]
 

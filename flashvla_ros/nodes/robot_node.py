@@ -33,9 +33,9 @@ from std_msgs.msg import Float64, Header, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.images import encode_image
 from flashvla_ros.nodes.parameters import describe
 from flashvla_ros.sim.episode import (
     ROBOT_PARAMETERS,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from flashvla_ros import images
 from flashvla_ros.core.errors import ObservationError
-from flashvla_ros.nodes import images
 
 _ORDER = {"rgb": [0, 1, 2], "bgr": [2, 1, 0], "rgba": [0, 1, 2, 3], "bgra": [2, 1, 0, 3]}
 

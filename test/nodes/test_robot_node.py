@@ -24,9 +24,9 @@ from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.images import decode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.images import decode_image
 from flashvla_ros.sim.errors import SimulationError
 
 try:

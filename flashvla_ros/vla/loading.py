@@ -1,10 +1,11 @@
-"""From parameters to a policy that is ready to answer: what the policy node takes as its factory."""
+"""From parameters to a policy that is ready to answer, with all that its answers depend on."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import flashvla_ros
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
@@ -61,5 +62,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         "dtype": str(backend.dtype).removeprefix("torch."),
         "attention": backend.attention,
         "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "flashvla_ros": flashvla_ros.__version__,
     }
     return LoadedPolicy(policy, check, checkpoint_fingerprint(checkpoint_folder(settings.model)), platform)
