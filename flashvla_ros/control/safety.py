@@ -81,7 +81,7 @@ def resting(spec: ActionSpec, held: FloatArray | None, positions: Mapping[str, f
     it was last told (`held`); a gripper is what it was last told.
     """
     command = np.full(spec.size, np.nan) if held is None else held.astype(np.float64)
-    for index, (name, kind) in enumerate(zip(spec.names, spec.kinds)):
+    for index, (name, kind) in enumerate(zip(spec.names, spec.kinds, strict=True)):
         if kind in _MOTION:
             command[index] = 0.0
         elif kind is ActionKind.ABSOLUTE and name in positions:

@@ -229,14 +229,14 @@ class GateSettings:
         dynamic=True,
     )
     scene_factor: float = _row(
-        4.0,
-        "A patch changed when it differs from the last fresh frame by this many times the running level of change.",
+        3.0,
+        "A patch changed where it differs from the last fresh frame by this many times the running level of change.",
         low=1.0,
         high=1000.0,
         dynamic=True,
     )
     scene_floor: float = _row(
-        12.0,
+        8.0,
         "Least difference of a patch's mean, in grey levels of 255, that can count as a change of the scene.",
         low=0.0,
         high=255.0,

@@ -27,7 +27,7 @@ class GateDecision:
         reason: The first condition that failed, in the order of docs/gate.md; :attr:`Reason.REUSE` where none did.
         angle_deg: Angle between the last two fresh actions.
         overlap: φ, share of the last fresh set of kept tokens that is in the one before it.
-        corrected_overlap: φ′ = (φ − k/N) / (1 − k/N).
+        corrected_overlap: φ' = (φ - k/N) / (1 - k/N).
         scene_level: Greatest change of a patch that the robot's own motion explains, in grey levels of 255.
         scene_changed: Patches that changed by more.
         age_s: Age of the fresh result behind this step's command; 0 where the model is run.
@@ -152,7 +152,7 @@ def _gripper_may_flip(previous: FreshResult, last: FreshResult, settings: GateSe
 def angle_between(first: FloatArray, second: FloatArray) -> float:
     """Return the angle in degrees between two actions taken as one vector each, over the whole chunk.
 
-    Kahan's formula, 2 atan2(|u − v|, |u + v|) of the unit vectors, keeps its precision near 0° and 180°, where the
+    Kahan's formula, 2 atan2(|u - v|, |u + v|) of the unit vectors, keeps its precision near 0° and 180°, where the
     arc cosine loses half of the digits. NaN where an action is exactly zero or the chunks differ in size.
     """
     norms = float(np.linalg.norm(first)), float(np.linalg.norm(second))
@@ -163,9 +163,9 @@ def angle_between(first: FloatArray, second: FloatArray) -> float:
 
 
 def overlap_of(previous: FreshResult, last: FreshResult) -> tuple[float, float]:
-    """Return φ = |I₂ ∩ I₁| / |I₁| and φ′ = (φ − k/N) / (1 − k/N) of the kept tokens of two fresh results.
+    """Return φ = |I₂ ∩ I₁| / |I₁| and φ' = (φ - k/N) / (1 - k/N) of the kept tokens of two fresh results.
 
-    φ′ is 0 where the sets agree as much as chance would make them, and 1 where they are identical; so it is 1 where
+    φ' is 0 where the sets agree as much as chance would make them, and 1 where they are identical; so it is 1 where
     both hold all N tokens. NaN where there is nothing to compare: no sets, or sets of another k or N.
     """
     if previous.kept is None or last.kept is None:

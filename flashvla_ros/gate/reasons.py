@@ -37,6 +37,6 @@ class Reason(enum.StrEnum):
     SCENE_CHANGED = "scene_changed"
     STILL = "still"
     ANGLE = "angle"
-    NO_TOKEN_SETS = "no_token_sets"
+    NO_TOKEN_SETS = "no_token_sets"  # noqa: S105 - visual tokens, no password
     PRUNING_CHANGED = "pruning_changed"
     OVERLAP = "overlap"

@@ -20,7 +20,7 @@ from flashvla_ros.core.types import ImageArray
 
 GRID = 16  # patches along each side of a frame
 SAMPLES = 8  # sampled pixels along each side of a patch: the cost does not grow with the resolution
-RATE_MEMORY_S = 1.0  # time constant of the running rate of change
+RATE_MEMORY_S = 0.3  # time constant of the running rate of change: an arm takes about this long to change its speed
 
 Signature = NDArray[np.float32]  # [cameras, GRID, GRID, 3], grey levels of 255
 
