@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checkpoints import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.vla.action_codec import ActionCodec
+
+CODEC = ActionCodec.from_config(tiny_config())
+HALF_BIN = 1.0 / 255
+UNIT = st.floats(-1.0, 1.0)
+
+
+def test_tokens_of_the_published_vocabulary():
+    codec = ActionCodec(32000, 256, np.zeros(1), np.ones(1), np.ones(1, dtype=bool))
+    assert codec.decode([31999]) == pytest.approx(-1 + HALF_BIN)
+    assert codec.decode([31745]) == pytest.approx(1 - HALF_BIN)
+    assert codec.decode([31872]) == pytest.approx(0.0)
+    assert codec.encode([-1.0, 0.0, 1.0]).tolist() == [31999, 31872, 31745]
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.float64, (4,), elements=UNIT))
+def test_round_trip_stays_within_half_a_bin(values):
+    assert np.abs(CODEC.decode(CODEC.encode(values)) - values).max() <= HALF_BIN + 1e-12
+
+
+@settings(max_examples=50, deadline=None)
+@given(UNIT, UNIT)
+def test_a_greater_value_never_has_a_greater_token(one, other):
+    low, high = sorted((one, other))
+    assert CODEC.encode(low) >= CODEC.encode(high)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(769, 1023))
+def test_every_action_token_returns(token):
+    assert CODEC.encode(CODEC.decode(token)) == token
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1087))
+def test_any_token_decodes_inside_the_range(token):
+    value = CODEC.decode(token)
+    assert abs(value) <= 1 - HALF_BIN + 1e-12
+    if token > 1023:
+        assert value == CODEC.decode(1023)
+    if token < 769:
+        assert value == CODEC.decode(769)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(allow_nan=False))
+def test_values_beyond_the_range_are_clipped(value):
+    assert CODEC.encode(value) == CODEC.encode(np.clip(value, -1, 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.float64, (3, 4), elements=UNIT))
+def test_normalize_inverts_unnormalize(values):
+    assert np.allclose(CODEC.normalize(CODEC.unnormalize(values)), values, atol=1e-12)
+
+
+def test_masked_dimension_is_not_scaled():
+    stats = {"toy": {"action": {"q01": [0.0, 0.0], "q99": [10.0, 10.0], "mask": [True, False]}}}
+    codec = ActionCodec.from_config(tiny_config(norm_stats=stats))
+    assert codec.unnormalize([0.5, 0.5]).tolist() == [7.5, 0.5]
+    assert codec.normalize([7.5, 0.5]).tolist() == [0.5, 0.5]
+
+
+def test_dimension_that_never_moves_is_zero():
+    stats = {"toy": {"action": {"q01": [3.0], "q99": [3.0]}}}
+    codec = ActionCodec.from_config(tiny_config(norm_stats=stats))
+    assert codec.normalize([3.0]) == 0.0
+    assert codec.unnormalize([0.7]) == 3.0
+
+
+ONE = {"action": {"q01": [0.0], "q99": [1.0]}}
+
+
+@pytest.mark.parametrize(
+    ("stats", "key", "message"),
+    [
+        ({"a": ONE, "b": ONE}, "", "set model.unnorm_key to one of a, b"),
+        ({"a": ONE, "b": ONE}, "c", "'c' is not among the checkpoint's data sets: a, b"),
+        ({"a": {}}, "", "'a' lacks 'action'"),
+        ({"a": {"action": {"q01": [0.0]}}}, "", "lacks q99"),
+        ({"a": {"action": {"mean": [0.0]}}}, "", "lacks q01 and q99"),
+        ({"a": {"action": {"q01": [0.0], "q99": [1.0, 2.0]}}}, "", "one value for each action dimension"),
+        ({"a": {"action": {"q01": ["low"], "q99": [1.0]}}}, "", "lists of numbers"),
+        ({"a": {"action": {"q01": [2.0], "q99": [1.0]}}}, "", "q01 at most q99"),
+        ({"a": {"action": {"q01": [float("nan")], "q99": [1.0]}}}, "", "must be finite"),
+    ],
+)
+def test_unusable_statistics_are_named(stats, key, message):
+    with pytest.raises(CheckpointError, match=message):
+        ActionCodec.from_config(tiny_config(norm_stats=stats), key)
+
+
+def test_key_chooses_the_data_set():
+    stats = {"a": ONE, "b": {"action": {"q01": [0.0, 0.0], "q99": [1.0, 1.0]}}}
+    assert ActionCodec.from_config(tiny_config(norm_stats=stats), "b").size == 2

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt, pad_prompts
+from flashvla_ros.vla.resample import resize
+from flashvla_ros.vla.tokenizer import build_tokenizer
+
+pil = pytest.importorskip("PIL.Image")
+SIDE = st.integers(1, 90)
+MEANS = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+STDS = (0.229, 0.224, 0.225), (0.5, 0.5, 0.5)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pillow(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Rows, then columns, the order of every release up to 12."""
+    rows = pil.fromarray(image).resize((width, image.shape[0]), pil.Resampling.BICUBIC)
+    return np.asarray(rows.resize((width, height), pil.Resampling.BICUBIC))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDE, SIDE, SIDE, SIDE, st.integers(0, 99))
+def test_resize_equals_pillow_to_the_last_bit(height, width, new_height, new_width, seed):
+    image = noise(height, width, seed)
+    assert np.array_equal(resize(torch.from_numpy(image), new_height, new_width), pillow(image, new_height, new_width))
+
+
+def test_camera_images_equal_pillow_in_one_call():
+    image = noise(480, 640)
+    whole = pil.fromarray(image).resize((224, 224), pil.Resampling.BICUBIC)
+    assert np.array_equal(resize(torch.from_numpy(image), 224, 224), np.asarray(whole))
+
+
+def test_each_tower_gets_its_own_statistics():
+    image = noise(56, 56)
+    pixels = ImageProcessor(56, "resize-naive", MEANS, STDS)(image)
+    assert pixels.shape == (1, 6, 56, 56)
+    scaled = image.transpose(2, 0, 1) / 255
+    for tower in range(2):
+        mean, std = (np.array(values[tower])[:, None, None] for values in (MEANS, STDS))
+        np.testing.assert_allclose(pixels[0, 3 * tower : 3 * tower + 3], (scaled - mean) / std, atol=1e-6)
+
+
+def test_naive_loses_the_aspect_ratio():
+    image = noise(30, 60)
+    square = ImageProcessor(20, "resize-naive", MEANS, STDS).to_square(image)
+    assert np.array_equal(square, pillow(image, 20, 20))
+
+
+def test_crop_cuts_the_long_side():
+    image = noise(30, 60)
+    square = ImageProcessor(20, "resize-crop", MEANS, STDS).to_square(image)
+    assert np.array_equal(square, pillow(image, 20, 40)[:, 10:30])
+
+
+def test_letterbox_adds_borders_in_the_mean_colour():
+    image = np.zeros((20, 40, 3), dtype=np.uint8)
+    square = ImageProcessor(40, "letterbox", MEANS, STDS).to_square(image)
+    assert square.shape == (40, 40, 3)
+    assert (square[:10] == 127).all()
+    assert (square[10:30] == 0).all()
+    assert (square[30:] == 127).all()
+
+
+def test_letterbox_of_an_odd_difference_is_still_square():
+    assert ImageProcessor(20, "letterbox", MEANS, STDS).to_square(noise(33, 20)).shape == (20, 20, 3)
+
+
+@pytest.mark.parametrize("view", [lambda image: image[:, ::-1], lambda image: image[::2], np.array])
+def test_any_view_of_an_image_is_taken(view):
+    image = view(noise(112, 56))
+    image.flags.writeable = False
+    processor = ImageProcessor(56, "resize-naive", MEANS, STDS)
+    assert torch.equal(processor(image), processor(image.copy()))
+
+
+def test_processor_survives_its_file(tmp_path):
+    processor = ImageProcessor.from_config(tiny_config(image_resize_strategy="letterbox"))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor.to_dict()))
+    assert ImageProcessor.from_folder(tmp_path, tiny_config()) == processor
+
+
+def test_without_a_file_the_towers_decide(tmp_path):
+    processor = ImageProcessor.from_folder(tmp_path, tiny_config())
+    assert processor == ImageProcessor(56, "resize-naive", MEANS, STDS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_sizes": [[3, 224, 224]] * 2}, "input_sizes must be"),
+        ({"interpolations": ["bilinear", "bicubic"]}, "interpolations must be bicubic"),
+        ({"image_resize_strategy": "squeeze"}, "image_resize_strategy must be one of"),
+        ({"means": [[0.5, 0.5, 0.5]]}, "means must list three numbers for each of 2 towers"),
+    ],
+)
+def test_processor_file_that_does_not_fit_is_refused(change, message, tmp_path):
+    data = {**ImageProcessor.from_config(tiny_config()).to_dict(), **change}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=message):
+        ImageProcessor.from_folder(tmp_path, tiny_config())
+
+
+PROMPTS = PromptEncoder(build_tokenizer([format_prompt("open the drawer")], 1024), max_tokens=60)
+
+
+def test_prompt_is_openvlas():
+    assert format_prompt("Open the Drawer") == "In: What action should the robot take to open the drawer?\nOut:"
+
+
+def test_prompt_starts_with_bos_and_ends_with_the_empty_token():
+    ids = PROMPTS("open the drawer")
+    assert ids[0] == 1
+    assert ids[-1] == PROMPTS.tokenizer.token_to_id("▁")
+    assert ids.count(1) == 1
+
+
+def test_instructions_in_any_case_are_one():
+    assert PROMPTS("Open The Drawer") == PROMPTS("open the drawer")
+
+
+@pytest.mark.parametrize("instruction", ["", "  \n"])
+def test_empty_instruction_is_refused(instruction):
+    with pytest.raises(ObservationError, match="instruction is empty"):
+        PROMPTS(instruction)
+
+
+def test_endless_instruction_is_refused():
+    with pytest.raises(ObservationError, match=r"of 10000 characters makes a prompt of .* takes 60: shorten it"):
+        PROMPTS("open the ju" * 909 + "x")
+
+
+def test_foreign_tokenizer_is_refused():
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(CheckpointError, match="has no token <s> and no ▁"):
+        PromptEncoder(Tokenizer(models.BPE({"a": 0}, [])), 60)
+
+
+def test_prompts_are_padded_after_bos():
+    ids, mask = pad_prompts([[1, 5], [1, 6, 7, 8]], pad_id=9)
+    assert ids.tolist() == [[1, 9, 9, 5], [1, 6, 7, 8]]
+    assert mask.tolist() == [[True, False, False, True], [True] * 4]
