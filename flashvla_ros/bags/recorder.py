@@ -72,7 +72,7 @@ class Recorder(Node):
         super().__init__("flashvla_recorder", enable_rosout=False, start_parameter_services=False, **node)
         self._writer = writer
         self._selection = selection
-        self._topics: dict[str, tuple[Connection, Subscription[Any]] = {}
+        self._topics: dict[str, tuple[Connection, Subscription[Any]]] = {}
         self._skipped: set[str] = set()
         self.create_timer(DISCOVERY_S, self._discover)
 
