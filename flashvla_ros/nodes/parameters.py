@@ -68,7 +68,7 @@ class NodeParameters:
         # Callbacks come after: rclpy would run them once for each parameter, with the others still missing.
         for name, value in self.settings.values().items():
             _declare(node, table.find(name), value)
-        self._node = node
+        self.node = node
         self._check_candidate = check
         self._on_change = on_change
         node.add_pre_set_parameters_callback(self._convert)
@@ -77,7 +77,7 @@ class NodeParameters:
 
     def _convert(self, parameters: Sequence[Parameter[Any]]) -> list[Parameter[Any]]:
         for parameter in parameters:
-            if parameter.name not in _NAMES and not self._node.has_parameter(parameter.name):
+            if parameter.name not in _NAMES and not self.node.has_parameter(parameter.name):
                 try:
                     table.find(parameter.name)
                 except SettingsError as error:
@@ -96,7 +96,7 @@ class NodeParameters:
         if values:
             self.settings = self.settings.with_values(values)
             words = ", ".join(f"{name} = {value}" for name, value in values.items())
-            self._node.get_logger().info(f"from the next step on: {words}")
+            self.node.get_logger().info(f"from the next step on: {words}")
             self._on_change(self.settings)
 
 

@@ -68,8 +68,11 @@ class Runner:
         self._moving = False
         if stop.command is not None:
             self._outputs.stop(stop.command)
-        log = self._logger.info if stop.cause is Reason.DEACTIVATED else self._logger.error
-        log(f"stopped, {stop.cause}: {stop.detail}")
+        line = f"stopped, {stop.cause}: {stop.detail}"
+        if stop.cause is Reason.DEACTIVATED:
+            self._logger.info(line)
+        else:  # two calls: rclpy ties a severity to the line that logs
+            self._logger.error(line)
 
     def _on_fault(self, error: Exception) -> None:
         """The stop itself is logged with the error's text; where that is a programming error, say where it happened."""

@@ -1,4 +1,4 @@
-"""Image messages to RGB and back: every encoding, both byte orders, padded rows, and everything that must be refused."""
+"""Image messages to RGB and back: every encoding, both byte orders, padded rows, and all that must be refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_bayer_mosaic_of_one_colour_is_that_colour(pattern, bits):
 
 
 @pytest.mark.parametrize(
-    "encoding, order", [("yuv422", "uyvy"), ("uyvy", "uyvy"), ("yuyv", "yuyv"), ("yuv422_yuy2", "yuyv")]
+    ("encoding", "order"), [("yuv422", "uyvy"), ("uyvy", "uyvy"), ("yuyv", "yuyv"), ("yuv422_yuy2", "yuyv")]
 )
 def test_yuv_is_decoded(encoding, order):
     rgb = np.full((4, 6, 3), (200, 40, 90), np.uint8)
@@ -125,16 +125,18 @@ def test_compressed_round_trip_is_close():
 
 
 @pytest.mark.parametrize(
-    "encoding, words", [("", "''"), ("16UC1", "16UC1"), ("8UC3", "8UC3"), ("rgb\n8", "rgb"), ("x" * 9999, "xxx")]
+    ("encoding", "words"), [("", "''"), ("16UC1", "16UC1"), ("8UC3", "8UC3"), ("rgb\n8", "rgb"), ("x" * 9999, "xxx")]
 )
 def test_unknown_encodings_are_named(encoding, words):
     with pytest.raises(ObservationError) as caught:
         images.decode_image(Image(height=1, width=1, step=3, encoding=encoding, data=array.array("B", bytes(3))))
-    assert words in str(caught.value) and "rgb8" in str(caught.value)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert words in str(caught.value)
+    assert "rgb8" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("encoding, width", [("bayer_rggb8", 2), ("yuyv", 3)])
+@pytest.mark.parametrize(("encoding", "width"), [("bayer_rggb8", 2), ("yuyv", 3)])
 def test_sizes_that_a_mosaic_cannot_have_are_refused(encoding, width):
     channels = 2 if encoding == "yuyv" else 1
     message = make_message(random_pixels(0, (4, width, channels)), encoding)
@@ -142,7 +144,7 @@ def test_sizes_that_a_mosaic_cannot_have_are_refused(encoding, width):
         images.decode_image(message)
 
 
-@pytest.mark.parametrize("height, width", [(0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize(("height", "width"), [(0, 4), (4, 0), (0, 0)])
 def test_zero_size_is_refused_with_the_size(height, width):
     with pytest.raises(ObservationError, match=f"{width} x {height}"):
         images.decode_image(Image(height=height, width=width, step=12, encoding="rgb8"))
@@ -185,7 +187,8 @@ def test_any_message_gives_an_rgb_image_or_an_observation_error(encoding, height
         decoded = images.decode_image(message)
     except ObservationError:
         return
-    assert decoded.shape == (height, width, 3) and decoded.dtype == np.uint8
+    assert decoded.shape == (height, width, 3)
+    assert decoded.dtype == np.uint8
 
 
 @settings(max_examples=200, deadline=None)

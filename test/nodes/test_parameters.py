@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +19,11 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PARAMETERS, Settings
 from flashvla_ros.nodes.parameters import NodeParameters
 
-DOMAIN = os.getpid() % 100 + 1
-
 
 @pytest.fixture
 def context() -> Iterator[Context]:
     context = Context()
-    rclpy.init(context=context, domain_id=DOMAIN)
+    rclpy.init(context=context)
     yield context
     rclpy.try_shutdown(context=context)
 
@@ -82,8 +79,8 @@ def parameters(node) -> NodeParameters:
 
 
 @pytest.fixture
-def client(node, parameters) -> Iterator[Client]:
-    client = Client(node)
+def client(parameters) -> Iterator[Client]:
+    client = Client(parameters.node)
     yield client
     client.close()
 
@@ -108,7 +105,8 @@ def test_every_row_is_declared_with_its_default_and_described(node, parameters):
         value = node.get_parameter(row.name).value
         assert row.parse(value) == row.default, row.name
         descriptor = node.describe_parameter(row.name)
-        assert descriptor.read_only is not row.dynamic and row.description in descriptor.description
+        assert descriptor.read_only is not row.dynamic
+        assert row.description in descriptor.description
         assert descriptor.additional_constraints == row.rule
 
 
@@ -125,7 +123,8 @@ def test_descriptors_carry_type_and_range(client):
 def test_a_set_replaces_the_snapshot(client, parameters):
     before = parameters.settings
     assert client.set("gate.delta", 0.9).successful
-    assert parameters.settings.gate.delta == 0.9 and before.gate.delta == 0.5
+    assert parameters.settings.gate.delta == 0.9
+    assert before.gate.delta == 0.5
 
 
 def test_an_integer_is_a_fine_double(client, parameters):
@@ -149,7 +148,7 @@ def test_off_is_a_word_though_yaml_reads_a_boolean(client, parameters, context):
 
 
 @pytest.mark.parametrize(
-    "name, value, words",
+    ("name", "value", "words"),
     [
         ("gate.delta", 1.5, ["gate.delta", "0.0", "1.0", "1.5"]),
         ("gate.delta", float("nan"), ["gate.delta"]),
@@ -174,7 +173,8 @@ def test_a_refused_value_says_which_rule_it_broke_and_changes_nothing(client, pa
 def test_parameters_set_together_are_judged_together(client, parameters):
     assert client.set("limits.upper", [1.0] * 4).successful
     result = client.set("limits.lower", [2.0] * 4)
-    assert not result.successful and "exceeds limits.upper" in result.reason
+    assert not result.successful
+    assert "exceeds limits.upper" in result.reason
     assert client.set_together(limits__lower=[2.0] * 4, limits__upper=[3.0] * 4).successful
     refused = client.set_together(limits__lower=[0.0] * 4, gate__delta=7.0)
     assert not refused.successful
@@ -198,7 +198,7 @@ def test_values_at_start_come_from_file_and_arguments(context, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "yaml, words",
+    ("yaml", "words"),
     [
         ("    gate.delta: 1.5", ["gate.delta", "from 0 to 1", "1.5"]),
         ("    gate.detla: 0.5", ["'gate.detla'", "did you mean gate.delta"]),

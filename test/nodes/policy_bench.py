@@ -1,0 +1,176 @@
+"""A policy node on a bench: real rclpy and DDS around it, a scripted policy inside, one thread spins everything."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import rclpy
+from fakes import ScriptedPolicy
+from lifecycle_msgs.srv import GetState
+from rcl_interfaces.msg import Log, SetParametersResult
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool, Float64, Header, String
+from std_srvs.srv import Trigger
+
+from flashvla_ros.core.policy import Policy
+from flashvla_ros.images import encode_image
+from flashvla_ros.msg import GateStatus, PolicyStatus
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.policy_node import PolicyNode
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
+
+TASK = "open the drawer"
+_LOG_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class PolicyBench:
+    """Publishes what a robot publishes and collects what the node says.
+
+    Args:
+        policy: The model inside; a scripted one where it is None.
+        factory: Instead of `policy`: what the node calls to load it.
+        parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``.
+    """
+
+    def __init__(
+        self, policy: Policy | None = None, *, factory: PolicyFactory | None = None, **parameters: Any
+    ) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.policy = policy or ScriptedPolicy()
+        overrides = [Parameter(name.replace("__", "."), value=value) for name, value in parameters.items()]
+        self.node = PolicyNode(
+            factory or (lambda _: LoadedPolicy(self.policy)), context=self.context, parameter_overrides=overrides
+        )
+        self.robot = Node("robot", context=self.context)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._executor.add_node(self.robot)
+        self.logs: list[Log] = []
+        self.gates: list[GateStatus] = []
+        self.statuses: list[PolicyStatus] = []
+        self.commands: list[Any] = []
+        self.grippers: list[Float64] = []
+        self.diagnostics: list[Any] = []
+        self._parameters = AsyncParameterClient(self.robot, "flashvla")
+        self.robot.create_subscription(Log, "/rosout", self.logs.append, _LOG_QOS)
+        self.image = self.robot.create_publisher(interfaces.IMAGE.type, "image", interfaces.IMAGE.qos)
+        self.instruction = self.robot.create_publisher(String, "instruction", 10)
+        self.joint_states = self.robot.create_publisher(interfaces.JOINT_STATES.type, "joint_states", 1)
+        self.emergency_stop = self.robot.create_publisher(Bool, "emergency_stop", 10)
+        self.reset = self.robot.create_client(Trigger, "/flashvla/reset")
+        self.get_state = self.robot.create_client(GetState, "/flashvla/get_state")
+
+    def configure(self) -> bool:
+        """Trigger configure; returns whether it succeeded, and then listens to every topic."""
+        if self.node.trigger_configure() is not TransitionCallbackReturn.SUCCESS:
+            return False
+        command = dict(zip(("TwistStamped", "Float64MultiArray"), interfaces.COMMAND.types, strict=True))
+        for topic, received, message_type in (
+            (interfaces.GATE, self.gates, None),
+            (interfaces.STATUS, self.statuses, None),
+            (interfaces.GRIPPER_COMMAND, self.grippers, None),
+            (interfaces.DIAGNOSTICS, self.diagnostics, None),
+            (interfaces.COMMAND, self.commands, command[self.node.settings.command.type]),
+        ):
+            name = topic.name.replace("~", "/flashvla")
+            self.robot.create_subscription(message_type or topic.type, name, received.append, 100)
+            self.until(lambda name=name: self.node.count_subscribers(name), f"a reader of {name}")
+        self.until(self.instruction.get_subscription_count, "the instruction's reader")
+        self.until(self.emergency_stop.get_subscription_count, "the emergency stop's reader")
+        return True
+
+    def activate(self) -> bool:
+        """Configure if need be and trigger activate; returns whether it succeeded."""
+        if self.state() == "unconfigured" and not self.configure():
+            return False
+        return self.node.trigger_activate() is TransitionCallbackReturn.SUCCESS
+
+    def start(self, instruction: str = TASK) -> PolicyBench:
+        """Configure, activate and give an instruction."""
+        assert self.activate()
+        self.say(instruction)
+        return self
+
+    def state(self) -> str:
+        """The lifecycle state, asked through its service."""
+        return self.call(self.get_state, GetState.Request()).current_state.label
+
+    def show(self, level: int = 100) -> Header:
+        """Publish a grey picture."""
+        header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id="camera")
+        self.image.publish(encode_image(np.full((64, 64, 3), level, np.uint8), header))
+        return header
+
+    def say(self, instruction: str) -> None:
+        """Publish an instruction and wait until the node has heard it, whether or not it likes it."""
+        self.instruction.publish(String(data=instruction))
+        self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=5))
+        self.spin(0.02)
+
+    def step(self, level: int = 100) -> GateStatus:
+        """Show a picture, wait for the command, and return what the gate says of it."""
+        gates, commands = len(self.gates), len(self.commands)
+        shown = self.show(level)
+        self.until(lambda: len(self.gates) > gates and len(self.commands) > commands, "the next step")
+        gate = self.gates[-1]
+        assert gate.header.stamp == shown.stamp
+        return gate
+
+    def set(self, name: str, value: Any) -> SetParametersResult:
+        """Set a parameter through the node's own service."""
+        assert self._parameters.wait_for_services(5)
+        future = self._parameters.set_parameters([Parameter(name, value=value)])
+        self.until(future.done, f"the answer to {name}")
+        return future.result().results[0]
+
+    def call(self, client: Any, request: Any) -> Any:
+        """Call a service of the node."""
+        self.until(client.service_is_ready, client.srv_name)
+        future = client.call_async(request)
+        self.until(future.done, client.srv_name)
+        return future.result()
+
+    def report(self) -> PolicyStatus:
+        """The node's status of this moment."""
+        statuses, diagnostics = len(self.statuses), len(self.diagnostics)
+        self.until(lambda: len(self.statuses) > statuses and len(self.diagnostics) > diagnostics, "a status")
+        return self.statuses[-1]
+
+    def logged(self, words: str) -> list[str]:
+        """The node's log lines that contain `words`."""
+        return [log.msg for log in self.logs if log.name == "flashvla" and words in log.msg]
+
+    def spin(self, duration_s: float) -> None:
+        """Let messages travel for a while."""
+        end_s = time.monotonic() + duration_s
+        while (remaining_s := end_s - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=remaining_s)
+
+    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
+        """Let messages travel until `condition` holds."""
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end_s, f"{what} did not come; log: {[log.msg for log in self.logs]}"
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def close(self) -> None:
+        """Take everything down."""
+        self.node.close("the test is over")
+        self._executor.shutdown()
+        self.node.destroy_node()
+        self.robot.destroy_node()
+        rclpy.try_shutdown(context=self.context)
+        # rclpy's lifecycle state machine keeps the node's handle, and its place on /rosout, until it is collected.
+        del self.node, self.policy
+        gc.collect()

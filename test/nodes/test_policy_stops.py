@@ -1,0 +1,271 @@
+"""Everything that must stop the robot, bad input that must not, and how the node goes on afterwards."""
+
+from __future__ import annotations
+
+import array
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fakes import ScriptedPolicy
+from policy_bench import PolicyBench
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+
+from flashvla_ros.msg import GateStatus
+
+MakeBench = Callable[..., PolicyBench]
+NAN = float("nan")
+
+
+@pytest.fixture
+def make() -> Iterator[MakeBench]:
+    benches: list[PolicyBench] = []
+
+    def make(*arguments: Any, **parameters: Any) -> PolicyBench:
+        benches.append(PolicyBench(*arguments, **{"control__image_timeout_s": 10.0, **parameters}))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.close()
+
+
+def stops(bench: PolicyBench) -> list[Any]:
+    """Commands that ask for no motion; the scripted policy always moves along x."""
+    return [command for command in bench.commands if command.twist.linear.x == 0.0]
+
+
+def test_a_silent_camera_stops_the_robot_once_and_the_next_image_moves_it_again(make):
+    bench = make(control__image_timeout_s=0.1).start()
+    bench.step()
+    bench.until(lambda: stops(bench), "the stop action")
+    bench.spin(0.3)
+    assert len(stops(bench)) == 1
+    assert bench.grippers[-1].data == bench.grippers[0].data  # a stop leaves the gripper as it was told
+    status = bench.report()
+    assert (status.state, status.stops) == ("stopped", 1)
+    assert status.stop_reason.startswith("image_timeout: no image of camera 'image' for 0.1")
+    assert bench.diagnostics[-1].status[0].level == b"\x02"
+    assert len(bench.logged("stopped, image_timeout")) == 1
+    gate = bench.step()
+    assert (gate.decision, gate.reason) == (GateStatus.INFER, "image_timeout")
+    assert bench.set("control.image_timeout_s", 10.0).successful
+    bench.step()
+    assert bench.report().state == "running"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(RuntimeError("the GPU fell off"), "RuntimeError: the GPU fell off"), (KeyError("x"), "KeyError: 'x'")],
+)
+def test_an_exception_of_the_policy_stops_the_robot_and_the_node_lives(make, error, words):
+    def before(call: int) -> None:
+        if call == 1:
+            raise error
+
+    bench = make(ScriptedPolicy(before=before)).start()
+    bench.step()
+    bench.show()
+    bench.until(lambda: stops(bench), "the stop action")
+    assert words in bench.report().stop_reason
+    assert bench.step().reason == "fault"
+
+
+def test_an_action_that_is_not_finite_is_never_published(make):
+    bench = make(ScriptedPolicy(actions=[[0.5, 0, 0, 1], [0.5, NAN, 0, 1], [0.5, 0, 0, 1]])).start()
+    bench.step()
+    bench.show()
+    bench.until(lambda: stops(bench), "the stop action")
+    assert "not finite in ['y']" in bench.report().stop_reason
+    bench.step()
+    assert all(command.twist.linear.y == 0.0 for command in bench.commands)
+
+
+def test_a_model_that_hangs_is_stopped_in_time_and_its_late_answer_dropped(make):
+    go_on = threading.Event()
+    bench = make(
+        ScriptedPolicy(before=lambda call: go_on.wait(20) if call == 1 else None), control__inference_timeout_s=0.2
+    ).start()
+    bench.step()
+    started_s = time.monotonic()
+    bench.show()
+    bench.until(lambda: stops(bench), "the stop action", timeout_s=5.0)
+    assert time.monotonic() - started_s < 2.0  # far from the 20 s that the model would take
+    assert "control.inference_timeout_s is 0.2" in bench.report().stop_reason
+    assert bench.set("gate.delta", 0.75).successful  # the node answers all the while
+    go_on.set()
+    bench.spin(0.2)
+    assert len(bench.gates) == 1
+    gate = bench.step()
+    assert (gate.reason, gate.delta) == ("inference_timeout", 0.75)
+
+
+def test_an_emergency_stop_holds_until_reset(make):
+    bench = make().start()
+    bench.step()
+    bench.emergency_stop.publish(Bool(data=False))
+    bench.step()
+    bench.emergency_stop.publish(Bool(data=True))
+    bench.until(lambda: stops(bench), "the stop action")
+    bench.emergency_stop.publish(Bool(data=False))
+    gates = len(bench.gates)
+    for _ in range(3):
+        bench.show()
+        bench.spin(0.05)
+    assert len(bench.gates) == gates
+    assert len(stops(bench)) == 1
+    status = bench.report()
+    assert (status.state, status.stops) == ("stopped", 1)
+    assert status.stop_reason.startswith("emergency_stop")
+    answer = bench.call(bench.reset, Trigger.Request())
+    assert (answer.success, answer.message) == (True, "emergency stop released, memory emptied")
+    assert bench.step().decision == GateStatus.INFER
+
+
+def test_an_emergency_stop_before_activation_holds_too(make):
+    bench = make()
+    assert bench.configure()
+    bench.emergency_stop.publish(Bool(data=True))
+    bench.until(lambda: bench.logged("emergency stop"), "the stop")
+    bench.start()
+    bench.show()
+    bench.spin(0.2)
+    assert not bench.commands
+    assert bench.report().state == "stopped"
+    bench.call(bench.reset, Trigger.Request())
+    bench.step()
+
+
+def test_deactivation_stops_the_robot_and_silences_the_node(make):
+    bench = make().start()
+    bench.step()
+    bench.node.trigger_deactivate()
+    bench.until(lambda: stops(bench), "the stop action")
+    status = bench.report()
+    assert (status.state, status.stop_reason) == ("stopped", "deactivated: deactivated")
+    commands = len(bench.commands)
+    bench.show()
+    bench.spin(0.1)
+    assert len(bench.commands) == commands
+
+
+def test_deactivation_does_not_wait_for_a_model_that_hangs(make):
+    go_on = threading.Event()
+    bench = make(ScriptedPolicy(before=lambda call: go_on.wait(60) if call == 1 else None)).start()
+    bench.step()
+    bench.show()
+    bench.spin(0.1)
+    started_s = time.monotonic()
+    bench.node.trigger_deactivate()
+    assert time.monotonic() - started_s < 30
+    bench.until(lambda: stops(bench), "the stop action")
+    go_on.set()
+    bench.spin(0.1)
+    assert len(bench.gates) == 1
+
+
+def test_the_stop_action_none_is_silence(make):
+    bench = make(control__stop_action="none").start()
+    bench.step()
+    bench.node.trigger_deactivate()
+    bench.spin(0.2)
+    assert len(bench.commands) == 1
+
+
+def test_an_absolute_joint_stops_where_it_is(make):
+    bench = make(
+        ScriptedPolicy(actions=[[0.5]]),
+        command__type="Float64MultiArray",
+        action__names=["elbow"],
+        action__kinds=["absolute"],
+    ).start()
+    bench.joint_states.publish(JointState(name=["elbow"], position=[0.25]))
+    bench.spin(0.05)
+    bench.step()
+    bench.node.trigger_deactivate()
+    bench.until(lambda: len(bench.commands) == 2, "the stop action")
+    assert list(bench.commands[1].data) == [0.25]
+
+
+def image(encoding: str = "rgb8", height: int = 4, width: int = 4, step: int = 12, size: int = 48) -> Image:
+    message = Image(encoding=encoding, height=height, width=width, step=step)
+    message.data = array.array("B", bytes(size))
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (image(encoding="16UC1"), "image encoding '16UC1' is not one of rgb8, bgr8"),
+        (image(encoding=""), "image encoding '' is not one of"),
+        (image(height=0, size=0), "an image must have pixels, got 4 x 0"),
+        (image(size=47), "has 48 bytes, but only 47 came: it is truncated"),
+        (image(step=11), "12 bytes, but the image's step is 11"),
+    ],
+)
+def test_a_bad_image_is_one_clear_error_and_the_robot_stays_safe(make, message, words):
+    bench = make(control__image_timeout_s=0.3).start()
+    bench.step()
+    for _ in range(3):
+        bench.image.publish(message)
+        bench.spin(0.03)
+    bench.until(lambda: bench.logged(words), "the error")
+    assert len(bench.logged("camera image:")) == 1
+    assert bench.logged(words)[0].startswith("camera image: ")
+    bench.until(lambda: stops(bench), "the stop action: a rejected image does not keep the camera alive")
+    assert 1 <= bench.report().rejected <= 3  # the newest image wins over one that waits
+    bench.step()
+
+
+def test_an_image_with_padded_rows_is_as_good_as_any(make):
+    bench = make().start()
+    bench.image.publish(image(step=20, size=80))
+    bench.until(lambda: bench.gates, "the step")
+    assert bench.report().rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "must not be empty"), (" \n", "must not be empty"), ("x" * 10_000, "got 10000: 'xxx")]
+)
+def test_a_bad_instruction_is_one_clear_error_and_the_old_one_stays(make, text, words):
+    bench = make().start()
+    bench.step()
+    for _ in range(3):
+        bench.say(text)
+    bench.until(lambda: bench.logged(words), "the error")
+    assert len(bench.logged("an instruction must")) == 1
+    assert len(bench.logged(words)[0]) < 200
+    gate = bench.step()
+    assert gate.instruction == "open the drawer"
+    assert bench.report().rejected == 3
+
+
+def test_without_an_instruction_nothing_moves_and_the_status_says_why(make):
+    bench = make()
+    assert bench.activate()
+    bench.show()
+    bench.spin(0.1)
+    assert not bench.commands
+    assert bench.report().state == "waiting"
+    assert "no instruction yet on /instruction" in bench.diagnostics[-1].status[0].message
+    bench.say("open the drawer")
+    bench.step()
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (JointState(name=["a", "b"], position=[1.0]), "joint_states: 2 names but 1 positions"),
+        (JointState(name=["a"], position=[NAN]), "joint_states: a position is not finite"),
+    ],
+)
+def test_bad_joint_states_are_rejected(make, message, words):
+    bench = make().start()
+    bench.until(bench.joint_states.get_subscription_count, "the reader")
+    bench.joint_states.publish(message)
+    bench.until(lambda: bench.logged(words), "the error")
+    bench.step()
