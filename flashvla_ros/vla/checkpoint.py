@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
-from flashvla_ros.vla.keys import Entry, entries, is_unused
+from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import save_tokenizer
+from flashvla_ros.vla.weights import INDEX, WEIGHTS, read_weights
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 STATISTICS = "dataset_statistics.json"
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
@@ -44,27 +43,10 @@ def load_config(folder: Path) -> OpenVLAConfig:
     if (folder / STATISTICS).is_file():
         config = dataclasses.replace(config, norm_stats=read_json(folder / STATISTICS))
     if not config.norm_stats:
-        raise CheckpointError(f"{folder / 'config.json'}: field norm_stats is missing, and there is no {STATISTICS}")
-    return config
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, in the order of their names."""
-    if (folder / INDEX).is_file():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{folder / INDEX}: field weight_map is missing")
-        files = [folder / name for name in sorted(set(shards.values()))]
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {INDEX} lists")
-        return files
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if pickles := sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern)):
         raise CheckpointError(
-            f"{folder} has pickled weights ({pickles[0]}), which can run code when read: save them as safetensors"
+            f"{folder / 'config.json'}: field norm_stats is missing, and there is no {STATISTICS}: copy that file of the training run"
         )
-    raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX} is there")
+    return config
 
 
 def load_model(
@@ -76,56 +58,27 @@ def load_model(
     progress: Progress | None = None,
 ) -> OpenVLA:
     """Build the model without memory and fill it from the folder's shards, each tensor straight on its device."""
-    with torch.device("meta"):
-        model = OpenVLA(config, attention)
+    model = build_empty(config, attention)
     known = entries(model)
-    seen: set[str] = set()
-    unexpected: list[str] = []
-    files = weight_files(folder)
-    for number, file in enumerate(files, start=1):
+    stored = read_weights(folder)
+    stored.check(known, config)
+    for number, file in enumerate(stored.files, start=1):
         if progress is not None:
-            progress(file.name, number, len(files))
+            progress(file.name, number, len(stored.files))
         loaded: dict[str, Tensor] = {}
-        for name, tensor in _tensors(file, known, device, unexpected):
-            seen.add(name)
+        names = [name for name in known if stored.tensors[name].file == file]
+        for name, tensor in stored.read(file, names, device):
             # A copy even where nothing changes: the file is mapped, and may be overwritten while the model runs.
             loaded.update(known[name].load(tensor.to(dtype, copy=tensor.device.type == "cpu")))
         model.load_state_dict(loaded, strict=False, assign=True)
-    _check_complete(
-        folder, [name for name in known if name not in seen], [n for n in unexpected if not is_unused(n, config)]
-    )
     model.restore_buffers(device)
     return model.eval().requires_grad_(False)
 
 
-def _tensors(
-    file: Path, known: Mapping[str, Entry], device: torch.device, unexpected: list[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of one file that the model uses; the names of the others go to `unexpected`."""
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as shard:
-            for name in shard.keys():  # noqa: SIM118, not a dict
-                if name not in known:
-                    unexpected.append(name)
-                    continue
-                shape = tuple(shard.get_slice(name).get_shape())
-                if shape != known[name].shape:
-                    raise CheckpointError(
-                        f"{file}: tensor {name} has shape {list(shape)}, config.json asks for {list(known[name].shape)}"
-                    )
-                yield name, shard.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read; it is damaged or cut short: {error}") from error
-
-
-def _check_complete(folder: Path, missing: list[str], unexpected: list[str]) -> None:
-    problems = [
-        f"{len(names)} {what} tensors: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {'; '.join(problems)}")
+def build_empty(config: OpenVLAConfig, attention: str = "sdpa") -> OpenVLA:
+    """Build the model without memory for its weights."""
+    with torch.device("meta"):
+        return OpenVLA(config, attention)
 
 
 def save_checkpoint(
