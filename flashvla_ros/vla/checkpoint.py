@@ -44,7 +44,8 @@ def load_config(folder: Path) -> OpenVLAConfig:
         config = dataclasses.replace(config, norm_stats=read_json(folder / STATISTICS))
     if not config.norm_stats:
         raise CheckpointError(
-            f"{folder / 'config.json'}: field norm_stats is missing, and there is no {STATISTICS}: copy that file of the training run"
+            f"{folder / 'config.json'}: field norm_stats is missing, and there is no {STATISTICS}: "
+            f"copy the one that training wrote"
         )
     return config
 

@@ -1,7 +1,8 @@
 """Write a checkpoint with random weights in exactly OpenVLA's layout: names, shapes, types, shards and side files.
 
 ``python -m flashvla_ros.vla.random_checkpoint --size 7b OUT`` writes what loading, memory and timing can be tested on
-at full size (15 GB). Tensors are drawn and written in pieces, so that little memory is needed. Its actions mean nothing.
+at full size (15 GB). Tensors are drawn and written in pieces, so that little memory is needed. The actions of such a
+checkpoint mean nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def config_of_size(size: str) -> OpenVLAConfig:
 def tensor_shapes(config: OpenVLAConfig) -> dict[str, Shape]:
     """Return the name and shape of every tensor of an official checkpoint, in the official order."""
     shapes: dict[str, Shape] = {}
-    for prefix, tower in zip(("featurizer", "fused_featurizer"), config.towers):
+    for prefix, tower in zip(("featurizer", "fused_featurizer"), config.towers, strict=False):
         shapes.update({f"vision_backbone.{prefix}.{name}": shape for name, shape in _tower_shapes(tower)})
     width = config.llama().hidden_size
     inner = 4 * config.vision_size if config.fused else width
@@ -164,7 +165,7 @@ def write_random_checkpoint(
     *,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = lambda file, done, total: None,
+    progress: Progress | None = None,
 ) -> None:
     """Write weights, index, configuration, image processor and tokenizer of `config` into `folder`.
 
@@ -187,7 +188,8 @@ def write_random_checkpoint(
             for name, shape in tensors.items():
                 _write_tensor(stream, name, shape, generator, actions)
                 done += 1
-                progress(file, done, len(shapes))
+                if progress is not None:
+                    progress(file, done, len(shapes))
     if len(shards) > 1:
         total = sum(2 * math.prod(shape) for shape in shapes.values())
         weight_map = {name: file for file, tensors in shards.items() for name in tensors}
