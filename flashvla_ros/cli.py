@@ -30,6 +30,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
+    Command("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
     Command("params", "flashvla_ros.core.reference", "print every parameter with default, range and meaning"),
 )
 
@@ -39,6 +41,7 @@ _EXTRA_OF_MODULE = {
     "mujoco": "sim",
     "metaworld": "sim",
     "rosbags": "bags",
+    "mcap": "bags",
     "matplotlib": "bags",
 }
 

@@ -23,7 +23,7 @@ def share_path(*parts: str) -> Path:
         path = root.joinpath(*parts)
         if path.exists():
             return path
-    raise FlashVLAError(f"{'/'.join(parts)} is missing from the installation of {PACKAGE} at {package}; install it again")
+    raise FlashVLAError(f"{'/'.join(parts)} is missing from the installation at {package}; install {PACKAGE} again")
 
 
 def _share_roots(package: Path) -> list[Path]:

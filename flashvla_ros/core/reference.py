@@ -30,6 +30,7 @@ _YAML_HEAD = """\
 /**:
   ros__parameters:
 """
+_TABLE_HEAD = "| name | type | default | range | changes | what |"
 _NOTE = " " * 6 + "# "
 
 
@@ -37,7 +38,7 @@ def markdown() -> str:
     """Return the reference page: one table for each group of parameters."""
     lines = [_MARKDOWN_HEAD]
     for group, summary, rows in _groups():
-        lines += [f"## {group}", "", summary, "", "| name | type | default | range | changes | what |", "|---" * 6 + "|"]
+        lines += [f"## {group}", "", summary, "", _TABLE_HEAD, "|---" * 6 + "|"]
         lines += [_markdown_row(row) for row in rows]
         lines.append("")
     return "\n".join(lines)

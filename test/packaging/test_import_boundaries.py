@@ -1,0 +1,103 @@
+"""Which room imports what: the pure rooms without ROS and torch, the model without ROS, and nothing the nodes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "flashvla_ros"
+
+ROS = ("rclpy", "cv_bridge", "std_msgs", "sensor_msgs", "geometry_msgs", "rcl_interfaces", "flashvla_ros.msg")
+HEAVY = ("torch", "transformers", "cv2", "mujoco", "metaworld", "rosbags", "matplotlib", "ray", "flashvla_ros.nodes")
+FORBIDDEN = {
+    "core": (*ROS, *HEAVY),
+    "gate": (*ROS, *HEAVY),
+    "control": (*ROS, *HEAVY),
+    "vla": (*ROS, "torchvision", "timm", "flashvla_ros.nodes"),
+    "sim": (*ROS, "torch", "flashvla_ros.nodes"),
+}
+ALLOWED_ROOMS = {
+    "core": set(),
+    "gate": {"core"},
+    "control": {"core", "gate"},
+    "vla": {"core"},
+    "sim": {"core", "control", "gate"},
+    "view": {"core", "control", "gate"},
+    "train": {"bench", "control", "core", "gate", "sim", "vla"},
+}
+
+_IMPORT_ALL = """
+import importlib, pkgutil, sys
+room, *blocked = sys.argv[1:]
+for name in blocked:
+    sys.modules[name] = None  # an import of it raises ModuleNotFoundError
+package = importlib.import_module(f"flashvla_ros.{room}")
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    print(importlib.import_module(module.name).__name__)
+"""
+
+
+def import_all(room: str, blocked: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _IMPORT_ALL, room, *blocked]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_room_imports_with_everything_foreign_to_it_blocked(room: str) -> None:
+    result = import_all(room, FORBIDDEN[room])
+    assert result.returncode == 0, result.stderr
+    modules = [path for path in (PACKAGE / room).rglob("*.py") if path.name != "__init__.py"]
+    assert len(result.stdout.split()) >= len(modules) > 0
+
+
+def test_the_check_finds_a_forbidden_import() -> None:
+    result = import_all("nodes", ("rclpy",))
+    assert result.returncode != 0
+    assert "rclpy" in result.stderr
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every absolute module name that a file imports anywhere, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def sources(*folders: str) -> list[Path]:
+    generated = PACKAGE / "msg"
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py") if generated not in path.parents)
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("flashvla_ros.")}
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED_ROOMS))
+def test_room_depends_only_on_rooms_below_it(room: str) -> None:
+    files = sources(f"flashvla_ros/{room}")
+    assert files
+    for path in files:
+        above = rooms_imported_by(path) - ALLOWED_ROOMS[room] - {room}
+        assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
+
+
+def test_only_entry_points_import_the_nodes() -> None:
+    others = [path for path in sources("flashvla_ros") if path.parent.name != "nodes" and path.name != "cli.py"]
+    assert others
+    for path in others:
+        assert "nodes" not in rooms_imported_by(path), path.relative_to(ROOT)
+
+
+def test_nothing_imports_torchvision_or_timm() -> None:
+    for path in sources("flashvla_ros", "launch"):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert not tops & {"torchvision", "timm"}, path.relative_to(ROOT)

@@ -1,0 +1,89 @@
+"""One truth in several files: version, messages, dependencies."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import flashvla_ros
+import flashvla_ros.msg
+
+ROOT = Path(__file__).parents[2]
+MESSAGES = sorted(path.stem for path in (ROOT / "msg").glob("*.msg"))
+MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()  # noqa: S314 our own file
+
+# What imports a module of another name, or comes with a ROS package that is declared.
+ROS_PACKAGES = {"ament_index_python", "cv_bridge", "launch", "launch_ros", "rclpy"}
+
+
+def test_version_is_the_same_everywhere() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["version"] == "attr: flashvla_ros.__version__"
+    assert MANIFEST.findtext("version") == flashvla_ros.__version__
+    assert importlib.metadata.version("flashvla_ros") == flashvla_ros.__version__
+    newest = re.search(r"^(\d+\.\d+\.\d+) \(.+\)\n-+$", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == flashvla_ros.__version__
+
+
+def test_every_message_is_built_and_no_other() -> None:
+    built = re.findall(r"^\s*msg/(\w+)\.msg$", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
+    assert sorted(built) == MESSAGES
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_compiled_message_has_the_fields_of_its_file(message: str) -> None:
+    compiled = getattr(flashvla_ros.msg, message).get_fields_and_field_types()
+    lines = (line.split("#")[0].split() for line in (ROOT / "msg" / f"{message}.msg").read_text().splitlines())
+    written = [words[1] for words in lines if len(words) == 2 and "=" not in words[1]]
+    assert list(compiled) == written, "the compiled messages are old: make setup"
+
+
+def test_every_import_is_declared() -> None:
+    """A ROS package in package.xml, anything else in setup.cfg."""
+    ros = {element.text for element in MANIFEST if element.tag in {"depend", "exec_depend"}}
+    wheels = {name.lower().replace("_", "-") for name in _requirements()}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for module, path in _third_party_imports():
+        if module in ROS_PACKAGES or module.endswith(("_msgs", "_srvs", "_interfaces")):
+            if module not in ros:
+                undeclared.add(f"package.xml: {module} ({path})")
+        elif not wheels & {name.lower().replace("_", "-") for name in distributions.get(module, [module])}:
+            undeclared.add(f"setup.cfg: {module} ({path})")
+    assert not undeclared
+
+
+def _requirements() -> set[str]:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["install_requires"].split("\n")
+    for extra in config["options.extras_require"].values():
+        lines += extra.split("\n")
+    return {match[0] for line in lines if (match := re.match(r"[A-Za-z0-9_.-]+", line.strip()))}
+
+
+def _third_party_imports() -> set[tuple[str, Path]]:
+    found = set()
+    generated = ROOT / "flashvla_ros" / "msg"
+    for path in sorted([*(ROOT / "flashvla_ros").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]):
+        if generated in path.parents:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            else:
+                continue
+            tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"flashvla_ros"}
+            found |= {(top, path.relative_to(ROOT)) for top in tops}
+    return found
