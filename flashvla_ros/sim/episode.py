@@ -143,7 +143,8 @@ def action_from_command(velocity: Sequence[float], gripper: float, tick_s: float
         tick_s: Length of a control step in seconds.
     """
     action = np.empty(ACTION_SIZE)
-    action[:3] = np.asarray(velocity, dtype=np.float64) * tick_s / METRES_PER_UNIT
+    with np.errstate(over="ignore"):  # infinite is what it should be
+        action[:3] = np.asarray(velocity, dtype=np.float64) * tick_s / METRES_PER_UNIT
     action[3] = gripper
     if not np.isfinite(action[:3]).all():
         action[:3] = 0.0

@@ -43,8 +43,6 @@ TASKS: dict[str, Task] = {
         Task("window-close", "close the window", "window"),
         Task("button-press-topdown", "press the button", "button"),
         Task("door-open", "open the door", "door"),
-        Task("faucet-open", "open the faucet", "faucet"),
-        Task("faucet-close", "close the faucet", "faucet"),
     )
 }
 

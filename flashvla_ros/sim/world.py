@@ -35,6 +35,7 @@ except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError
 ACTION_SIZE = 4  # dx, dy, dz, gripper
 METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for an action of 1
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
+ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
 SIZE_LIMITS = (16, 1024)  # side of an image in pixels
 
 
@@ -173,10 +174,9 @@ class _Scene:
         self._active = self._environments[task.name]
         self._action = np.zeros(ACTION_SIZE)
         if progress and others:
-            robot = self._robot_joints
-            position = starts[task.name]
-            position[robot:] += progress * (starts[others[0].name] - position)[robot:]
-            self._active.set_state(position, np.zeros_like(self._data.qvel))
+            start, other = starts[task.name][ROBOT_JOINTS:], starts[others[0].name][ROBOT_JOINTS:]
+            self._data.qpos[ROBOT_JOINTS:] = start + progress * (other - start)
+        mujoco.mj_forward(self._model, self._data)  # some environments leave positions of before the reset
 
     def step(self, action: FloatArray) -> None:
         self._action = action
@@ -210,11 +210,7 @@ class _Scene:
         return WorldState(observation[:3].copy(), float(observation[3]), observation[4:7].copy())
 
     def joint_positions(self) -> dict[str, float]:
-        return {self._model.joint(i).name: float(self._data.qpos[i]) for i in range(self._robot_joints)}
-
-    @property
-    def _robot_joints(self) -> int:
-        return 9  # seven joints of the arm and two fingers come first in every scene
+        return {self._model.joint(i).name: float(self._data.qpos[i]) for i in range(ROBOT_JOINTS)}
 
     def _of(self, task: Task) -> Any:
         if task.name not in self._environments:
