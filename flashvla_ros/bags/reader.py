@@ -60,7 +60,7 @@ class Bag:
         while True:
             try:
                 message = next(raw, None)
-            except Exception as error:  # damaged bytes make the parsers below fail in any way
+            except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
                 where = "at its start" if last_ns is None else f"after {last_ns / 1e9:.3f} s"
                 self.warnings.append(f"{self.path} is damaged {where}: {_one_line(error)}")
                 return

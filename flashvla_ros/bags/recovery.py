@@ -88,7 +88,7 @@ class _Records:
                 try:
                     record = next(records, None)
                     parts = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
-                except Exception as error:  # parsers and decompressors share no base class of their errors
+                except Exception as error:  # noqa: BLE001 - parsers and decompressors share no base class
                     self.reason = str(error) or "the file ends inside a record"
                     return
                 if record is None:

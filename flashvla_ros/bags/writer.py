@@ -7,10 +7,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rosbags.interfaces import Connection, Qos
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.rosbag2.storage_mcap import McapWriter
 
 from flashvla_ros.core.errors import BagError
 
@@ -117,8 +117,7 @@ class BagWriter:
     def _flush(self) -> None:
         """Close the chunk under way and hand it to the operating system."""
         with self._file:
-            storage = self._writer.storage
-            assert isinstance(storage, McapWriter)
+            storage: Any = self._writer.storage  # rosbags' McapWriter; its chunks are closed by size alone otherwise
             if storage.chunk.msgs:
                 storage.close_chunk()
             storage.bio.flush()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from recording import start_recorder, stop_recorder
 from rosbags.highlevel import AnyReader
 
 rclpy = pytest.importorskip("rclpy")
@@ -19,13 +17,6 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
-RECORD = """
-import argparse, sys
-from flashvla_ros.bags import record
-parser = argparse.ArgumentParser()
-record.add_arguments(parser)
-sys.exit(record.run(parser.parse_args()))
-"""
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -42,11 +33,6 @@ def talker(monkeypatch):
     yield node
     node.destroy_node()
     context.try_shutdown()
-
-
-def start_recorder(bag: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RECORD, str(bag), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def publish_images(publisher, count: int, hz: float = 60.0) -> None:
@@ -83,9 +69,9 @@ def test_ctrl_c_leaves_a_complete_rosbag2_of_the_nodes_topics(talker, tmp_path):
     talker.set_parameters([rclpy.Parameter("gate.delta", value=0.9)])
     overlay.publish(String(data="left out"))
     time.sleep(0.5)
-    recorder.send_signal(signal.SIGINT)
-    output, errors = recorder.communicate(timeout=20)
-    assert recorder.returncode == 0 and errors == ""
+    output, errors = stop_recorder(recorder)
+    assert recorder.returncode == 0
+    assert errors == ""
     assert "/image: 30 messages" in output
     messages = read(bag)
     assert [int(image.data[0]) for image in messages["/image"]] == list(range(30))
@@ -115,10 +101,12 @@ def test_kill_leaves_all_but_the_last_second(talker, tmp_path):
     with open_bag(bag) as recording:
         times = [message.time_ns for message in recording.messages(["/image"])]
         assert any("no metadata.yaml" in warning for warning in recording.warnings)
-    assert len(times) >= 60 and last_ns - times[-1] < 1_000_000_000
+    assert len(times) >= 60
+    assert last_ns - times[-1] < 1_000_000_000
 
 
 def test_a_bag_is_never_overwritten(tmp_path):
     recorder = start_recorder(tmp_path)
     _, errors = recorder.communicate(timeout=20)
-    assert recorder.returncode != 0 and f"{tmp_path} exists already" in errors
+    assert recorder.returncode != 0
+    assert f"{tmp_path} exists already" in errors

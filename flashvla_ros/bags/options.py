@@ -1,0 +1,127 @@
+"""What ``replay`` and ``tune`` ask on the command line, and how a recording is opened with it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flashvla_ros.bags.frames import Frames
+from flashvla_ros.bags.playback import SettingsInForce
+from flashvla_ros.bags.reader import Bag, open_bag
+from flashvla_ros.bags.steps import RunLog, read_log
+from flashvla_ros.bags.topics import DEFAULT_NODE, Topics, find_topics, parse_remappings
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.overrides import parse_overrides
+from flashvla_ros.core.settings import Settings, find
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How to read recordings; picklable, so that other processes can.
+
+    Attributes:
+        changed: Parameters to use instead of the recorded ones.
+        remappings: Role to topic.
+        node: Full name of the policy node.
+        instruction: Instruction until the first recorded one.
+        every_image: Take every image, not only those that the node answered.
+    """
+
+    changed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    remappings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    node: str = DEFAULT_NODE
+    instruction: str = ""
+    every_image: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Source:
+        """Read the options of :func:`add_arguments`."""
+        changed = {**(read_parameters(args.settings) if args.settings else {}), **parse_overrides(args.set)}
+        return cls(changed, parse_remappings(args.topic), args.node, args.instruction, args.every_image)
+
+    @contextlib.contextmanager
+    def open(self, path: Path) -> Iterator[Recording]:
+        """Open a recording and find its topics, settings and steps.
+
+        Raises:
+            BagError: It cannot be read, or lacks what was asked of it.
+        """
+        with open_bag(path) as bag:
+            cameras = self.changed.get("camera.names", ())
+            topics = find_topics(bag, self.remappings, self.node, cameras)
+            log = read_log(bag, topics)
+            settings = SettingsInForce(log, self.changed)
+            names = settings.first.camera.names
+            if names != tuple(cameras):
+                topics = find_topics(bag, self.remappings, self.node, names)
+            yield Recording(bag, topics, log, settings, self._frames(bag, topics, log, settings.first))
+
+    def _frames(self, bag: Bag, topics: Topics, log: RunLog, settings: Settings) -> Frames:
+        return Frames(
+            bag,
+            topics,
+            None if self.every_image else log,
+            instruction=self.instruction or settings.node.instruction,
+            rate_hz=settings.control.rate_hz,
+        )
+
+
+@dataclasses.dataclass(eq=False)
+class Recording:
+    """An open recording with everything that is known before its images are read."""
+
+    bag: Bag
+    topics: Topics
+    log: RunLog
+    settings: SettingsInForce
+    frames: Frames
+
+    @property
+    def warnings(self) -> list[str]:
+        """Everything odd found so far."""
+        return [*self.bag.warnings, *self.topics.notes, *self.log.warnings, *self.frames.warnings]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say how to read a recording."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="use this value of a parameter"
+    )
+    parser.add_argument("--settings", type=Path, metavar="YAML", help="use the values of a ROS parameter file")
+    parser.add_argument(
+        "--topic", action="append", default=[], metavar="ROLE=/TOPIC", help="image, instruction, gate, … have this name"
+    )
+    parser.add_argument("--node", default=DEFAULT_NODE, help="full name of the policy node (%(default)s)")
+    parser.add_argument("--instruction", default="", help="instruction until the first recorded one")
+    parser.add_argument("--every-image", action="store_true", help="take every image, not only those the node answered")
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Read a ROS parameter file, the parameters of every node in it together.
+
+    Raises:
+        SettingsError: The file cannot be read, is of another form, or holds an unknown parameter or a bad value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        groups = [section["ros__parameters"] for section in content.values()]
+        flat = dict(pair for group in groups for pair in _flatten(group))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not a ROS parameter file: it must hold <node>: ros__parameters: …") from error
+    return {name: find(name).parse(value) for name, value in flat.items() if name != "use_sim_time"}
+
+
+def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,185 @@
+"""Replay a recording through the node's own control step, and compare every decision and action bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from flashvla_ros.bags.frames import Frame, Frames
+from flashvla_ros.bags.steps import RecordedStep, RunLog, equal, values_of
+from flashvla_ros.control.stepper import Stepper, StepperState, StepResult
+from flashvla_ros.core.errors import ActionError, ObservationError
+from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.memory import GateMemory
+from flashvla_ros.gate.reasons import Reason
+
+# What empties the gate's memory; the step that follows names it.
+_CAUSES = frozenset(
+    {
+        Reason.START,
+        Reason.RESET,
+        Reason.EMERGENCY_STOP,
+        Reason.IMAGE_TIMEOUT,
+        Reason.INFERENCE_TIMEOUT,
+        Reason.FAULT,
+        Reason.DEACTIVATED,
+    }
+)
+
+
+class SettingsInForce:
+    """The settings of each recorded step, with what the user overrides.
+
+    Attributes:
+        unknown: Steps whose settings are not in the recording; those of the step before were taken.
+    """
+
+    def __init__(self, log: RunLog, overrides: Mapping[str, Any]) -> None:
+        self._log = log
+        self._overrides = overrides
+        self._current = log.first.settings if log.first else Settings()
+        self._by_digest: dict[str, Settings] = {}
+        self.unknown: list[RecordedStep] = []
+
+    @property
+    def first(self) -> Settings:
+        """Those of the first step; the fixed parameters of every step."""
+        return self._overridden(self._current)
+
+    def at(self, frame: Frame) -> Settings:
+        """Return the settings of one step."""
+        step = frame.recorded
+        if step is not None:
+            record = self._log.records.get(step.digest)
+            if record is not None:
+                self._current = record.settings
+            else:
+                self.unknown.append(step)
+        return self._overridden(self._current)
+
+    def _overridden(self, settings: Settings) -> Settings:
+        return settings.with_values(self._overrides) if self._overrides else settings
+
+
+def play(
+    frames: Frames, stepper: Stepper, settings_of: Callable[[Frame], Settings]
+) -> Iterator[tuple[Frame, StepResult]]:
+    """Run the control step on every frame; one that cannot be answered stops the robot, as it does in the node."""
+    before: RecordedStep | None = None
+    for frame in frames:
+        if frame.recorded is not None:
+            _follow(stepper, frame.recorded, before)
+            before = frame.recorded
+        elif frame.reset is not None:
+            stepper.reset(frame.reset)
+        try:
+            result = stepper.step(frame.observation, settings_of(frame))
+        except (ObservationError, ActionError):
+            if frame.index == 0:
+                raise  # most likely every frame is of this kind
+            stepper.reset(Reason.FAULT)
+            continue
+        yield frame, result
+
+
+def _follow(stepper: Stepper, step: RecordedStep, before: RecordedStep | None) -> None:
+    """Bring the stepper to the recorded activation, epoch and number."""
+    reason = step.values["reason"]
+    cause = Reason(reason) if reason in _CAUSES else None
+    if before is None or step.step <= before.step or step.epoch < before.epoch:
+        stepper.state = StepperState(GateMemory(cause or Reason.START), epoch=step.epoch)
+        stepper.policy.reset()
+    while stepper.state.epoch < step.epoch:
+        stepper.reset(cause or Reason.RESET)
+    stepper.state = dataclasses.replace(stepper.state, step=step.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The first value of a step that came out differently."""
+
+    step: int
+    field: str
+    recorded: Any
+    replayed: Any
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.field} was {_short(self.recorded)} and is {_short(self.replayed)}"
+
+
+@dataclasses.dataclass(eq=False)
+class Comparison:
+    """Compares a replay with its recording, step by step.
+
+    Attributes:
+        steps: Steps replayed.
+        compared: Those that the recording has too.
+        differing: Those with any difference.
+        reuses: Steps that reused an action.
+        recorded_reuses: Those that did in the recording.
+        missing: Recorded steps whose images the recording lacks.
+        first: The first difference.
+    """
+
+    steps: int = 0
+    compared: int = 0
+    differing: int = 0
+    reuses: int = 0
+    recorded_reuses: int = 0
+    missing: int = 0
+    first: Difference | None = None
+
+    def add(self, recorded: RecordedStep | None, result: StepResult) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.reuses += result.decision.reuse
+        if recorded is None:
+            return
+        self.compared += 1
+        self.recorded_reuses += bool(recorded.values["decision"])
+        replayed = values_of(result)
+        for field, value in recorded.values.items():
+            if not equal(value, replayed[field]):
+                self.differing += 1
+                self.first = self.first or Difference(recorded.step, field, value, replayed[field])
+                return
+
+    @property
+    def identical(self) -> bool:
+        """Whether every recorded step was replayed and none differs."""
+        return self.compared == self.steps > 0 and not self.differing and not self.missing
+
+
+def reasons_to_differ(log: RunLog, here: Provenance, changed: Mapping[str, Any]) -> list[str]:
+    """Return everything known before a replay that can make it differ from its recording.
+
+    Args:
+        log: What was recorded.
+        here: Weights and platform of the replay.
+        changed: Parameters that the user overrides.
+    """
+    if log.first is None:
+        return ["the bag does not hold the node's settings (~/settings), so defaults were taken"]
+    then = log.first.settings.values()
+    found = [f"{name} was {then[name]} and is {value} here" for name, value in changed.items() if then[name] != value]
+    if log.first.checkpoint != here.checkpoint:
+        found.append(f"the checkpoint was another one ({log.first.checkpoint[:12]}, here {here.checkpoint[:12]})")
+    for name in sorted({*log.first.platform, *here.platform}):
+        before, now = log.first.platform.get(name, "unknown"), here.platform.get(name, "unknown")
+        if before != now:
+            found.append(f"{name} was {before} and is {now} here")
+    if log.steps and log.steps[0].step > 0:
+        found.append(
+            f"the recording begins at step {log.steps[0].step}, and what the gate remembered then is not in it"
+        )
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return np.array2string(value, threshold=8, separator=", ", max_line_width=10**6)
+    return repr(value) if isinstance(value, str) else str(value)

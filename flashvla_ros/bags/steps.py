@@ -1,0 +1,171 @@
+"""What a recording says that the node did: its settings, and every control step with the observation it answered."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flashvla_ros.bags.reader import Bag
+from flashvla_ros.bags.topics import Topics
+from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.provenance import Provenance, settings_digest
+
+ANSWER_NS = 10 * 10**9  # a step is recorded within this time of its image; a looped bag repeats stamps later than that
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordedStep:
+    """One GateStatus.
+
+    Attributes:
+        time_ns: When it was recorded.
+        stamp_ns: Stamp of the image that the step answered.
+        step: Number of the step since the node was activated.
+        epoch: Number of resets before it.
+        instruction: Instruction in force.
+        digest: Names the settings in force.
+        values: What a replay must reproduce, by the message's field names.
+    """
+
+    time_ns: int
+    stamp_ns: int
+    step: int
+    epoch: int
+    instruction: str
+    digest: str
+    values: Mapping[str, Any]
+
+
+def values_of(result: StepResult) -> dict[str, Any]:
+    """Return what a recorded step says of a result, under the field names of GateStatus."""
+    decision, kept = result.decision, result.inference.kept
+    return {
+        "decision": int(decision.reuse),
+        "reason": str(decision.reason),
+        "angle_deg": decision.angle_deg,
+        "overlap": decision.overlap,
+        "corrected_overlap": decision.corrected_overlap,
+        "scene_level": decision.scene_level,
+        "scene_changed": decision.scene_changed,
+        "reused_in_a_row": decision.reused_in_a_row,
+        "age_s": decision.age_s,
+        "kept_tokens": np.empty(0, dtype=np.int64) if kept is None else kept,
+        "action": result.command.ravel(),
+        "clamped": int(result.clamped.any(axis=0).sum()),
+    }
+
+
+FIELDS = (
+    "decision",
+    "reason",
+    "angle_deg",
+    "overlap",
+    "corrected_overlap",
+    "scene_level",
+    "scene_changed",
+    "reused_in_a_row",
+    "age_s",
+    "kept_tokens",
+    "action",
+    "clamped",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunLog:
+    """Everything recorded of the node's own doing; empty for a recording of cameras alone.
+
+    Attributes:
+        steps: In the order in which they were recorded.
+        records: Settings, weights and platform by the settings' digest.
+        first: The first of them.
+        warnings: Sentences about what could not be read.
+    """
+
+    steps: Sequence[RecordedStep] = ()
+    records: Mapping[str, Provenance] = dataclasses.field(default_factory=dict)
+    first: Provenance | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def decisions(self) -> list[bool]:
+        """Whether each step was a reuse."""
+        return [bool(step.values["decision"]) for step in self.steps]
+
+
+def read_log(bag: Bag, topics: Topics) -> RunLog:
+    """Read the node's settings and steps; the images are left alone."""
+    steps: list[RecordedStep] = []
+    records: dict[str, Provenance] = {}
+    warnings: list[str] = []
+    for message in bag.messages(topic for topic in (topics.gate, topics.settings) if topic):
+        content = bag.decode(message)
+        if message.topic == topics.gate:
+            steps.append(_step(message.time_ns, content))
+            continue
+        try:
+            record = Provenance.from_json(content.data)
+        except SettingsError as error:
+            warnings.append(f"{message.topic} at {message.time_ns / 1e9:.3f} s is of no use: {error}")
+        else:
+            records.setdefault(settings_digest(record.settings), record)
+    return RunLog(steps, records, next(iter(records.values()), None), tuple(warnings))
+
+
+def _step(time_ns: int, status: Any) -> RecordedStep:
+    stamp = status.header.stamp
+    return RecordedStep(
+        time_ns=time_ns,
+        stamp_ns=stamp.sec * 10**9 + stamp.nanosec,
+        step=status.step,
+        epoch=status.epoch,
+        instruction=status.instruction,
+        digest=status.settings_digest,
+        values={name: getattr(status, name) for name in FIELDS},
+    )
+
+
+class StepFinder:
+    """Pairs images with the steps that answered them, in one pass over both.
+
+    Attributes:
+        missing: Steps whose image was passed over or never came.
+    """
+
+    def __init__(self, steps: Sequence[RecordedStep]) -> None:
+        self._steps = steps
+        self._next = 0
+        self._by_stamp: dict[int, list[int]] = {}
+        self.missing: list[RecordedStep] = []
+        for index, step in enumerate(steps):
+            self._by_stamp.setdefault(step.stamp_ns, []).append(index)
+
+    def find(self, stamp_ns: int, time_ns: int) -> RecordedStep | None:
+        """Return the step that answered the image with this stamp, recorded at `time_ns`; None where none did."""
+        indices = self._by_stamp.get(stamp_ns, [])
+        position = bisect.bisect_left(indices, self._next)
+        if position == len(indices):
+            return None
+        step = self._steps[indices[position]]
+        if abs(step.time_ns - time_ns) > ANSWER_NS:
+            return None
+        self.missing.extend(self._steps[self._next : indices[position]])
+        self._next = indices[position] + 1
+        return step
+
+    def finish(self) -> None:
+        """Count the steps that are left as missing."""
+        self.missing.extend(self._steps[self._next :])
+        self._next = len(self._steps)
+
+
+def equal(recorded: Any, replayed: Any) -> bool:
+    """Compare two values of a step bit for bit; NaN equals NaN."""
+    if isinstance(recorded, (str, Iterable)) and not isinstance(recorded, np.ndarray):
+        return bool(recorded == replayed)
+    return bool(np.array_equal(recorded, replayed, equal_nan=True))
