@@ -18,7 +18,7 @@ from std_msgs.msg import Bool, Float64, Float64MultiArray, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.settings import CameraSettings
-from flashvla_ros.msg import GateStatus, PolicyStatus
+from flashvla_ros.msg import EpisodeStatus, GateStatus, PolicyStatus
 
 
 class Direction(enum.StrEnum):
@@ -78,6 +78,9 @@ STATUS = Interface("~/status", Direction.OUT, (PolicyStatus,))
 SETTINGS = Interface("~/settings", Direction.OUT, (String,), depth=1, latched=True)
 OVERLAY = Interface("~/overlay/compressed", Direction.OUT, (CompressedImage,), depth=1, reliable=False)
 DIAGNOSTICS = Interface("/diagnostics", Direction.OUT, (DiagnosticArray,))
+
+# Of the simulated robot: what it knows of its episodes, for whoever counts them, however late.
+EPISODE = Interface("episode", Direction.IN, (EpisodeStatus,), depth=100, latched=True)
 
 RESET = Interface("~/reset", Direction.SERVICE, (Trigger,))
 

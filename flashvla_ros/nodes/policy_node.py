@@ -62,6 +62,7 @@ class PolicyNode(LifecycleNode):
 
     Attributes:
         failure: Why it could not start by itself (``node.autostart``); empty otherwise.
+        finished: Always false: this node runs until it is told to stop.
         loading: True while the model is being loaded, when a signal may interrupt it.
         transition_error: Why the last transition failed.
     """
@@ -74,7 +75,7 @@ class PolicyNode(LifecycleNode):
         """
         super().__init__(name, **options)
         self.failure = self.transition_error = ""
-        self.loading = False
+        self.loading = self.finished = False
         self._policy_factory = policy_factory
         self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
         self._loaded: LoadedPolicy | None = None
@@ -125,12 +126,12 @@ class PolicyNode(LifecycleNode):
         finally:
             self.loading = False
         super().on_activate(state)
+        self._publish_settings(self._loaded)
         self._runner = Runner(stepper, settings, self._outputs, logger)
         self._runner.start()
         if self._inputs.emergency_stop:
             self._on_emergency_stop()
         self._inputs.start()
-        self._publish_settings(self._loaded)
         logger.info(f"active after {time.monotonic() - started_s:.1f} s; {self._inputs.missing or 'ready'}")
         return TransitionCallbackReturn.SUCCESS
 
@@ -215,10 +216,10 @@ class PolicyNode(LifecycleNode):
             self._loaded.check(settings)
 
     def _on_settings(self, settings: Settings) -> None:
-        if self._runner:
-            self._runner.worker.settings = settings
         if self._loaded:
             self._publish_settings(self._loaded)
+        if self._runner:
+            self._runner.worker.settings = settings
 
     # What the node says of itself.
 

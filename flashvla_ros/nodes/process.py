@@ -1,4 +1,4 @@
-"""A node as a process: start, spin, and on SIGINT or SIGTERM leave the robot safe and exit with 0."""
+"""A node as a process: start, spin; when it has finished, or on SIGINT or SIGTERM, leave the robot safe and exit."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class StoppableNode(Protocol):
 
     Attributes:
         failure: Why the node gave up, empty while it has not; ends the process with exit code 2.
+        finished: True once the node has nothing left to do; ends the process with exit code 0.
         loading: True while a callback may be interrupted by a signal.
     """
 
     failure: str
+    finished: bool
     loading: bool
 
     def close(self, why: str) -> None:
@@ -60,13 +62,13 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
 
 
 def _initialise(arguments: list[str]) -> None:
-    unknown = remove_ros_args(["", *arguments])[1:]
-    if unknown:
-        raise SettingsError(f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p name:=value")
     try:
+        unknown = remove_ros_args(["", *arguments])[1:]
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # of many types, none of them public: a YAML file that is not there or not YAML, …
         raise SettingsError(_SOURCE_LINE.sub("", " ".join(str(error).split()))) from error
+    if unknown:
+        raise SettingsError(f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p name:=value")
 
 
 def _spin(node: StoppableNode) -> int:
@@ -82,10 +84,10 @@ def _spin(node: StoppableNode) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        while not signals and not node.failure:
+        while not signals and not node.failure and not node.finished:
             executor.spin_once(timeout_sec=_SPIN_S)
     finally:
-        node.close(signal.Signals(signals[0]).name if signals else node.failure or "the executor failed")
+        node.close(signal.Signals(signals[0]).name if signals else node.failure or "the node has ended")
         executor.shutdown()
         node.destroy_node()
     return _refuse(node.failure) if node.failure else 0

@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import difflib
 import enum
-import signal
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import rclpy
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TwistStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
+from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, Header, String
 from std_srvs.srv import Trigger
 
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe
+from flashvla_ros.nodes.process import run_node
 from flashvla_ros.sim.episode import (
     ROBOT_PARAMETERS,
     Episode,
@@ -46,7 +43,6 @@ from flashvla_ros.sim.episode import (
 )
 from flashvla_ros.sim.world import World
 
-EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 RESEND_S = 2.0  # an image without an answer is published again after this long in lock-step
 SETTLE_S = 0.05  # given to the policy in lock-step to take in an instruction before the image that goes with it
 RESET_TIMEOUT_S = 5.0  # longest wait for the policy's reset service between episodes
@@ -64,7 +60,14 @@ class Phase(enum.Enum):
 
 
 class RobotNode(Node):
-    """Wires an :class:`Episode` to topics. `finished` is done when the last episode has ended."""
+    """Wires an :class:`Episode` to topics.
+
+    Attributes:
+        failure: Always empty: what goes wrong is told in EpisodeStatus, or raised.
+        finished: The last episode has ended.
+        loading: Always false: no callback takes long.
+        settings: The parameters.
+    """
 
     def __init__(self, **options: Any) -> None:
         """Open the topics; `options` are those of :class:`rclpy.node.Node`.
@@ -75,7 +78,8 @@ class RobotNode(Node):
         """
         super().__init__("robot", **options)
         self.settings = _settings(self)
-        self.finished: Future[None] = Future()
+        self.failure = ""
+        self.finished = self.loading = False
         self._world = World(self.settings.image_size)
         self._tick_s = 1.0 / self.settings.rate_hz
         self._phase = Phase.CONNECTING
@@ -94,12 +98,14 @@ class RobotNode(Node):
     def _open_topics(self) -> None:
         image_topic = f"{self.settings.camera}/image" if self.settings.camera else "image"
         self._images = self.create_publisher(Image, image_topic, interfaces.IMAGE.qos)
-        self._joints = self.create_publisher(JointState, "joint_states", interfaces.JOINT_STATES.qos)
-        self._instructions = self.create_publisher(String, "instruction", interfaces.INSTRUCTION.qos)
-        self._events = self.create_publisher(EpisodeStatus, "episode", EVENTS)
-        self._commands = self.create_subscription(TwistStamped, "command", self._on_command, interfaces.COMMAND.qos)
+        self._joints = self.create_publisher(JointState, interfaces.JOINT_STATES.name, interfaces.JOINT_STATES.qos)
+        self._instructions = self.create_publisher(String, interfaces.INSTRUCTION.name, interfaces.INSTRUCTION.qos)
+        self._events = self.create_publisher(EpisodeStatus, interfaces.EPISODE.name, interfaces.EPISODE.qos)
+        self._commands = self.create_subscription(
+            TwistStamped, interfaces.COMMAND.name, self._on_command, interfaces.COMMAND.qos
+        )
         self._grippers = self.create_subscription(
-            Float64, "gripper_command", self._on_gripper, interfaces.GRIPPER_COMMAND.qos
+            Float64, interfaces.GRIPPER_COMMAND.name, self._on_gripper, interfaces.GRIPPER_COMMAND.qos
         )
         self._reset_client = self.create_client(Trigger, f"{self.settings.policy}/reset")
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -161,7 +167,7 @@ class RobotNode(Node):
         if self.settings.episodes and self._index >= self.settings.episodes:
             self._events.wait_for_all_acked(Duration(seconds=2))
             self._phase = Phase.FINISHED
-            self.finished.set_result(None)
+            self.finished = True
         elif error:
             self._phase = Phase.CONNECTING
         elif self._reset_client.service_is_ready():
@@ -255,6 +261,11 @@ class RobotNode(Node):
             )
         )
 
+    def close(self, why: str) -> None:
+        """Free the OpenGL contexts; the node is destroyed next."""
+        self.get_logger().info(f"the robot stops: {why}")
+        self._world.close()
+
 
 def _time(nanoseconds: int) -> Time:
     return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
@@ -274,32 +285,9 @@ def _settings(node: Node) -> RobotSettings:
     return RobotSettings(**values)  # type: ignore[arg-type]
 
 
-def _stop(*_: Any) -> None:
-    """Leave the executor. rclpy's own handlers would pull the context away from a callback that is publishing."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the robot until its episodes are over or it is told to stop, and return the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    try:
-        with rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO):
-            node = RobotNode()
-            executor = SingleThreadedExecutor()
-            executor.add_node(node)
-            try:
-                executor.spin_until_future_complete(node.finished)
-            finally:
-                node.destroy_node()
-    except KeyboardInterrupt:
-        return 0
-    except FlashVLAError as error:
-        print(f"robot_node: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_node(RobotNode, arguments)
 
 
 if __name__ == "__main__":

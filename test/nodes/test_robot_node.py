@@ -30,7 +30,7 @@ from flashvla_ros.nodes import interfaces
 from flashvla_ros.sim.errors import SimulationError
 
 try:
-    from flashvla_ros.nodes.robot_node import EVENTS, RobotNode
+    from flashvla_ros.nodes.robot_node import RobotNode
 except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -55,7 +55,7 @@ class Driver(Node):
         self.create_subscription(JointState, "joint_states", self.joints.append, interfaces.JOINT_STATES.qos)
         self.create_subscription(Clock, "/clock", lambda m: self.clocks.append(nanoseconds(m.clock)), 10)
         self.create_subscription(Image, "image", self.answer, interfaces.IMAGE.qos)
-        self.create_subscription(EpisodeStatus, "episode", self.events.append, EVENTS)
+        self.create_subscription(EpisodeStatus, "episode", self.events.append, interfaces.EPISODE.qos)
         self.create_service(Trigger, "~/reset", self.reset)
 
     def answer(self, message: Image) -> None:
@@ -124,7 +124,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 def run_lock_step(stage: Stage, **parameters: Any) -> Driver:
     robot = stage.start(lock_step=True, episodes=1, max_steps=12, **parameters)
-    stage.spin(robot.finished.done)
+    stage.spin(lambda: robot.finished)
     stage.spin(lambda: bool(stage.driver.ended()))
     return stage.driver
 
@@ -160,7 +160,7 @@ def test_instruction_changes_in_the_middle(stage: Stage) -> None:
 def test_silence_ends_the_episode_with_an_error(stage: Stage) -> None:
     stage.driver.silent = True
     robot = stage.start(lock_step=True, episodes=1, answer_timeout_s=0.5)
-    stage.spin(robot.finished.done)
+    stage.spin(lambda: robot.finished)
     stage.spin(lambda: bool(stage.driver.ended()))
     assert "no command for 0.5 s" in stage.driver.ended()[0].error
     assert stage.driver.ended()[0].steps == 0
@@ -186,7 +186,7 @@ def test_free_running_waits_for_the_first_command_and_stands_still_without_one(s
 
 def test_the_policy_is_reset_between_episodes(stage: Stage) -> None:
     robot = stage.start(episodes=3, max_steps=3, rate_hz=50.0, task="drawer-close", seed=7)
-    stage.spin(robot.finished.done)
+    stage.spin(lambda: robot.finished)
     stage.spin(lambda: len(stage.driver.ended()) == 3)
     assert stage.driver.resets == 2
     assert [event.seed for event in stage.driver.ended()] == [7, 8, 9]
@@ -228,7 +228,7 @@ def start_process(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
-    process = start_process("-p", "image_size:=32")
+    process = start_process("-p", "image_size:=32")  # real signals need a process of their own
     stage.spin(lambda: bool(stage.driver.images))
     process.send_signal(number)
     output, _ = process.communicate(timeout=20)
@@ -236,9 +236,14 @@ def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
     assert "Traceback" not in output
 
 
-def test_a_bad_argument_is_one_line_and_exit_code_2() -> None:
-    process = start_process("-p", "task:=fly")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("-p", "task:=fly"), "task must be one of"), (("--params-file", "missing.yaml"), "missing.yaml")],
+)
+def test_a_bad_argument_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
+    process = start_process(*arguments)
     output, _ = process.communicate(timeout=40)
     assert process.returncode == 2
-    assert "task must be one of" in output
+    assert words in output
+    assert len(output.splitlines()) == 1
     assert "Traceback" not in output
