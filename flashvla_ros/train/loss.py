@@ -1,0 +1,61 @@
+"""What the policy learns: action tokens smeared over neighbouring bins, and where things are, from patch features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def smeared_bins(actions: Tensor, bins: int, sigma: float) -> Tensor:
+    """Return a Gaussian over the bins around each action.
+
+    Plain cross-entropy treats a neighbouring bin as just as wrong as a far one and teaches a small model too little.
+
+    Args:
+        actions: [..., D] normalised actions in [-1, 1].
+        bins: Number of equal bins over [-1, 1].
+        sigma: Standard deviation in bins.
+
+    Returns:
+        [..., D, bins] probabilities that sum to 1 over the last axis.
+    """
+    position = (actions.clamp(-1.0, 1.0) + 1.0) * (bins / 2) - 0.5  # in units of bins, 0 at the first bin's centre
+    centres = torch.arange(bins, device=actions.device, dtype=actions.dtype)
+    return torch.softmax(-0.5 * ((centres - position[..., None]) / sigma) ** 2, dim=-1)
+
+
+def action_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence [nats] of predicted action tokens from smeared targets.
+
+    It is the cross-entropy less the targets' own entropy, so that 0 is the floor.
+
+    Args:
+        logits: [B, D, vocabulary without padding].
+        target: [B, D, bins]; bin b is token ``vocabulary - 1 - b``, the order of OpenVLA.
+    """
+    bins = target.shape[-1]
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)[..., -bins:].flip(-1)
+    return (torch.xlogy(target, target) - target * log_probabilities).sum(-1).mean()
+
+
+class StateHead(nn.Module):
+    """A linear read-out of the scene's state from all patch features; it teaches the towers positions, then goes.
+
+    Args:
+        features: N times the width of the concatenated towers.
+        size: Number of state variables.
+    """
+
+    def __init__(self, features: int, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Map patch features [B, N, d_vision] to standardised states [B, size]."""
+        return self.linear(patches.flatten(1))
+
+
+def random_subset(batch: int, count: int, keep: int, generator: torch.Generator) -> Tensor:
+    """Return ascending indices [batch, keep] of a random subset of `count` visual tokens, one for each sample."""
+    order = torch.rand(batch, count, generator=generator).argsort(dim=1)
+    return order[:, :keep].sort(dim=1).values
