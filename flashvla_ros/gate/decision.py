@@ -53,7 +53,18 @@ class GateDecision:
     @property
     def scene_alarm(self) -> bool:
         """Whether the scene guard would have forbidden reuse, whichever condition decided."""
-        return 0 < self.settings.scene_patches <= self.scene_changed
+        return _scene_alarm(self.scene_changed, self.settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What a step is decided on, before any threshold but those of the scene; fields as in :class:`GateDecision`."""
+
+    angle_deg: float
+    overlap: float
+    corrected_overlap: float
+    scene: SceneChange
+    age_s: float
 
 
 def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecision:
@@ -64,31 +75,37 @@ def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecisi
         view: The observation in hand.
         settings: Mode and thresholds of this step.
     """
-    last, previous = memory.last, memory.previous
-    angle_deg = angle_between(previous.motion, last.motion) if last and previous else math.nan
-    overlap, corrected = overlap_of(previous, last) if last and previous else (math.nan, math.nan)
-    age_s = view.stamp_s - last.view.stamp_s if last else math.nan
-    change = compare(memory.motion, last.view.frame, view.frame, age_s, settings) if last else SceneChange()
-    decision = GateDecision(
-        reason=Reason.REUSE,
-        angle_deg=angle_deg,
-        overlap=overlap,
-        corrected_overlap=corrected,
-        scene_level=change.level,
-        scene_changed=change.changed,
-        age_s=age_s,
-        reused_in_a_row=memory.reused_in_a_row + 1,
+    found = measure(memory, view, settings)
+    reason = judge(memory, view, found, settings)
+    reuse = reason is Reason.REUSE
+    return GateDecision(
+        reason=reason,
+        angle_deg=found.angle_deg,
+        overlap=found.overlap,
+        corrected_overlap=found.corrected_overlap,
+        scene_level=found.scene.level,
+        scene_changed=found.scene.changed,
+        age_s=found.age_s if reuse else 0.0,
+        reused_in_a_row=memory.reused_in_a_row + 1 if reuse else 0,
         settings=settings,
     )
-    reason = _first_failure(memory, view, decision)
-    if reason is Reason.REUSE:
-        return decision
-    return dataclasses.replace(decision, reason=reason, age_s=0.0, reused_in_a_row=0)
 
 
-def _first_failure(memory: GateMemory, view: View, found: GateDecision) -> Reason:
-    """The first condition that forbids reuse, :attr:`Reason.REUSE` where there is none."""
-    settings = found.settings
+def measure(memory: GateMemory, view: View, settings: GateSettings) -> Measures:
+    """Return what there is to judge; of the settings it depends on those of the scene guard alone."""
+    last, previous = memory.last, memory.previous
+    if last is None:
+        return Measures(math.nan, math.nan, math.nan, SceneChange(), math.nan)
+    angle_deg = overlap = corrected = math.nan
+    if previous is not None:
+        angle_deg, (overlap, corrected) = angle_between(previous.motion, last.motion), overlap_of(previous, last)
+    age_s = view.stamp_s - last.view.stamp_s
+    change = compare(memory.motion, last.view.frame, view.frame, age_s, settings)
+    return Measures(angle_deg, overlap, corrected, change, age_s)
+
+
+def judge(memory: GateMemory, view: View, found: Measures, settings: GateSettings) -> Reason:
+    """Return the first condition that forbids reuse, :attr:`Reason.REUSE` where there is none."""
     if settings.mode == "off":
         return Reason.MODE_OFF
     broken = memory.broken_by(view, settings.stale_gap_s)
@@ -100,15 +117,16 @@ def _first_failure(memory: GateMemory, view: View, found: GateDecision) -> Reaso
     if memory.reused_in_a_row >= settings.max_reuse:
         return Reason.MAX_REUSE
     if settings.mode == "guarded":
-        reason = _guard(memory, previous, last, found)
+        reason = _guard(memory, previous, last, found, settings)
     else:
         reason = None if found.angle_deg < settings.max_angle_deg else Reason.ANGLE
-    return reason or _token_failure(previous, last, found) or Reason.REUSE
+    return reason or _token_failure(previous, last, found, settings) or Reason.REUSE
 
 
-def _guard(memory: GateMemory, previous: FreshResult, last: FreshResult, found: GateDecision) -> Reason | None:
+def _guard(
+    memory: GateMemory, previous: FreshResult, last: FreshResult, found: Measures, settings: GateSettings
+) -> Reason | None:
     """The first guard of mode ``guarded`` that forbids reuse."""
-    settings = found.settings
     fresh = memory.fresh_since_reuse
     if memory.reused_in_a_row == 0 and fresh is not None and fresh < settings.fresh_between:
         return Reason.FRESH_BETWEEN
@@ -116,7 +134,7 @@ def _guard(memory: GateMemory, previous: FreshResult, last: FreshResult, found: 
         return Reason.MAX_AGE
     if _gripper_may_flip(previous, last, settings):
         return Reason.GRIPPER
-    if found.scene_alarm:
+    if _scene_alarm(found.scene.changed, settings):
         return Reason.SCENE_CHANGED
     if min(_size(previous.motion), _size(last.motion)) < settings.still_norm:
         moved = previous.motion.shape != last.motion.shape or not (
@@ -126,13 +144,17 @@ def _guard(memory: GateMemory, previous: FreshResult, last: FreshResult, found: 
     return None if found.angle_deg < settings.max_angle_deg else Reason.ANGLE
 
 
-def _token_failure(previous: FreshResult, last: FreshResult, found: GateDecision) -> Reason | None:
+def _scene_alarm(changed: int, settings: GateSettings) -> bool:
+    return 0 < settings.scene_patches <= changed
+
+
+def _token_failure(previous: FreshResult, last: FreshResult, found: Measures, settings: GateSettings) -> Reason | None:
     """What the sets of kept tokens say against reuse."""
     if previous.kept is None or last.kept is None:
         return Reason.NO_TOKEN_SETS
     if previous.pruning != last.pruning or math.isnan(found.corrected_overlap):
         return Reason.PRUNING_CHANGED
-    return None if found.corrected_overlap >= found.settings.delta else Reason.OVERLAP
+    return None if found.corrected_overlap >= settings.delta else Reason.OVERLAP
 
 
 def _size(motion: FloatArray) -> float:
