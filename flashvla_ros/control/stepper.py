@@ -137,7 +137,7 @@ class Stepper:
         """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
         state = self.state
         self.state = dataclasses.replace(
-            state, memory=GateMemory(cause=cause), inference=None, resting=True, epoch=state.epoch + 1
+            state, memory=state.memory.forgotten(cause), inference=None, resting=True, epoch=state.epoch + 1
         )
         self.policy.reset()
 

@@ -84,6 +84,10 @@ class GateMemory:
     fresh_since_reuse: int | None = None
     motion: scene.SceneMotion = dataclasses.field(default_factory=scene.SceneMotion)
 
+    def forgotten(self, cause: Reason) -> GateMemory:
+        """Return an empty memory; only the fresh steps since the last reuse still count."""
+        return GateMemory(cause=cause, fresh_since_reuse=self.fresh_since_reuse)
+
     def broken_by(self, view: View, stale_gap_s: float) -> Reason | None:
         """Return why this memory says nothing about `view`, or None where it does.
 
@@ -100,7 +104,7 @@ class GateMemory:
     def after_fresh(self, result: FreshResult, gate: GateSettings) -> GateMemory:
         """Return the memory after the model was run; an earlier run is forgotten."""
         view = result.view
-        past = GateMemory() if self.broken_by(view, gate.stale_gap_s) else self
+        past = self.forgotten(self.cause) if self.broken_by(view, gate.stale_gap_s) else self
         return GateMemory(
             last=result,
             previous=past.last,

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvla_ros.core.settings import GateSettings, PruningSettings
@@ -205,6 +205,7 @@ def test_angle_is_taken_over_the_whole_chunk() -> None:
 
 
 @given(st.floats(1e-9, 179.9), st.floats(0.01, 100.0))
+@settings(deadline=None)
 def test_angle_keeps_its_precision_and_ignores_length(degrees: float, scale: float) -> None:
     radians = math.radians(degrees)
     turned = scale * np.array([[math.cos(radians), math.sin(radians)]])
@@ -271,6 +272,7 @@ results = st.tuples(motions, kept_sets)
 
 
 @given(results, results, st.floats(-1, 1), gates, st.floats(0, 1), st.floats(0, 180))
+@settings(deadline=None)
 def test_thresholds_act_in_one_direction(
     first: tuple, second: tuple, grip: float, gate: GateSettings, delta: float, angle: float
 ) -> None:
@@ -281,6 +283,7 @@ def test_thresholds_act_in_one_direction(
 
 
 @given(results, results, st.floats(-1, 1), gates)
+@settings(deadline=None)
 def test_guarded_reuses_a_moving_robot_only_where_paper_would(
     first: tuple, second: tuple, grip: float, gate: GateSettings
 ) -> None:
@@ -290,6 +293,7 @@ def test_guarded_reuses_a_moving_robot_only_where_paper_would(
 
 
 @given(results, results, st.floats(-1, 1), gates)
+@settings(deadline=None)
 def test_a_decision_is_a_pure_function(first: tuple, second: tuple, grip: float, gate: GateSettings) -> None:
     memory = remembering(fresh(view(1.0), first[0], kept=first[1]), fresh(view(1.1), second[0], grip, second[1]))
     seen = view(1.2)

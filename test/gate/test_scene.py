@@ -18,7 +18,7 @@ GATE = GateSettings()
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(0, 255))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_any_size_gives_the_same_grid(height: int, width: int, level: int) -> None:
     frame = signature({"image": np.full((height, width, 3), level, np.uint8)})
     assert frame.shape == (1, GRID, GRID, 3)
@@ -145,6 +145,7 @@ def test_time_that_does_not_move_starts_the_rate_anew() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.floats(1e-6, 5.0)), min_size=1, max_size=30))
+@settings(deadline=None)
 def test_level_is_always_finite(frames: list[tuple[int, float]]) -> None:
     motion, now_s = SceneMotion(), 0.0
     first = np.zeros((1, GRID, GRID, 3), np.float32)

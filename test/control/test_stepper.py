@@ -1,0 +1,314 @@
+"""The control step: what is reused, what is remembered, how chunks and limits go on, and what no sequence may break."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import SPEC, ScriptedPolicy, make_observation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.core.errors import ActionError, ObservationError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
+from flashvla_ros.gate.reasons import Reason
+
+DEFAULTS = Settings()
+
+
+def with_values(**values: Any) -> Settings:
+    """`gate__delta=0.5` sets gate.delta."""
+    return DEFAULTS.with_values({name.replace("__", "."): value for name, value in values.items()})
+
+
+def run(stepper: Stepper, steps: int, values: Settings = DEFAULTS, start_s: float = 1.0) -> list[StepResult]:
+    return [stepper.step(make_observation(start_s + 0.1 * step), values) for step in range(steps)]
+
+
+def test_a_steady_policy_is_reused_every_other_step_and_never_locks_up() -> None:
+    policy = ScriptedPolicy()
+    results = run(Stepper(policy, SPEC), 101)
+    assert [str(result.decision.reason) for result in results[:6]] == [
+        "start", "too_few_fresh", "reuse", "max_reuse", "reuse", "max_reuse",
+    ]  # fmt: skip
+    assert policy.calls == 51
+    assert sum(not result.fresh for result in results) == 50
+
+
+@pytest.mark.parametrize("mode", ["paper", "guarded"])
+def test_the_longest_run_of_reuse_is_the_cap_however_steady_the_policy(mode: str) -> None:
+    """A gate that remembered reused actions would find angle 0 and overlap 1 for ever."""
+    values = with_values(gate__mode=mode, gate__max_reuse=3, gate__max_age_s=60.0)
+    results = run(Stepper(ScriptedPolicy(), SPEC), 40, values)
+    pattern = "".join("C" if result.fresh else "R" for result in results)
+    assert pattern == ("CC" + "RRRC" * 10)[:40]
+
+
+def test_fresh_between_spaces_the_runs_of_reuse() -> None:
+    values = with_values(gate__fresh_between=3, gate__max_reuse=2)
+    pattern = "".join("C" if result.fresh else "R" for result in run(Stepper(ScriptedPolicy(), SPEC), 17, values))
+    assert pattern == "CC" + "RRCCC" * 3
+
+
+def test_a_reused_step_gives_the_last_fresh_action_and_says_how_old_it_is() -> None:
+    results = run(Stepper(ScriptedPolicy(), SPEC), 3)
+    fresh, reused = results[1:]
+    assert reused.inference is fresh.inference
+    np.testing.assert_array_equal(reused.command, fresh.command)
+    assert reused.decision.age_s == pytest.approx(0.1)
+    assert reused.inference_s == 0.0
+    assert (fresh.step, reused.step) == (1, 2)
+
+
+def test_mode_off_runs_the_model_every_time_and_a_mode_takes_effect_at_the_next_step() -> None:
+    policy = ScriptedPolicy()
+    stepper = Stepper(policy, SPEC)
+    run(stepper, 10, with_values(gate__mode="off"))
+    assert policy.calls == 10
+    assert stepper.step(make_observation(2.0), DEFAULTS).decision.reason is Reason.REUSE
+    assert stepper.step(make_observation(2.1), with_values(gate__mode="off")).decision.reason is Reason.MODE_OFF
+
+
+def test_a_new_instruction_forgets_at_once_in_every_mode() -> None:
+    for mode in ("off", "paper", "guarded"):
+        stepper = Stepper(ScriptedPolicy(), SPEC)
+        run(stepper, 2, with_values(gate__mode=mode))
+        stepper.step(make_observation(1.2, "close the drawer"), with_values(gate__mode=mode))
+        after = stepper.step(make_observation(1.3, "close the drawer"), DEFAULTS)
+        assert after.decision.reason is Reason.TOO_FEW_FRESH
+        assert math.isnan(after.decision.angle_deg)
+
+
+def test_a_reset_is_the_next_reason_and_reaches_the_policy() -> None:
+    policy = ScriptedPolicy()
+    stepper = Stepper(policy, SPEC)
+    run(stepper, 3)
+    stepper.reset(Reason.EMERGENCY_STOP)
+    result = stepper.step(make_observation(1.3), DEFAULTS)
+    assert (result.decision.reason, result.epoch, result.step, policy.resets) == (Reason.EMERGENCY_STOP, 1, 3, 1)
+
+
+def test_a_scene_that_jumps_is_looked_at() -> None:
+    stepper = Stepper(ScriptedPolicy(), SPEC)
+    run(stepper, 2)
+    assert stepper.step(make_observation(1.2, level=180), DEFAULTS).decision.reason is Reason.SCENE_CHANGED
+
+
+@pytest.mark.parametrize("error", [ObservationError("bad image"), RuntimeError("CUDA error")])
+def test_a_step_that_fails_leaves_no_trace(error: Exception) -> None:
+    def fail(call: int) -> None:
+        if call == 1:
+            raise error
+
+    stepper = Stepper(ScriptedPolicy(before=fail), SPEC)
+    stepper.step(make_observation(1.0), DEFAULTS)
+    state = stepper.state
+    with pytest.raises(type(error)):
+        stepper.step(make_observation(1.1), DEFAULTS)
+    assert stepper.state is state
+
+
+def test_an_action_that_is_not_finite_never_becomes_a_command() -> None:
+    stepper = Stepper(ScriptedPolicy([[0.5, math.nan, 0.0, 1.0]]), SPEC)
+    with pytest.raises(ActionError, match="'y'"):
+        stepper.step(make_observation(1.0), DEFAULTS)
+
+
+def test_a_policy_of_another_size_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ActionError, match="3 dimensions"):
+        Stepper(ScriptedPolicy([[0.0, 0.0, 0.0]]), SPEC)
+
+
+def test_putting_the_state_back_undoes_a_step() -> None:
+    policy = ScriptedPolicy([[0.5, 0, 0, 1], [0.5, 0, 0, 1], [0.1, 0.9, 0, 1]])
+    stepper = Stepper(policy, SPEC)
+    run(stepper, 2)
+    before = stepper.state
+    first = stepper.step(make_observation(1.2), DEFAULTS)
+    stepper.state = before
+    second = stepper.step(make_observation(1.2), DEFAULTS)
+    assert repr(first.decision) == repr(second.decision)
+    np.testing.assert_array_equal(first.command, second.command)
+
+
+# Limits along a run.
+
+
+def test_a_command_ramps_up_from_rest_and_again_after_a_stop() -> None:
+    values = with_values(limits__max_step=(0.002, 1.0, 1.0, 1.0))
+    stepper = Stepper(ScriptedPolicy(), SPEC)  # asks for 0.005
+    assert [result.command[0, 0] for result in run(stepper, 3, values)] == pytest.approx([0.002, 0.004, 0.005])
+    stepper.reset(Reason.IMAGE_TIMEOUT)
+    again = stepper.step(make_observation(9.0), values)
+    assert again.command[0, 0] == pytest.approx(0.002)
+    assert again.clamped.tolist() == [[True, False, False, False]]
+
+
+JOINTS = ActionSpec(("a", "b"), (ActionKind.ABSOLUTE, ActionKind.GRIPPER), 0.1)
+
+
+def test_an_absolute_dimension_starts_from_where_the_joint_is() -> None:
+    values = Settings().with_values(
+        {"action.names": ("a", "b"), "action.kinds": ("absolute", "gripper"), "limits.max_step": (0.1, 2.0)}
+    )
+    stepper = Stepper(ScriptedPolicy([[1.0, 1.0]], scale=1.0), JOINTS)
+    at = dataclasses.replace(make_observation(1.0), joint_positions={"a": 0.5})
+    assert stepper.step(at, values).command.tolist() == [[0.6, 1.0]]
+    assert stepper.step(make_observation(1.1), values).command[0, 0] == pytest.approx(0.7)
+    stepper.reset(Reason.FAULT)  # the joint is not reported now: it is taken to be where it was sent
+    assert stepper.step(make_observation(1.2), values).command[0, 0] == pytest.approx(0.8)
+
+
+# Chunks.
+
+
+class ChunkPolicy(ScriptedPolicy):
+    """Answers every call with the chunk 1 … T in x, absolute."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__([[0.0, 1.0]])
+        self._chunk = np.column_stack([np.arange(1.0, steps + 1), np.ones(steps)])
+
+    def infer(self, observation: Observation, pruning: Any) -> Inference:
+        normalized = self._chunk / self._chunk.max(axis=0)
+        return dataclasses.replace(super().infer(observation, pruning), action=self._chunk, normalized=normalized)
+
+
+def test_a_reused_chunk_goes_on_where_the_robot_is_and_then_repeats_its_last_row() -> None:
+    values = with_values(gate__max_reuse=9, gate__max_age_s=9.0)
+    results = run(Stepper(ChunkPolicy(4), JOINTS), 7, values)
+    assert [result.command[:, 0].tolist() for result in results] == [
+        [1, 2, 3, 4], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4, 4, 4, 4], [4, 4, 4, 4], [4, 4, 4, 4],
+    ]  # fmt: skip
+
+
+def test_step_limits_count_from_the_row_in_force_not_from_the_end_of_the_last_chunk() -> None:
+    values = Settings().with_values(
+        {"action.names": ("a", "b"), "action.kinds": ("absolute", "gripper"), "limits.max_step": (1.5, 2.0)}
+    )
+    stepper = Stepper(ChunkPolicy(4), JOINTS)
+    stepper.step(make_observation(1.0), values)
+    assert stepper.held(1.3) is not None
+    assert [float(stepper.held(1.0 + 0.1 * rows)[0]) for rows in (0, 1, 2, 3, 4, 9)] == [1, 1, 2, 3, 4, 4]  # type: ignore[index]
+    later = stepper.step(make_observation(1.4), values)  # the fourth row, 4, was in force; the new chunk starts at 1
+    assert later.command[:, 0].tolist() == [2.5, 2.0, 3.0, 4.0]
+
+
+# What no sequence may break.
+
+
+KEPT_SETS = [None, tuple(range(40)), tuple(range(2, 42)), tuple(range(24, 64)), tuple(range(8))]
+
+
+def random_policy(rng: np.random.Generator) -> ScriptedPolicy:
+    """Mostly steady, with still, turning and gripper-flipping actions and all kinds of kept sets."""
+    motions = rng.choice([-0.5, -0.01, 0.0, 0.01, 0.49, 0.5, 0.5, 0.5], (6, 3))
+    motions[0] *= 0.02  # often starts from rest
+    grips = rng.choice([-1.0, 0.0, 1.0, 1.0, 1.0], (6, 1))
+    script = np.hstack([motions, grips])[np.sort(rng.integers(0, 6, 40))]
+    kept = [KEPT_SETS[index] for index in rng.choice(5, 40, p=[0.05, 0.6, 0.25, 0.05, 0.05])]
+    return ScriptedPolicy(script.tolist(), kept)
+
+
+def random_settings(rng: np.random.Generator) -> Settings:
+    def pick(*choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    return DEFAULTS.with_values(
+        {
+            "gate.mode": pick("off", "paper", "guarded", "guarded"),
+            "gate.delta": float(rng.uniform()),
+            "gate.max_angle_deg": pick(0.0, 10.0, 180.0),
+            "gate.max_reuse": pick(0, 1, 2, 3, 4),
+            "gate.fresh_between": pick(1, 2, 3),
+            "gate.max_age_s": pick(0.05, 0.25, 10.0),
+            "limits.lower": pick((), (-0.003,) * 4),
+            "limits.upper": pick((), (0.003,) * 4),
+            "limits.max_step": pick((), (0.001,) * 4),
+        }
+    )
+
+
+def random_run(seed: int) -> Iterator[tuple[StepResult, float, bool]]:
+    """Every step with the time since the one before it, and whether a reset came between."""
+    rng = np.random.default_rng(seed)
+    stepper, values, now_s = Stepper(random_policy(rng), SPEC), random_settings(rng), 10.0
+    for _ in range(40):
+        elapsed_s = float(rng.choice([0.1, 0.0, -0.5, 0.3, 2.0], p=[0.8, 0.05, 0.05, 0.05, 0.05]))
+        now_s += elapsed_s
+        reset = bool(rng.random() < 0.05)
+        if reset:
+            stepper.reset()
+        instruction = "close the drawer" if rng.random() < 0.1 else "open the drawer"
+        level = 180 if rng.random() < 0.1 else 100
+        yield stepper.step(make_observation(now_s, instruction, level, (16, 16)), values), elapsed_s, reset
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(seeds)
+@settings(max_examples=25, deadline=None)
+def test_every_reuse_is_inside_its_caps(seed: int) -> None:
+    results: list[StepResult] = []
+    in_a_row, fresh_since = 0, math.inf
+    for result, elapsed_s, reset in random_run(seed):
+        decision, gate = result.decision, result.settings.gate
+        if result.fresh:
+            in_a_row, fresh_since = 0, fresh_since + 1
+        else:
+            in_a_row += 1
+            fresh = results[-in_a_row]
+            assert fresh.fresh
+            assert gate.mode != "off"
+            assert not reset
+            assert elapsed_s > 0.0
+            assert result.observation.instruction == fresh.observation.instruction
+            assert in_a_row == decision.reused_in_a_row <= gate.max_reuse
+            if gate.mode == "guarded":
+                assert decision.age_s <= gate.max_age_s
+                assert in_a_row > 1 or fresh_since >= gate.fresh_between
+                assert decision.scene_changed < gate.scene_patches
+            fresh_since = 0
+        results.append(result)
+
+
+@given(seeds)
+@settings(max_examples=25, deadline=None)
+def test_no_command_leaves_its_limits(seed: int) -> None:
+    last = None
+    for result, _, reset in random_run(seed):
+        limits, command = result.settings.limits, result.command
+        assert np.isfinite(command).all()
+        assert (command <= (limits.upper or math.inf)).all()
+        assert (command >= (limits.lower or -math.inf)).all()
+        if limits.max_step and last is not None and not reset:
+            assert (np.abs(command - last) <= 0.001 + 1e-12).all()
+        last = command
+
+
+@given(seeds)
+@settings(max_examples=10, deadline=None)
+def test_the_same_observations_give_the_same_commands_again(seed: int) -> None:
+    once, again = (
+        [(repr(result.decision), result.command.tolist()) for result, _, _ in random_run(seed)] for _ in range(2)
+    )
+    assert once == again
+
+
+def test_the_random_runs_reach_every_reason_that_a_run_can_have() -> None:
+    """Properties that hold of nothing prove nothing."""
+    reached = {result.decision.reason for seed in range(40) for result, _, _ in random_run(seed)}
+    assert set(Reason) - reached == {
+        Reason.EMERGENCY_STOP,
+        Reason.IMAGE_TIMEOUT,
+        Reason.INFERENCE_TIMEOUT,
+        Reason.FAULT,
+        Reason.DEACTIVATED,
+    }
