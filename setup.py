@@ -110,6 +110,11 @@ class Build(build):
 
     sub_commands: ClassVar = [*build.sub_commands, ("build_messages", None)]
 
+    def run(self) -> None:
+        """Begin with an empty folder: setuptools would also ship modules that have since been deleted."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
 
 class BinaryDistribution(Distribution):
     """A distribution with compiled parts, so that its wheel names platform and Python version."""
