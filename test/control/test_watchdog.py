@@ -1,0 +1,140 @@
+"""The watchdog on a clock of the test's own: what it notices, when, and what it leaves alone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from fakes import SPEC, ScriptedPolicy, make_observation
+
+from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.control.watchdog import Watchdog
+from flashvla_ros.control.worker import State, Stop, Worker
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.reasons import Reason
+
+LONG_S = 20.0
+
+
+class Bench:
+    """A worker and its watchdog, both on a clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.stops: list[Stop] = []
+        self.stepped, self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+        self.go.set()
+        self.worker = Worker(
+            Stepper(ScriptedPolicy(before=self._before), SPEC),
+            Settings().with_values({"gate.mode": "off"}),
+            on_step=lambda _: self.stepped.release(),
+            on_stop=self.stops.append,
+            on_fault=lambda error: pytest.fail(str(error)),
+            clock=lambda: self.now_s,
+        )
+        self.watchdog = Watchdog(self.worker, clock=lambda: self.now_s)
+        self.worker.start()
+
+    def _before(self, _: int) -> None:
+        self.entered.release()
+        assert self.go.wait(LONG_S)
+
+    def step(self) -> None:
+        self.worker.post(make_observation(self.now_s))
+        assert self.stepped.acquire(timeout=LONG_S)
+
+    def look_after(self, seconds: float) -> list[Reason]:
+        """Return the causes of the stops so far, after turning the clock on and looking once."""
+        self.now_s += seconds
+        self.watchdog.check()
+        return [stop.cause for stop in self.stops]
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    yield bench
+    bench.go.set()
+    bench.worker.close()
+
+
+def test_silence_of_a_camera_stops_the_robot_once(bench: Bench) -> None:
+    bench.watchdog.image_arrived("front")
+    bench.watchdog.image_arrived("wrist")
+    bench.step()
+    assert bench.look_after(0.4) == []
+    bench.watchdog.image_arrived("front")
+    assert bench.look_after(0.2) == [Reason.IMAGE_TIMEOUT]
+    assert "camera 'wrist'" in bench.stops[0].detail
+    assert "control.image_timeout_s is 0.5" in bench.stops[0].detail
+    assert bench.look_after(5.0) == [Reason.IMAGE_TIMEOUT]
+
+
+def test_the_robot_goes_on_when_images_come_back_and_stops_again_when_they_cease(bench: Bench) -> None:
+    bench.watchdog.image_arrived("front")
+    bench.step()
+    bench.look_after(1.0)
+    bench.watchdog.image_arrived("front")
+    bench.step()
+    assert bench.worker.state is State.RUNNING
+    assert bench.look_after(0.4) == [Reason.IMAGE_TIMEOUT]
+    assert bench.look_after(0.4) == [Reason.IMAGE_TIMEOUT] * 2
+
+
+def test_before_the_first_command_there_is_nothing_to_stop(bench: Bench) -> None:
+    bench.watchdog.image_arrived("front")
+    assert bench.look_after(60.0) == []
+    assert bench.worker.state is State.WAITING
+
+
+def test_a_new_time_out_holds_at_once(bench: Bench) -> None:
+    bench.watchdog.image_arrived("front")
+    bench.step()
+    bench.worker.settings = Settings().with_values({"control.image_timeout_s": 2.0})
+    assert bench.look_after(1.9) == []
+    assert bench.look_after(0.2) == [Reason.IMAGE_TIMEOUT]
+
+
+def test_a_model_that_hangs_stops_the_robot_and_its_late_result_is_dropped(bench: Bench) -> None:
+    bench.step()
+    assert bench.entered.acquire(timeout=LONG_S)
+    bench.go.clear()
+    bench.worker.post(make_observation(bench.now_s + 0.1))
+    assert bench.entered.acquire(timeout=LONG_S)
+    assert bench.look_after(1.9) == []
+    assert bench.look_after(0.2) == [Reason.INFERENCE_TIMEOUT]
+    assert "control.inference_timeout_s is 2" in bench.stops[0].detail
+    assert bench.look_after(10.0) == [Reason.INFERENCE_TIMEOUT]
+    assert bench.worker.state is State.STOPPED
+    bench.worker.post(make_observation(bench.now_s))
+    bench.go.set()
+    assert bench.stepped.acquire(timeout=LONG_S)
+    assert bench.worker.late == 1
+    assert not bench.stepped.acquire(blocking=False)
+
+
+def test_a_model_that_hangs_at_its_first_step_is_noticed_too(bench: Bench) -> None:
+    bench.go.clear()
+    bench.worker.post(make_observation(bench.now_s))
+    assert bench.entered.acquire(timeout=LONG_S)
+    assert bench.look_after(2.1) == [Reason.INFERENCE_TIMEOUT]
+    assert bench.stops[0].command is None
+
+
+def test_it_looks_by_itself_once_started() -> None:
+    stopped = threading.Event()
+    worker = Worker(
+        Stepper(ScriptedPolicy(), SPEC),
+        Settings().with_values({"control.image_timeout_s": 0.02}),
+        on_step=lambda _: None,
+        on_stop=lambda _: stopped.set(),
+        on_fault=lambda error: pytest.fail(str(error)),
+    )
+    watchdog = Watchdog(worker)
+    worker.start()
+    watchdog.start()
+    watchdog.image_arrived("front")
+    worker.post(make_observation(1.0))
+    assert stopped.wait(LONG_S)
+    watchdog.close()
+    assert worker.close()
