@@ -30,8 +30,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("bringup", "flashvla_ros.nodes.bringup_command", "start the policy node and a robot, and count episodes"),
     Command("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
     Command("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
+    Command("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),
     Command("params", "flashvla_ros.core.reference", "print every parameter with default, range and meaning"),
 )
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import flashvla_ros
+from flashvla_ros.core.flops import DecoderSize
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
@@ -56,11 +57,12 @@ def load_policy(settings: Settings) -> LoadedPolicy:
 
     check(settings)
     policy.warm_up(settings.pruning)
-    backend = policy.backend
+    backend, llama = policy.backend, policy.model.config.llama()
     platform = {
         "device": torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu",
         "dtype": str(backend.dtype).removeprefix("torch."),
         "attention": backend.attention,
+        "decoder": str(DecoderSize(depth, llama.hidden_size, llama.intermediate_size)),
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
         "flashvla_ros": flashvla_ros.__version__,

@@ -1,0 +1,130 @@
+"""The processes of a bringup, described once: for ``ros2 launch`` and for ``flashvla-ros bringup``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.settings import Value
+
+POLICY, ROBOT = "flashvla", "robot"
+_COMPRESSED = "/compressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One node in a process of its own.
+
+    Attributes:
+        name: Name of the node.
+        executable: Installed program, for ``ros2 run`` and ``ros2 launch``.
+        module: The same as a Python module, for machines without them.
+        files: Parameter files, in the order in which they are read.
+        parameters: Values that go before those of the files.
+        remappings: Topics under other names.
+    """
+
+    name: str
+    executable: str
+    module: str
+    files: tuple[Path, ...] = ()
+    parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    remappings: tuple[tuple[str, str], ...] = ()
+
+    def arguments(self) -> list[str]:
+        """Return the command line behind the program's name."""
+        words = ["--ros-args", "-r", f"__node:={self.name}"]
+        for path in self.files:
+            words += ["--params-file", str(path)]
+        for name, value in self.parameters.items():
+            # JSON is YAML, so that a word such as off stays a word.
+            words += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
+        for old, new in self.remappings:
+            words += ["-r", f"{old}:={new}"]
+        return words
+
+
+@dataclasses.dataclass(frozen=True)
+class Bringup:
+    """What to bring up; the defaults are the demo.
+
+    Attributes:
+        task: Task of the simulated robot.
+        instruction: What it is told; empty: the task's own words.
+        episodes: How many; 0: until stopped.
+        seed: Of the first episode's scene.
+        lock_step: The robot waits for each command, so that a run repeats exactly.
+        camera: Image topic of a real robot, whose driver runs already; empty: the simulated one.
+        checkpoint: Folder of an OpenVLA checkpoint; empty: the demo policy.
+        params: Parameter file for the policy node; empty: none beside the demo's.
+        overrides: Parameters of the policy node that go before the files.
+    """
+
+    task: str = "drawer-open"
+    instruction: str = ""
+    episodes: int = 0
+    seed: int = 0
+    lock_step: bool = False
+    camera: str = ""
+    checkpoint: str = ""
+    params: str = ""
+    overrides: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+
+    def processes(self) -> tuple[Process, ...]:
+        """Return the processes, the policy node first.
+
+        Raises:
+            FlashVLAError: A file is missing, or the options do not go together.
+        """
+        if not self.camera:
+            return self._policy(), self._robot()
+        if self.episodes or self.lock_step:
+            raise SettingsError("episodes and lock_step belong to the simulated robot, but a camera was given")
+        return (self._policy(),)
+
+    def _policy(self) -> Process:
+        parameters: dict[str, Value] = {"node.autostart": True, **self.overrides}
+        remappings: tuple[tuple[str, str], ...] = ()
+        if self.checkpoint:
+            parameters["model.checkpoint"] = self.checkpoint
+        if self.camera:
+            compressed = self.camera.endswith(_COMPRESSED)
+            parameters["camera.compressed"] = compressed
+            remappings = ((f"image{_COMPRESSED}" if compressed else "image", self.camera),)
+            parameters.update({"node.instruction": self.instruction} if self.instruction else {})
+        if self.lock_step:
+            parameters["use_sim_time"] = True
+        files = () if self.camera else (share_path("config", "demo.yaml"),)
+        if self.params:
+            files = (*files, _existing(self.params))
+        return Process(POLICY, "policy_node", "flashvla_ros.nodes.policy_node", files, parameters, remappings)
+
+    def _robot(self) -> Process:
+        # The table of tasks needs no simulator, and a misspelt name is better refused before anything starts.
+        from flashvla_ros.sim.tasks import TASKS
+
+        if self.task not in TASKS:
+            close = difflib.get_close_matches(self.task, TASKS, n=3) or list(TASKS)
+            raise FlashVLAError(f"there is no task {self.task!r}; did you mean {', '.join(close)}?")
+        parameters: dict[str, Value] = {
+            "task": self.task,
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "lock_step": self.lock_step,
+        }
+        parameters.update({"instruction": self.instruction} if self.instruction else {})
+        return Process(
+            ROBOT, "robot_node", "flashvla_ros.nodes.robot_node", (share_path("config", "demo.yaml"),), parameters
+        )
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise FlashVLAError(f"there is no parameter file {path}")
+    return found
