@@ -34,13 +34,8 @@ from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe
 from flashvla_ros.nodes.process import run_node
-from flashvla_ros.sim.episode import (
-    ROBOT_PARAMETERS,
-    Episode,
-    EpisodePlan,
-    RobotSettings,
-    action_from_command,
-)
+from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
+from flashvla_ros.sim.settings import ROBOT_PARAMETERS, RobotSettings
 from flashvla_ros.sim.world import World
 
 RESEND_S = 2.0  # an image without an answer is published again after this long in lock-step

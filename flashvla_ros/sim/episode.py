@@ -4,53 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from flashvla_ros.core.settings import Parameter
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.errors import SimulationError
-from flashvla_ros.sim.tasks import TASKS, Task, find_task, task_for_instruction
-from flashvla_ros.sim.world import ACTION_SIZE, METRES_PER_UNIT, SIZE_LIMITS, World
+from flashvla_ros.sim.settings import RobotSettings
+from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
+from flashvla_ros.sim.world import ACTION_SIZE, METRES_PER_UNIT, World
 
 HOLD_STEPS = 5  # success must last this long; Meta-World counts a single step
-
-
-def _row(default: Any, description: str, **rule: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"description": description, **rule})
-
-
-@dataclasses.dataclass(frozen=True)
-class RobotSettings:
-    """Parameters of the robot node, all fixed at start."""
-
-    task: str = _row("drawer-open", "Task of the episodes.", choices=tuple(TASKS))
-    instruction: str = _row("", "Instruction in other words; empty: the task's own.")
-    seed: int = _row(0, "Seed of the first episode's scene; each further episode takes the next.", low=0, high=10**9)
-    episodes: int = _row(0, "Number of episodes; 0: until the node is stopped.", low=0, high=10**6)
-    max_steps: int = _row(0, "Control steps after which an episode has failed; 0: the task's own.", low=0, high=10**5)
-    switch_instruction: str = _row("", "Instruction that replaces the first one in the middle of each episode.")
-    switch_step: int = _row(60, "Control step at which switch_instruction comes.", low=1, high=10**5)
-    rate_hz: float = _row(10.0, "Control steps in a second.", unit="Hz", low=0.1, high=200.0)
-    lock_step: bool = _row(
-        False, "Wait for the command that answers each image and publish /clock: runs repeat exactly."
-    )
-    image_size: int = _row(112, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
-    camera: str = _row("", "Camera name; images go to <camera>/image, and to image where it is empty.")
-    command_timeout_s: float = _row(
-        0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0
-    )
-    answer_timeout_s: float = _row(
-        60.0, "Silence of the policy that ends an episode with an error.", unit="s", low=0.1, high=3600.0
-    )
-    policy: str = _row("flashvla", "Name of the policy node, whose reset service is called before each episode.")
-
-
-ROBOT_PARAMETERS: tuple[Parameter, ...] = tuple(
-    Parameter(name=field.name, default=field.default, kind=type(field.default).__name__, **field.metadata)
-    for field in dataclasses.fields(RobotSettings)
-)
 
 
 @dataclasses.dataclass(frozen=True)

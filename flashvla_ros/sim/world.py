@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.sim.settings import SIZE_LIMITS
 from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
 
 try:
@@ -36,7 +37,6 @@ ACTION_SIZE = 4  # dx, dy, dz, gripper
 METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for an action of 1
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
 ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
-SIZE_LIMITS = (16, 1024)  # side of an image in pixels
 
 
 @dataclasses.dataclass(frozen=True)

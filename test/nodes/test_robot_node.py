@@ -100,7 +100,7 @@ class Stage:
         self.executor.add_node(self.robot)
         return self.robot
 
-    def spin(self, until: Callable[[], bool], seconds: float = 40.0) -> None:
+    def spin(self, until: Callable[[], bool], seconds: float = 90.0) -> None:
         deadline = time.monotonic() + seconds
         while not until():
             assert time.monotonic() < deadline, f"waited {seconds} s; events: {self.driver.events}"
