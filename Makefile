@@ -20,7 +20,7 @@ bringup: setup
 	@$(OVERLAY) $(VENV)/bin/flashvla-ros bringup $(ARGS)
 
 test: setup
-	@$(OVERLAY) $(PYTHON) -m pytest $(ARGS)
+	@$(OVERLAY) $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .
