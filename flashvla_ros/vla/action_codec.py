@@ -95,7 +95,10 @@ def _statistics(entry: Any, key: str) -> tuple[FloatArray, FloatArray, NDArray[n
     if not isinstance(action, Mapping):
         raise CheckpointError(f"norm_stats of {key!r} lacks 'action'")
     if missing := [name for name in ("q01", "q99") if name not in action]:
-        raise CheckpointError(f"norm_stats of {key!r} lacks {' and '.join(missing)} of its action")
+        raise CheckpointError(
+            f"norm_stats of {key!r} lacks {' and '.join(missing)} of its action: "
+            f"copy the dataset_statistics.json that training wrote"
+        )
     try:
         low, high = (np.array(action[name], dtype=np.float64) for name in ("q01", "q99"))
         mask = np.array(action.get("mask", np.ones(low.shape)), dtype=bool)

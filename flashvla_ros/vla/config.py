@@ -186,7 +186,9 @@ class OpenVLAConfig:
         """Read the content of a config.json; :class:`CheckpointError` names what is missing or wrong."""
         model_type = _required(data, "model_type", str)
         if model_type != "openvla":
-            raise CheckpointError(f"model_type is {model_type!r}, not 'openvla': this is another architecture")
+            raise CheckpointError(
+                f"model_type is {model_type!r}, not 'openvla': give the folder of an OpenVLA checkpoint"
+            )
         backbone = _required(data, "vision_backbone_id", str)
         text = _required(data, "text_config", dict)
         if (text_type := text.get("model_type", "llama")) != "llama":

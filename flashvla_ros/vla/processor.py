@@ -62,7 +62,10 @@ class ImageProcessor:
         expected = {"input_sizes": size, "interpolations": "bicubic"}
         for name, value in expected.items():
             if any(found != value for found in data.get(name) or ()):
-                raise CheckpointError(f"{path}: {name} must be {value} for each tower, got {data[name]}")
+                raise CheckpointError(
+                    f"{path}: {name} must be {value} for each tower, got {data[name]}: "
+                    f"use the preprocessor_config.json of this checkpoint"
+                )
         strategy = data.get("image_resize_strategy", implied.strategy)
         if strategy not in RESIZE_STRATEGIES:
             raise CheckpointError(f"{path}: image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}")
@@ -70,7 +73,10 @@ class ImageProcessor:
         for name in ("means", "stds"):
             values = data.get(name) or getattr(implied, name)
             if len(values) != len(config.towers) or any(len(triple) != 3 for triple in values):
-                raise CheckpointError(f"{path}: {name} must list three numbers for each of {len(config.towers)} towers")
+                raise CheckpointError(
+                    f"{path}: {name} must list three numbers for each of {len(config.towers)} towers: "
+                    f"use the preprocessor_config.json of this checkpoint"
+                )
             statistics[name] = tuple(tuple(float(number) for number in triple) for triple in values)
         return cls(implied.image_size, strategy, **statistics)
 

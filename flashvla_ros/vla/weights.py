@@ -58,8 +58,8 @@ class StoredWeights:
             for name, entry in known.items()
             if name in self.tensors and self.tensors[name].shape != entry.shape
         ]
-        lists = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if problems := [f"{len(names)} {what} tensors: {_some(names)}" for what, names in lists if names]:
+        lists = (("missing", missing, 5), ("unexpected", unexpected, 5), ("misshapen", misshapen, 2))
+        if problems := [f"{len(names)} {what} tensors: {_some(names, most)}" for what, names, most in lists if names]:
             raise CheckpointError(
                 f"the weights in {self.files[0].parent} do not fit its config.json: {'; '.join(problems)}: "
                 f"use the config.json of these weights"
@@ -128,5 +128,5 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+def _some(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

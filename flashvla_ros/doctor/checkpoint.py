@@ -1,0 +1,170 @@
+"""A checkpoint folder: what it is, what is missing, its action space, memory need and budgets. Loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from flashvla_ros.core.errors import CheckpointError, FlashVLAError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.doctor.finding import Finding, Level, ok
+from flashvla_ros.doctor.machine import available_memory
+from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.backend import Backend
+from flashvla_ros.vla.checkpoint import build_empty, load_config
+from flashvla_ros.vla.config import DINOV2, OpenVLAConfig
+from flashvla_ros.vla.keys import entries
+from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
+from flashvla_ros.vla.pruning.select import check_layer, kept_count
+from flashvla_ros.vla.tokenizer import load_tokenizer
+from flashvla_ros.vla.weights import read_weights
+
+_PROMPT = "pick up the red block and put it on the blue plate"  # of usual length
+_BUDGETS = (0.75, 0.625, 0.5, 0.375, 0.25)
+_WORKSPACE = 0.5e9  # bytes beside weights and cache: activations, kernels; more with CUDA's own context
+
+
+def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
+    """Look at everything in the folder that a node would need, as far as it can be told without loading weights."""
+    yield ok("checkpoint", str(folder))
+    try:
+        config = load_config(folder)
+    except CheckpointError as error:
+        yield Finding.failure_of("config", error)
+        return
+    yield ok("model", describe(config))
+    yield _weights(folder, config)
+    yield from _inputs(folder, config)
+    yield from _actions(config, settings)
+    yield _memory(config, settings)
+    yield _budgets(config, settings)
+
+
+def describe(config: OpenVLAConfig) -> str:
+    """Return the architecture in a line."""
+    towers = " + ".join("DINOv2" if tower.model_type == DINOV2 else "SigLIP" for tower in config.towers)
+    llama = config.llama()
+    return (
+        f"OpenVLA: {towers} at {config.towers[0].image_size} px, {config.visual_tokens} visual tokens; "
+        f"Llama with {llama.num_hidden_layers} layers of {llama.hidden_size}"
+    )
+
+
+def _weights(folder: Path, config: OpenVLAConfig) -> Finding:
+    try:
+        stored = read_weights(folder)
+        stored.check(entries(build_empty(config)), config)
+    except CheckpointError as error:
+        return Finding.failure_of("weights", error)
+    parameters = sum(tensor.parameters for tensor in stored.tensors.values())
+    nbytes = sum(tensor.nbytes for tensor in stored.tensors.values())
+    types = "/".join(sorted({tensor.dtype for tensor in stored.tensors.values()}))
+    files = f"{len(stored.files)} file{'s' if len(stored.files) > 1 else ''}"
+    return ok("weights", f"complete: {_count(parameters)} parameters, {_size(nbytes)} of {types} in {files}")
+
+
+def _inputs(folder: Path, config: OpenVLAConfig) -> Iterator[Finding]:
+    try:
+        longest = min(config.llm_max_length, config.llama().max_position_embeddings) - config.visual_tokens
+        prompt = PromptEncoder(load_tokenizer(folder), longest)(_PROMPT)
+        yield ok(
+            "tokenizer", f"a usual prompt has {len(prompt)} tokens, the last one is {prompt[-1]}; at most {longest}"
+        )
+    except FlashVLAError as error:
+        yield Finding.failure_of("tokenizer", error)
+    try:
+        processor = ImageProcessor.from_folder(folder, config)
+        yield ok("images", f"{processor.strategy} to {processor.image_size}x{processor.image_size}")
+    except CheckpointError as error:
+        yield Finding.failure_of("images", error)
+
+
+def _actions(config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
+    """Every data set of the statistics, and whether the one in force fits what the parameters declare."""
+    codecs: dict[str, ActionCodec] = {}
+    for key in config.norm_stats:
+        try:
+            codecs[key] = ActionCodec.from_config(config, key)
+        except CheckpointError as error:
+            yield Finding.failure_of("actions", error)
+    try:
+        chosen = ActionCodec.from_config(config, settings.model.unnorm_key)
+    except CheckpointError as error:
+        yield from (ok("actions", f"{key}: {_ranges(codec)}") for key, codec in codecs.items())
+        yield Finding.failure_of("unnorm_key", error)
+        return
+    key = settings.model.unnorm_key or next(iter(config.norm_stats))
+    yield ok("actions", f"{key}: {_ranges(chosen)}")
+    names = settings.action.names
+    if len(names) != chosen.size:
+        text = f"{key} has {chosen.size} action dimensions, action.names declares {len(names)}: {', '.join(names)}"
+        remedy = f"set action.names and action.kinds to the {chosen.size} dimensions that the checkpoint was trained on"
+        yield Finding("mapping", Level.FAILURE, text, remedy)
+    else:
+        dimensions = zip(names, settings.action.kinds, strict=True)
+        yield ok("mapping", ", ".join(f"{name} ({kind})" for name, kind in dimensions))
+
+
+def _ranges(codec: ActionCodec) -> str:
+    low = [value if scaled else -1.0 for value, scaled in zip(codec.low, codec.mask, strict=True)]
+    high = [value if scaled else 1.0 for value, scaled in zip(codec.high, codec.mask, strict=True)]
+    ranges = ", ".join(f"{one:.3g}…{other:.3g}" for one, other in zip(low, high, strict=True))
+    return f"{codec.size} dimensions in {ranges}"
+
+
+def memory_need(config: OpenVLAConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the bytes of the weights that are loaded, and of the key-value cache of a usual unpruned prompt."""
+    llama = config.llama()
+    weights = sum(parameter.numel() for parameter in build_empty(config).parameters()) * dtype.itemsize
+    heads = llama.num_key_value_heads or llama.num_attention_heads
+    head = llama.hidden_size // llama.num_attention_heads
+    cache = 2 * llama.num_hidden_layers * heads * head * (config.visual_tokens + 64) * dtype.itemsize
+    return weights, cache
+
+
+def _memory(config: OpenVLAConfig, settings: Settings) -> Finding:
+    try:
+        backend = Backend.resolve(settings.model)
+    except FlashVLAError as error:
+        return Finding.failure_of("memory", error)
+    weights, cache = memory_need(config, backend.dtype)
+    need = weights + cache + _WORKSPACE
+    on_gpu = backend.device.type == "cuda"
+    free = torch.cuda.mem_get_info(backend.device)[0] if on_gpu else available_memory()
+    dtype = str(backend.dtype).removeprefix("torch.")
+    text = (
+        f"{_size(weights)} of {dtype} weights, {_size(cache)} of cache: about {_size(need)} on {backend.device}, "
+        f"where {_size(free)} are free"
+    )
+    if need <= free or not free:
+        return ok("memory", text)
+    smaller = memory_need(config, torch.bfloat16)[0]
+    remedy = "use a GPU with more memory, or free some"
+    if backend.dtype == torch.float32 and smaller + cache + _WORKSPACE <= free:
+        remedy = f"set model.dtype to bfloat16, which needs {_size(smaller)} for the weights"
+    return Finding("memory", Level.FAILURE, text, remedy)
+
+
+def _budgets(config: OpenVLAConfig, settings: Settings) -> Finding:
+    count, depth = config.visual_tokens, config.llama().num_hidden_layers
+    try:
+        check_layer(settings.pruning, depth)
+    except FlashVLAError as error:
+        return Finding.failure_of("budgets", error)
+    ratios = sorted({*_BUDGETS, settings.pruning.keep_ratio}, reverse=True)
+    budgets = ", ".join(f"{ratio:g} → {kept_count(ratio, count)}" for ratio in ratios)
+    return ok(
+        "budgets",
+        f"pruning.keep_ratio → tokens kept of {count}: {budgets}; in force {settings.pruning.keep_ratio:g}, "
+        f"pruning.layer {settings.pruning.layer} of 1 to {depth - 1}",
+    )
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"

@@ -1,0 +1,63 @@
+"""``flashvla-ros doctor``: looks at the machine, at ROS, at the cameras and at a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import flashvla_ros
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.overrides import parse_overrides
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.results import write_results
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.doctor.finding import Finding, Level, render
+from flashvla_ros.doctor.machine import check_machine
+from flashvla_ros.doctor.ros import check_ros
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``doctor``."""
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="look at this checkpoint alone, without loading its weights"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="as if the node had this value of a parameter"
+    )
+    parser.add_argument("--wait", type=float, default=3.0, metavar="S", help="longest wait for a camera (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings as they come; return 1 where something does not work, else 0."""
+    settings = Settings().with_values(parse_overrides(args.set))
+    findings = []
+    for finding in _findings(args.checkpoint, settings, args.wait):
+        findings.append(finding)
+        print("\n".join(render([finding])), flush=True)
+    if args.json is not None:
+        rows = [{"name": f.name, "level": str(f.level), "text": f.text, "remedy": f.remedy} for f in findings]
+        write_results(args.json, {"flashvla_ros": flashvla_ros.__version__}, rows)
+    failures = sum(finding.level is Level.FAILURE for finding in findings)
+    warnings = sum(finding.level is Level.WARNING for finding in findings)
+    print(f"{failures} to mend, {warnings} to know of" if failures or warnings else "all is well")
+    return 1 if failures else 0
+
+
+def _findings(checkpoint: Path | None, settings: Settings, wait_s: float) -> Iterator[Finding]:
+    if checkpoint is None:
+        yield from check_machine(settings.model)
+        yield from check_ros(settings, wait_s)
+    try:
+        folder = checkpoint or Path(settings.model.checkpoint or share_path("models", "demo"))
+    except FlashVLAError as error:
+        yield Finding.failure_of("checkpoint", error)
+        return
+    # Torch takes seconds to import, and may be what is missing.
+    try:
+        from flashvla_ros.doctor.checkpoint import check_checkpoint
+    except ImportError as error:
+        yield Finding("checkpoint", Level.FAILURE, f"cannot be looked at: {error}", "mend torch first")
+        return
+    yield from check_checkpoint(folder.expanduser(), settings)

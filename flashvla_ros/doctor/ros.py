@@ -1,0 +1,131 @@
+"""ROS 2 on this machine: distribution, middleware, the package's messages, and the camera that the node would read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.doctor.finding import Finding, Level, ok
+
+_INSTALL = "pip install 'flashvla_ros[ros]', or source /opt/ros/<distribution>/setup.bash"
+_FRAMES = 10  # that are enough to tell the rate
+_OLDEST = ("jazzy", "kilted", "lyrical", "rolling")
+
+
+def check_ros(settings: Settings, wait_s: float) -> Iterator[Finding]:
+    """Look at the installation and, where it works, at the cameras; a camera's publisher is awaited for `wait_s`."""
+    try:
+        import rclpy
+    except ImportError as error:
+        yield Finding("ROS 2", Level.FAILURE, f"rclpy cannot be imported: {error}", _INSTALL)
+        return
+    yield _distribution()
+    yield ok("RMW", f"{rclpy.get_rmw_implementation_identifier()}, {_scope()}")
+    messages = _messages()
+    yield messages
+    if messages.level is Level.OK:
+        yield from _cameras(settings, wait_s)
+
+
+def _distribution() -> Finding:
+    name = os.environ.get("ROS_DISTRO")
+    if name is None:
+        try:
+            return ok("ROS 2", f"wheels: rclpy {importlib.metadata.version('ros-rclpy')}")
+        except importlib.metadata.PackageNotFoundError:
+            return Finding("ROS 2", Level.WARNING, "rclpy is there, but ROS_DISTRO is not set", _INSTALL)
+    if name not in _OLDEST:
+        return Finding("ROS 2", Level.WARNING, name, f"the package is tested with {', '.join(_OLDEST[:2])} and newer")
+    return ok("ROS 2", name)
+
+
+def _scope() -> str:
+    reach = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET").upper()
+    domain = os.environ.get("ROS_DOMAIN_ID", "0")
+    return f"domain {domain}, {'this machine only' if reach == 'LOCALHOST' else f'discovery range {reach}'}"
+
+
+def _messages() -> Finding:
+    try:
+        import cv_bridge  # noqa: F401
+
+        from flashvla_ros.msg import GateStatus
+
+        GateStatus()
+    except Exception as error:  # noqa: BLE001  # a half-built type support raises what it likes
+        remedy = "make setup, or colcon build and source install/setup.bash, builds them"
+        return Finding("messages", Level.FAILURE, f"this package's messages do not load: {error}", remedy)
+    return ok("messages", "this package's messages and cv_bridge load")
+
+
+def _cameras(settings: Settings, wait_s: float) -> Iterator[Finding]:
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from flashvla_ros.nodes.interfaces import image_topics
+
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node = rclpy.create_node("flashvla_doctor", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        for interface in image_topics(settings.camera).values():
+            yield _camera(node, executor, interface, wait_s)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def _camera(node: Any, executor: Any, interface: Any, wait_s: float) -> Finding:
+    """Find who publishes a camera's topic, whether the node could connect, and what arrives."""
+    from rclpy.qos import QoSCompatibility, qos_check_compatible
+
+    arrived: list[Any] = []
+    subscription = node.create_subscription(interface.type, interface.name, arrived.append, interface.qos)
+    topic = subscription.topic_name
+    publishers = _await_publishers(node, executor, topic, wait_s)
+    if not publishers:
+        remedy = f"start the camera, or remap {interface.name}; ros2 topic list shows what there is"
+        return Finding("camera", Level.WARNING, f"nobody publishes {topic} within {wait_s:g} s", remedy)
+    wanted = f"{interface.type.__module__.split('.')[0]}/msg/{interface.type.__name__}"
+    if others := sorted({info.topic_type for info in publishers} - {wanted}):
+        remedy = "set camera.compressed" if "CompressedImage" in others[0] else "remap to a topic of images"
+        return Finding("camera", Level.FAILURE, f"{topic} is {', '.join(others)}, the node reads {wanted}", remedy)
+    for info in publishers:
+        verdict, reason = qos_check_compatible(info.qos_profile, interface.qos)
+        if verdict == QoSCompatibility.ERROR:
+            remedy = "set camera.reliable to false, so that the node takes what any publisher sends"
+            return Finding("camera", Level.FAILURE, f"QoS of {topic} does not fit: {reason.rstrip('; ')}", remedy)
+    kinds = "/".join(sorted({info.qos_profile.reliability.name.lower() for info in publishers}))
+    return _frames(executor, arrived, f"{topic}, {kinds}", wait_s)
+
+
+def _await_publishers(node: Any, executor: Any, topic: str, wait_s: float) -> list[Any]:
+    end_s = time.monotonic() + wait_s
+    while not (publishers := node.get_publishers_info_by_topic(topic)) and time.monotonic() < end_s:
+        executor.spin_once(timeout_sec=0.1)
+    return publishers
+
+
+def _frames(executor: Any, arrived: list[Any], what: str, wait_s: float) -> Finding:
+    """Take a few images, within the time that is left to wait."""
+    times_s = [time.monotonic()]
+    while len(arrived) < _FRAMES and time.monotonic() < times_s[0] + wait_s:
+        before = len(arrived)
+        executor.spin_once(timeout_sec=0.1)
+        if len(arrived) > before:
+            times_s.append(time.monotonic())
+    if not arrived:
+        remedy = "look at the camera driver, and whether large messages pass the network (raw images want gigabits)"
+        return Finding("camera", Level.FAILURE, f"{what}: no image within {wait_s:g} s", remedy)
+    last = arrived[-1]
+    size = f"{last.width}x{last.height} {last.encoding}" if hasattr(last, "encoding") else last.format
+    rate = f", {(len(times_s) - 2) / (times_s[-1] - times_s[1]):.0f} Hz" if len(times_s) > 2 else ""
+    return ok("camera", f"{what}: {size}{rate}")

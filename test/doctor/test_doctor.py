@@ -1,0 +1,132 @@
+"""What the doctor prints of a sound checkpoint, of parameters that do not fit it, of a machine and of cameras."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rclpy
+from checkpoints import write_checkpoint
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from flashvla_ros.cli import main
+from flashvla_ros.core.settings import ModelSettings, Settings
+from flashvla_ros.doctor.checkpoint import check_checkpoint
+from flashvla_ros.doctor.finding import Finding, Level
+from flashvla_ros.doctor.machine import check_machine
+from flashvla_ros.doctor.ros import check_ros
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def examine(folder: Path, **values: Any) -> dict[str, Finding]:
+    settings = Settings().with_values({name.replace("__", "."): value for name, value in values.items()})
+    return {finding.name: finding for finding in check_checkpoint(folder, settings)}
+
+
+def test_a_sound_checkpoint_is_described_and_nothing_is_to_mend(folder: Path) -> None:
+    found = examine(folder)
+    assert {finding.level for finding in found.values()} == {Level.OK}
+    assert "DINOv2 + SigLIP at 56 px, 16 visual tokens; Llama with 4 layers of 32" in found["model"].text
+    assert found["actions"].text == "toy: 4 dimensions in -0.01…0.01, -0.01…0.01, -0.01…0.01, -1…1"
+    assert found["mapping"].text == "x (delta), y (delta), z (delta), gripper (gripper)"
+    assert "0.625 → 10" in found["budgets"].text
+    assert "pruning.layer 2 of 1 to 3" in found["budgets"].text
+
+
+def test_parameters_that_do_not_fit_are_told_with_the_remedy(folder: Path) -> None:
+    found = examine(folder, action__names=["a", "b"], action__kinds=["delta", "gripper"], pruning__layer=9)
+    assert found["mapping"].level is Level.FAILURE
+    assert "4 action dimensions, action.names declares 2" in found["mapping"].text
+    assert "set action.names" in found["mapping"].remedy
+    assert found["budgets"].level is Level.FAILURE
+    assert "must be below 4" in found["budgets"].text
+
+
+def test_memory_that_is_not_there_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvla_ros.doctor.checkpoint.available_memory", lambda: 100_000_000)
+    assert examine(folder)["memory"].level is Level.FAILURE
+
+
+def test_the_command_exits_by_what_it_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--checkpoint", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("all is well\n")
+    report = tmp_path / "report.json"
+    assert main(["doctor", "--checkpoint", str(tmp_path / "nowhere"), "--json", str(report)]) == 1
+    assert "does not exist" in capsys.readouterr().out
+    rows = json.loads(report.read_text())["rows"]
+    assert [row["level"] for row in rows] == ["ok", "failure"]
+    assert main(["doctor", "--checkpoint", str(folder), "--set", "model.unnorm_keys=x"]) == 2
+    assert "did you mean model.unnorm_key" in capsys.readouterr().err
+
+
+def test_the_machine_is_described() -> None:
+    found = {finding.name: finding for finding in check_machine(ModelSettings(device="cpu", attention="sdpa"))}
+    assert found["Python"].level is Level.OK
+    assert found["attention"].text == "sdpa in float32 on cpu"
+    refused = {finding.name: finding for finding in check_machine(ModelSettings(device="cuda:7"))}
+    assert refused["attention"].level is Level.FAILURE
+    assert "model.device 'cuda:7'" in refused["attention"].text
+
+
+@contextlib.contextmanager
+def camera(kind: type[Any], reliability: ReliabilityPolicy) -> Iterator[None]:
+    """Publish small images on /image from a thread."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("camera", context=context)
+    publisher = node.create_publisher(kind, "image", QoSProfile(depth=1, reliability=reliability))
+    message = kind(height=4, width=6, encoding="rgb8", step=18, data=bytes(72)) if kind is Image else kind()
+    over = threading.Event()
+
+    def publish() -> None:
+        while not over.wait(0.05):
+            publisher.publish(message)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def look(wait_s: float = 20.0, **values: Any) -> Finding:
+    settings = Settings().with_values({name.replace("__", "."): value for name, value in values.items()})
+    return next(finding for finding in check_ros(settings, wait_s=wait_s) if finding.name == "camera")
+
+
+def test_a_camera_is_found_with_what_it_sends_and_its_quality_of_service() -> None:
+    with camera(Image, ReliabilityPolicy.BEST_EFFORT):
+        finding = look()
+        demanding = look(camera__reliable=True)
+    assert finding.level is Level.OK
+    assert finding.text.startswith("/image, best_effort: 6x4 rgb8")
+    assert demanding.level is Level.FAILURE
+    assert "camera.reliable to false" in demanding.remedy
+
+
+def test_a_topic_of_another_type_is_told() -> None:
+    with camera(CompressedImage, ReliabilityPolicy.RELIABLE):
+        finding = look()
+    assert finding.level is Level.FAILURE
+    assert "CompressedImage, the node reads sensor_msgs/msg/Image" in finding.text
+    assert finding.remedy == "set camera.compressed"
+
+
+def test_an_absent_camera_is_told() -> None:
+    finding = look(wait_s=0.5)
+    assert finding.level is Level.WARNING
+    assert "nobody publishes /image" in finding.text
