@@ -96,8 +96,13 @@ class Stepper:
         self.state = StepperState()
         self._clock = clock
 
-    def step(self, observation: Observation, settings: Settings) -> StepResult:
+    def step(self, observation: Observation, settings: Settings, tried: StepResult | None = None) -> StepResult:
         """Answer one observation; on an error the state is as if the step had not been tried.
+
+        Args:
+            observation: What is to be answered.
+            settings: In force for this step.
+            tried: What other settings made of the same observation; the model is not run again for the same pruning.
 
         Raises:
             ObservationError: The policy cannot use this observation.
@@ -110,7 +115,10 @@ class Stepper:
         if decision.reuse and inference is not None:
             memory = state.memory.after_reuse(view)
         else:
-            inference, inference_s = self._infer(observation, settings)
+            if tried is not None and tried.fresh and tried.settings.pruning == settings.pruning:
+                inference, inference_s = tried.inference, tried.inference_s
+            else:
+                inference, inference_s = self._infer(observation, settings)
             result = FreshResult.of(inference, view, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
         action = _remainder(inference.action, decision.age_s, self.spec.dt_s)

@@ -146,9 +146,18 @@ class Worker:
     def reset(self) -> None:
         """Forget everything seen so far and release an emergency stop; the robot stays as it is until the next step."""
         with self._lock:
-            self._new_era(Reason.RESET)
+            self.discard()
+            self._reset_cause = Reason.RESET
             if self._halted:
                 self._state, self._stop = State.WAITING, None
+
+    def discard(self) -> None:
+        """Drop the step in progress and the observation that waits, such as those of an old instruction.
+
+        The memory stays, and the model that runs is still held to its deadline.
+        """
+        with self._lock:
+            self._era += 1
 
     @property
     def _halted(self) -> bool:
@@ -197,6 +206,9 @@ class Worker:
                 self._stepper.reset(cause)
             before = self._stepper.state
             result = self._stepper.step(observation, self.settings)
+            if result.settings is not self.settings:  # no command leaves under settings that were replaced before it
+                self._stepper.state = before
+                result = self._stepper.step(observation, self.settings, tried=result)
             with self._lock:
                 if era != self._era:
                     self._stepper.state = before  # as if never tried: its command was not published
@@ -211,3 +223,5 @@ class Worker:
                 if era == self._era:
                     self.stop(Reason.FAULT, f"{type(error).__name__}: {error}")
                 self._on_fault(error)
+        finally:
+            self._since_s = None

@@ -195,6 +195,8 @@ class PolicyNode(LifecycleNode):
 
     def _on_instruction(self, instruction: str) -> None:
         self.get_logger().info(f"instruction: {instruction!r}")
+        if self._runner:
+            self._runner.worker.discard()  # nothing that answers the old one is commanded any more
 
     def _on_emergency_stop(self) -> None:
         if self._runner:

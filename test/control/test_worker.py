@@ -194,7 +194,7 @@ def test_what_the_model_computed_before_a_stop_or_reset_is_dropped(rig: Rig, cau
         rig.worker.reset()
     else:
         rig.worker.stop(cause, "while the model runs")
-    assert rig.worker.running_since_s is None
+        assert rig.worker.running_since_s is None
     rig.worker.reset()
     rig.post()
     rig.go.set()
@@ -311,3 +311,56 @@ def test_stops_and_resets_from_many_threads_never_let_an_old_result_through(rig:
         rig.wait(rig.steps, len(rig.steps) + 1)
     assert wrong == []
     assert rig.faults == []
+
+
+def test_settings_replaced_while_the_model_runs_are_in_force_for_its_command(rig: Rig) -> None:
+    rig.step()
+    calls = rig.policy.calls
+    rig.hang()
+    changed = rig.worker.settings.with_values({"gate.delta": 0.9, "limits.upper": (0.001, 1.0, 1.0, 1.0)})
+    rig.worker.settings = changed
+    rig.go.set()
+    rig.wait(rig.steps, 2)
+    assert rig.steps[1].settings is changed
+    assert rig.steps[1].command[0, 0] == 0.001
+    assert (rig.steps[1].step, rig.steps[1].fresh) == (1, True)
+    assert rig.policy.calls == calls + 1  # the model is not asked twice
+
+
+def test_other_pruning_while_the_model_runs_asks_it_again(rig: Rig) -> None:
+    rig.step()
+    calls = rig.policy.calls
+    rig.hang()
+    rig.worker.settings = rig.worker.settings.with_values({"pruning.keep_ratio": 0.25})
+    rig.go.set()
+    rig.wait(rig.steps, 2)
+    assert rig.steps[1].settings.pruning.keep_ratio == 0.25
+    assert rig.policy.calls == calls + 2
+
+
+def test_discard_drops_what_is_under_way_and_keeps_the_memory(rig: Rig) -> None:
+    rig.step(2)
+    rig.hang()
+    rig.post()
+    rig.worker.discard()
+    rig.worker.settings = Settings()
+    rig.post("close the drawer")
+    rig.go.set()
+    rig.wait(rig.steps, 3)
+    assert rig.steps[2].observation.instruction == "close the drawer"
+    assert rig.steps[2].decision.reason is Reason.NEW_INSTRUCTION
+    assert rig.worker.late == 1
+    assert not rig.stops
+
+
+@pytest.mark.parametrize("forget", [Worker.discard, Worker.reset])
+def test_a_model_that_hangs_is_held_to_its_deadline_whatever_is_forgotten(
+    rig: Rig, forget: Callable[[Worker], None]
+) -> None:
+    rig.step()
+    rig.hang()
+    forget(rig.worker)
+    assert rig.worker.running_since_s is not None
+    rig.go.set()
+    rig.step()
+    assert rig.worker.running_since_s is None
