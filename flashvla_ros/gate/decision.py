@@ -56,15 +56,62 @@ class GateDecision:
         return _scene_alarm(self.scene_changed, self.settings)
 
 
-@dataclasses.dataclass(frozen=True)
-class Measures:
-    """What a step is decided on, before any threshold but those of the scene; fields as in :class:`GateDecision`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """The last two fresh results, compared.
 
-    angle_deg: float
-    overlap: float
-    corrected_overlap: float
-    scene: SceneChange
-    age_s: float
+    Attributes:
+        angle_deg, overlap, corrected_overlap: As in :class:`GateDecision`.
+        gripper: A gripper is about to flip.
+        still: An action is too small for its angle to mean anything.
+        alike: The difference of such actions is small too.
+        obstacle: Why the sets of kept tokens cannot be compared; None where they can.
+    """
+
+    angle_deg: float = math.nan
+    overlap: float = math.nan
+    corrected_overlap: float = math.nan
+    gripper: bool = False
+    still: bool = False
+    alike: bool = False
+    obstacle: Reason | None = None
+
+    @classmethod
+    def of(cls, previous: FreshResult, last: FreshResult, settings: GateSettings) -> Pair:
+        """Compare two fresh results; of the settings it depends on those of gripper and stillness alone."""
+        overlap, corrected = overlap_of(previous, last)
+        obstacle = None
+        if previous.kept is None or last.kept is None:
+            obstacle = Reason.NO_TOKEN_SETS
+        elif previous.pruning != last.pruning or math.isnan(corrected):
+            obstacle = Reason.PRUNING_CHANGED
+        same_size = previous.motion.shape == last.motion.shape
+        return cls(
+            angle_deg=angle_between(previous.motion, last.motion),
+            overlap=overlap,
+            corrected_overlap=corrected,
+            gripper=_gripper_may_flip(previous, last, settings),
+            still=min(_size(previous.motion), _size(last.motion)) < settings.still_norm,
+            alike=same_size and _size(last.motion - previous.motion) <= settings.still_difference,
+            obstacle=obstacle,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measures:
+    """What a step is judged on: the same for every δ, ε₁ and cap.
+
+    Attributes:
+        pair: The last two fresh results, compared.
+        scene: The frame in hand against that of the last fresh result.
+        age_s: Age of the last fresh result.
+        broken: Why the memory says nothing about this step; None where it does.
+    """
+
+    pair: Pair = Pair()
+    scene: SceneChange = dataclasses.field(default_factory=SceneChange)
+    age_s: float = math.nan
+    broken: Reason | None = None
 
 
 def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecision:
@@ -76,13 +123,13 @@ def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecisi
         settings: Mode and thresholds of this step.
     """
     found = measure(memory, view, settings)
-    reason = judge(memory, view, found, settings)
+    reason = judge(memory, found, settings)
     reuse = reason is Reason.REUSE
     return GateDecision(
         reason=reason,
-        angle_deg=found.angle_deg,
-        overlap=found.overlap,
-        corrected_overlap=found.corrected_overlap,
+        angle_deg=found.pair.angle_deg,
+        overlap=found.pair.overlap,
+        corrected_overlap=found.pair.corrected_overlap,
         scene_level=found.scene.level,
         scene_changed=found.scene.changed,
         age_s=found.age_s if reuse else 0.0,
@@ -91,75 +138,76 @@ def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecisi
     )
 
 
-def measure(memory: GateMemory, view: View, settings: GateSettings) -> Measures:
-    """Return what there is to judge; of the settings it depends on those of the scene guard alone."""
+def measure(
+    memory: GateMemory,
+    view: View,
+    settings: GateSettings,
+    pair: Pair | None = None,
+    scene: SceneChange | None = None,
+) -> Measures:
+    """Return what a step is judged on.
+
+    Args:
+        memory: What the gate remembers of the steps before.
+        view: The observation in hand.
+        settings: Those of scene, gripper, stillness and gap count.
+        pair: The memory's two fresh results, where they have been compared already.
+        scene: The frame in hand and that of the last fresh result, likewise.
+    """
     last, previous = memory.last, memory.previous
+    broken = memory.broken_by(view, settings.stale_gap_s)
     if last is None:
-        return Measures(math.nan, math.nan, math.nan, SceneChange(), math.nan)
-    angle_deg = overlap = corrected = math.nan
-    if previous is not None:
-        angle_deg, (overlap, corrected) = angle_between(previous.motion, last.motion), overlap_of(previous, last)
+        return Measures(broken=broken)
     age_s = view.stamp_s - last.view.stamp_s
-    change = compare(memory.motion, last.view.frame, view.frame, age_s, settings)
-    return Measures(angle_deg, overlap, corrected, change, age_s)
+    if pair is None:
+        pair = Pair.of(previous, last, settings) if previous else Pair()
+    if scene is None:
+        scene = compare(memory.motion, last.view.frame, view.frame, age_s, settings)
+    return Measures(pair, scene, age_s, broken)
 
 
-def judge(memory: GateMemory, view: View, found: Measures, settings: GateSettings) -> Reason:
+def judge(memory: GateMemory, found: Measures, settings: GateSettings) -> Reason:
     """Return the first condition that forbids reuse, :attr:`Reason.REUSE` where there is none."""
     if settings.mode == "off":
         return Reason.MODE_OFF
-    broken = memory.broken_by(view, settings.stale_gap_s)
-    if broken is not None:
-        return broken
-    last, previous = memory.last, memory.previous
-    if last is None or previous is None:
+    if found.broken is not None:
+        return found.broken
+    if memory.previous is None:
         return Reason.TOO_FEW_FRESH
     if memory.reused_in_a_row >= settings.max_reuse:
         return Reason.MAX_REUSE
+    pair = found.pair
     if settings.mode == "guarded":
-        reason = _guard(memory, previous, last, found, settings)
+        reason = _guard(memory, found, settings)
     else:
-        reason = None if found.angle_deg < settings.max_angle_deg else Reason.ANGLE
-    return reason or _token_failure(previous, last, found, settings) or Reason.REUSE
+        reason = None if pair.angle_deg < settings.max_angle_deg else Reason.ANGLE
+    overlap = None if pair.corrected_overlap >= settings.delta else Reason.OVERLAP
+    return reason or pair.obstacle or overlap or Reason.REUSE
 
 
-def _guard(
-    memory: GateMemory, previous: FreshResult, last: FreshResult, found: Measures, settings: GateSettings
-) -> Reason | None:
+def _guard(memory: GateMemory, found: Measures, settings: GateSettings) -> Reason | None:
     """The first guard of mode ``guarded`` that forbids reuse."""
-    fresh = memory.fresh_since_reuse
+    fresh, pair = memory.fresh_since_reuse, found.pair
     if memory.reused_in_a_row == 0 and fresh is not None and fresh < settings.fresh_between:
         return Reason.FRESH_BETWEEN
     if found.age_s > settings.max_age_s:
         return Reason.MAX_AGE
-    if _gripper_may_flip(previous, last, settings):
+    if pair.gripper:
         return Reason.GRIPPER
     if _scene_alarm(found.scene.changed, settings):
         return Reason.SCENE_CHANGED
-    if min(_size(previous.motion), _size(last.motion)) < settings.still_norm:
-        moved = previous.motion.shape != last.motion.shape or not (
-            _size(last.motion - previous.motion) <= settings.still_difference
-        )
-        return Reason.STILL if moved else None
-    return None if found.angle_deg < settings.max_angle_deg else Reason.ANGLE
+    if pair.still:
+        return None if pair.alike else Reason.STILL
+    return None if pair.angle_deg < settings.max_angle_deg else Reason.ANGLE
 
 
 def _scene_alarm(changed: int, settings: GateSettings) -> bool:
     return 0 < settings.scene_patches <= changed
 
 
-def _token_failure(previous: FreshResult, last: FreshResult, found: Measures, settings: GateSettings) -> Reason | None:
-    """What the sets of kept tokens say against reuse."""
-    if previous.kept is None or last.kept is None:
-        return Reason.NO_TOKEN_SETS
-    if previous.pruning != last.pruning or math.isnan(found.corrected_overlap):
-        return Reason.PRUNING_CHANGED
-    return None if found.corrected_overlap >= settings.delta else Reason.OVERLAP
-
-
 def _size(motion: FloatArray) -> float:
     """Norm of an action, root mean square over its time steps, so that a threshold means the same for any T."""
-    return float(np.linalg.norm(motion)) / math.sqrt(len(motion))
+    return _norm(motion) / math.sqrt(len(motion))
 
 
 def _gripper_may_flip(previous: FreshResult, last: FreshResult, settings: GateSettings) -> bool:
@@ -177,11 +225,17 @@ def angle_between(first: FloatArray, second: FloatArray) -> float:
     Kahan's formula, 2 atan2(|u - v|, |u + v|) of the unit vectors, keeps its precision near 0° and 180°, where the
     arc cosine loses half of the digits. NaN where an action is exactly zero or the chunks differ in size.
     """
-    norms = float(np.linalg.norm(first)), float(np.linalg.norm(second))
+    norms = _norm(first), _norm(second)
     if first.shape != second.shape or not min(norms) > 0.0:
         return math.nan
-    u, v = first.ravel() / norms[0], second.ravel() / norms[1]
-    return math.degrees(2.0 * math.atan2(float(np.linalg.norm(u - v)), float(np.linalg.norm(u + v))))
+    u, v = first / norms[0], second / norms[1]
+    return math.degrees(2.0 * math.atan2(_norm(u - v), _norm(u + v)))
+
+
+def _norm(motion: FloatArray) -> float:
+    """Euclidean norm over the whole chunk; NumPy's own costs several times this on so few numbers."""
+    flat = motion.ravel()
+    return math.sqrt(float(flat @ flat))
 
 
 def overlap_of(previous: FreshResult, last: FreshResult) -> tuple[float, float]:
@@ -195,6 +249,8 @@ def overlap_of(previous: FreshResult, last: FreshResult) -> tuple[float, float]:
     k, tokens = len(last.kept), last.visual_tokens
     if k == 0 or len(previous.kept) != k or previous.visual_tokens != tokens:
         return math.nan, math.nan
-    shared = np.intersect1d(previous.kept, last.kept, assume_unique=True).size
+    in_previous = np.zeros(tokens, dtype=bool)
+    in_previous[previous.kept] = True
+    shared = int(np.count_nonzero(in_previous[last.kept]))
     chance = k / tokens
     return shared / k, 1.0 if shared == k else (shared / k - chance) / (1.0 - chance)

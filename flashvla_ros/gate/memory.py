@@ -101,8 +101,16 @@ class GateMemory:
             return Reason.CLOCK_JUMP
         return Reason.STALE_GAP if view.stamp_s - self.seen_s > stale_gap_s else None
 
-    def after_fresh(self, result: FreshResult, gate: GateSettings) -> GateMemory:
-        """Return the memory after the model was run; an earlier run is forgotten."""
+    def after_fresh(
+        self, result: FreshResult, gate: GateSettings, motion: scene.SceneMotion | None = None
+    ) -> GateMemory:
+        """Return the memory after the model was run; an earlier run is forgotten.
+
+        Args:
+            result: What the model said.
+            gate: Its ``stale_gap_s`` ends a run.
+            motion: That of the scene after this view, where it is known already.
+        """
         view = result.view
         past = self.forgotten(self.cause) if self.broken_by(view, gate.stale_gap_s) else self
         return GateMemory(
@@ -110,15 +118,15 @@ class GateMemory:
             previous=past.last,
             seen_s=view.stamp_s,
             fresh_since_reuse=None if past.fresh_since_reuse is None else past.fresh_since_reuse + 1,
-            motion=past.motion.after(view.frame, view.stamp_s),
+            motion=motion or past.motion.after(view.frame, view.stamp_s),
         )
 
-    def after_reuse(self, view: View) -> GateMemory:
+    def after_reuse(self, view: View, motion: scene.SceneMotion | None = None) -> GateMemory:
         """Return the memory after the last fresh action was used again: counted, not remembered."""
         return dataclasses.replace(
             self,
             seen_s=view.stamp_s,
             reused_in_a_row=self.reused_in_a_row + 1,
             fresh_since_reuse=0,
-            motion=self.motion.after(view.frame, view.stamp_s),
+            motion=motion or self.motion.after(view.frame, view.stamp_s),
         )
