@@ -7,7 +7,6 @@ saw (collection draws its scenes from 10⁹ on). Every mode plays the same seeds
 from __future__ import annotations
 
 import argparse
-import atexit
 import dataclasses
 import functools
 import json
@@ -24,6 +23,7 @@ from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.fanout import add_arguments as add_fanout_arguments
 from flashvla_ros.core.fanout import fan_out
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec
 from flashvla_ros.sim.episode import EpisodePlan
@@ -65,24 +65,25 @@ def plan(task_name: str, seed: int, *, switch: bool) -> EpisodePlan:
 
 
 @functools.cache
-def _loaded(checkpoint: Path) -> tuple[Any, Any]:
-    """Policy and world of this process; imported here, so that a parent process that only fans out stays light."""
-    from flashvla_ros.sim.world import World
-    from flashvla_ros.vla.policy import OpenVLAPolicy
+def _policy(checkpoint: Path) -> Any:
+    from flashvla_ros.vla.policy import OpenVLAPolicy  # in the workers only: a parent that fans out needs no torch
 
-    model = Settings().with_values({"model.checkpoint": str(checkpoint), "model.threads": 1}).model
-    world = World()
-    atexit.register(world.close)  # an OpenGL context that outlives the interpreter's modules complains
-    return OpenVLAPolicy.load(model), world
+    return OpenVLAPolicy.load(Settings().with_values({"model.checkpoint": str(checkpoint), "model.threads": 1}).model)
+
+
+@functools.cache
+def _world() -> Any:
+    from flashvla_ros.sim.world import World
+
+    return World()
 
 
 def run_job(job: Job) -> Outcome:
-    """Run one episode in this process."""
-    policy, world = _loaded(job.checkpoint)
+    """Run one episode in this process, whose policy and world serve all its episodes."""
     settings = Settings().with_values(job.values)
     action = settings.action
     spec = ActionSpec(action.names, tuple(ActionKind(kind) for kind in action.kinds), action.dt_s)
-    return roll_out(world, Stepper(policy, spec), job.plan, settings)
+    return roll_out(_world(), Stepper(_policy(job.checkpoint), spec), job.plan, settings)
 
 
 def summarize(mode: str, task: str, outcomes: list[Outcome]) -> dict[str, Any]:
@@ -162,9 +163,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    rows = evaluate(options)
+    try:
+        rows = evaluate(options)
+    finally:
+        if _world.cache_info().currsize:  # an OpenGL context left to the interpreter's end complains
+            _world().close()
     if options.json:
-        meta = {"checkpoint": str(options.checkpoint), "first_seed": options.seed, "set": options.set}
+        settings = Settings().with_values(dict(parse_setting(text) for text in options.set))
+        meta = {
+            "checkpoint": checkpoint_fingerprint(options.checkpoint),
+            "seeds": [options.seed, options.seed + options.episodes - 1],
+            "keep_ratio": settings.pruning.keep_ratio,
+            "layer": settings.pruning.layer,
+            "settings": settings.values(),
+        }
         options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=2) + "\n", encoding="utf-8")
     return 0
 

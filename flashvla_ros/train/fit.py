@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+import platform
 import sys
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ from flashvla_ros.train.loss import StateHead, action_loss, random_subset, smear
 from flashvla_ros.vla.checkpoint import save_checkpoint
 from flashvla_ros.vla.model import OpenVLA
 
-STATE, LOG, CHECKPOINT = "state.pt", "log.jsonl", "checkpoint"
+STATE, LOG, DESCRIPTION, CHECKPOINT = "state.pt", "log.jsonl", "run.json", "checkpoint"
 LOG_EVERY = 20
 
 
@@ -51,7 +52,7 @@ class FitConfig:
     """
 
     seed: int = 0
-    steps: int = 2800
+    steps: int = 2400
     batch: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 100
@@ -92,6 +93,7 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
+        self.seconds = 0.0
 
     def losses(self, batch: Batch, keep: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return the action loss [nats], the mean squared error of the standardised state, and the logits."""
@@ -158,6 +160,7 @@ class Trainer:
         state = {
             "config": dataclasses.asdict(self.config),
             "step": self.step,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -174,7 +177,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 def fit(data_folder: Path, out: Path, config: FitConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -194,9 +197,35 @@ def fit(data_folder: Path, out: Path, config: FitConfig, *, resume: bool = False
         trainer.restore(out / STATE)
     elif (out / STATE).exists():
         raise DatasetError(f"{out} already holds a run: add --resume to go on with it, or give another --out")
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{len(data.training)} frames, {count / 1e6:.2f} M parameters, {torch.get_num_threads()} CPU threads")
+    description = _describe(trainer, data, meta)
+    description["episodes"] = len(np.unique(frames.episode))
+    description["episodes_per_task"] = len(list(data_folder.glob("episode-*"))) // len(meta["instructions"])
+    (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    print(f"{description['frames']} frames, {description['parameters']} parameters, {description['device']}")
     return _run(trainer, data, tokenizer, out)
+
+
+def _describe(trainer: Trainer, data: Demonstrations, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a model card says of a run."""
+    return {
+        "config": dataclasses.asdict(trainer.config),
+        "data": meta,
+        "frames": len(data.training),
+        "validation_frames": len(data.validation),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "device": f"{_processor()}, {torch.get_num_threads()} threads, float32",
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    """Name of the CPU where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
@@ -204,7 +233,7 @@ def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path
     validation: dict[str, Any] = {}
     with tqdm(total=config.steps, initial=trainer.step, unit="step") as bar, (out / LOG).open("a") as log:
         recent: list[dict[str, float]] = []
-        started = time.monotonic()
+        started = time.monotonic() - trainer.seconds
         while trainer.step < config.steps:
             recent.append(trainer.train_step(data))
             bar.update()
@@ -214,7 +243,8 @@ def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path
             means = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
             recent.clear()
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-            line: dict[str, Any] = {"step": trainer.step, "seconds": round(time.monotonic() - started, 1), **means}
+            trainer.seconds = time.monotonic() - started
+            line: dict[str, Any] = {"step": trainer.step, "seconds": round(trainer.seconds, 1), **means}
             if saving:
                 line["validation"] = validation = trainer.validate(data)
                 trainer.save(out / STATE)
