@@ -186,7 +186,5 @@ def _remainder(action: FloatArray, age_s: float, dt_s: float) -> FloatArray:
     With T = 1 this is the action itself. With more it goes on where the robot is in its plan, where a repeated chunk
     of absolute poses would send it back to the first.
     """
-    last = len(action) - 1
-    rows = np.minimum(np.arange(len(action)) + min(_elapsed_rows(age_s, dt_s), last), last)
-    remainder: FloatArray = action[rows]
-    return remainder
+    passed = min(_elapsed_rows(age_s, dt_s), len(action) - 1)
+    return np.concatenate([action[passed:], np.repeat(action[-1:], passed, axis=0)]) if passed else action

@@ -53,9 +53,10 @@ def _sample_points(length: int) -> NDArray[np.intp]:
 
 def _difference(first: Signature, second: Signature) -> NDArray[np.float32]:
     """[cameras, GRID, GRID] largest change of a colour channel."""
-    red, green, blue = np.moveaxis(np.abs(first - second), -1, 0)  # a maximum over a short axis is slow in NumPy
-    difference: NDArray[np.float32] = np.maximum(np.maximum(red, green), blue)
-    return difference
+    difference = np.abs(first - second)
+    largest: NDArray[np.float32] = np.maximum(difference[..., 0], difference[..., 1])
+    np.maximum(largest, difference[..., 2], out=largest)  # NumPy's maximum over a short axis is slow
+    return largest
 
 
 def _widened(rate: NDArray[np.float32]) -> NDArray[np.float32]:
