@@ -15,6 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.nodes.logs import forward_to_ros
 
 EXIT_USAGE = 2
 _SPIN_S = 0.1  # a signal is noticed within this time
@@ -52,6 +53,7 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
     """
     try:
         _initialise(list(sys.argv[1:] if arguments is None else arguments))
+        forward_to_ros()
         return _spin(make())
     except FlashVLAError as error:
         return _refuse(str(error))

@@ -43,6 +43,8 @@ class OpenVLAPolicy:
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OpenVLAPolicy:
         """Load the checkpoint that `settings` name, or the demo policy, onto its device.
 
+        Progress goes to the log unless `progress` takes it.
+
         Raises:
             CheckpointError: The folder is not a complete OpenVLA checkpoint, or does not fit into memory.
             SettingsError: This machine lacks the device or attention implementation.
@@ -58,7 +60,8 @@ class OpenVLAPolicy:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         try:
-            model = load_model(folder, config, backend.device, backend.dtype, backend.attention, progress)
+            report = progress or _log_progress
+            model = load_model(folder, config, backend.device, backend.dtype, backend.attention, report)
         except torch.OutOfMemoryError as error:
             raise CheckpointError(f"{folder} does not fit into the memory of {backend.device}") from error
         seconds = time.monotonic() - started
@@ -141,6 +144,10 @@ class _Stages:
 def checkpoint_folder(settings: ModelSettings) -> Path:
     """Return the folder of ``model.checkpoint``, that of the demo policy where it is empty."""
     return Path(settings.checkpoint).expanduser() if settings.checkpoint else share_path("models", "demo")
+
+
+def _log_progress(file: str, number: int, count: int) -> None:
+    _LOG.info("reading %s, file %d of %d", file, number, count)
 
 
 def _only_image(observation: Observation) -> ImageArray:
