@@ -29,6 +29,7 @@ from std_msgs.msg import Float64, Header, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
@@ -82,11 +83,12 @@ class RobotNode(Node):
         self._episode: Episode | None = None
         self._reset: Future[Any] | None = None
         self._reset_deadline = 0.0
-        self._pixels = np.zeros((0, 0, 3), dtype=np.uint8)
+        self._pixels: ImageArray = np.zeros((0, 0, 3), dtype=np.uint8)
         self._sim_time_ns = NANOSECONDS
         self._stamp_ns = self._first_stamp_ns = 0  # of the last image, and of the first one of the episode
-        self._velocity, self._gripper = np.zeros(3), -1.0
-        self._answered = self._gripper_answered = False
+        self._velocity: FloatArray = np.zeros(3)
+        self._gripper = -1.0
+        self._answered = self._gripper_answered = self._answered_once = False
         self._published_at = self._command_at = time.monotonic()
         self._open_topics()
 
@@ -119,8 +121,9 @@ class RobotNode(Node):
             if self._reset is None or self._reset.done() or time.monotonic() > self._reset_deadline:
                 self._begin_episode()
         elif self._episode is not None and self._phase is not Phase.FINISHED:
-            if time.monotonic() - self._command_at > self.settings.answer_timeout_s:
-                self._end_episode(self._episode, f"no command for {self.settings.answer_timeout_s:g} s")
+            patience_s = self.settings.answer_timeout_s if self._answered_once else self.settings.start_timeout_s
+            if time.monotonic() - self._command_at > patience_s:
+                self._end_episode(self._episode, f"no command for {patience_s:g} s")
             elif self.settings.lock_step:
                 self._resend()
             else:
@@ -143,7 +146,7 @@ class RobotNode(Node):
         self._publish_frame()
         self._first_stamp_ns = self._stamp_ns
 
-    def _advance(self, velocity: np.ndarray, gripper: float) -> None:
+    def _advance(self, velocity: FloatArray, gripper: float) -> None:
         """Move the robot by one control step, show it, and say what came of it."""
         episode = self._episode
         if episode is None:
@@ -188,7 +191,7 @@ class RobotNode(Node):
         linear = message.twist.linear
         if self.settings.lock_step and stamp != self._stamp_ns:
             return
-        self._answered = True
+        self._answered = self._answered_once = True
         self._velocity = np.array([linear.x, linear.y, linear.z])
         self._command_at = time.monotonic()
         self._phase = Phase.RUNNING

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.errors import SimulationError
@@ -95,7 +95,7 @@ class Episode:
         return changed
 
 
-def action_from_command(velocity: Sequence[float], gripper: float, tick_s: float) -> FloatArray:
+def action_from_command(velocity: ArrayLike, gripper: float, tick_s: float) -> FloatArray:
     """Return the action [4] that moves the set point of the hand at `velocity` for one tick.
 
     As a robot's driver should, it treats a value that is not finite as no motion.

@@ -37,8 +37,11 @@ class RobotSettings:
     command_timeout_s: float = _row(
         0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0
     )
+    start_timeout_s: float = _row(
+        600.0, "Longest wait for the policy's very first command, while it loads.", unit="s", low=0.1, high=3600.0
+    )
     answer_timeout_s: float = _row(
-        60.0, "Silence of the policy that ends an episode with an error.", unit="s", low=0.1, high=3600.0
+        30.0, "Silence of the policy afterwards that ends an episode with an error.", unit="s", low=0.1, high=3600.0
     )
     policy: str = _row("flashvla", "Name of the policy node, whose reset service is called before each episode.")
 

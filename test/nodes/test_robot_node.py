@@ -159,11 +159,19 @@ def test_instruction_changes_in_the_middle(stage: Stage) -> None:
 
 def test_silence_ends_the_episode_with_an_error(stage: Stage) -> None:
     stage.driver.silent = True
-    robot = stage.start(lock_step=True, episodes=1, answer_timeout_s=0.5)
-    stage.spin(lambda: robot.finished)
+    robot = stage.start(lock_step=True, episodes=2, start_timeout_s=0.5, answer_timeout_s=1.0)
     stage.spin(lambda: bool(stage.driver.ended()))
-    assert "no command for 0.5 s" in stage.driver.ended()[0].error
-    assert stage.driver.ended()[0].steps == 0
+    first = stage.driver.ended()[0]
+    assert (first.error, first.steps) == ("no command for 0.5 s", 0)
+
+    stage.driver.silent = False
+    stage.driver.images.clear()
+    stage.spin(lambda: len(stage.driver.images) > 3)
+    stage.driver.silent = True
+    stage.spin(lambda: robot.finished and len(stage.driver.ended()) == 2)
+    second = stage.driver.ended()[1]
+    assert second.error == "no command for 1 s"
+    assert second.steps >= 3
 
 
 def test_free_running_waits_for_the_first_command_and_stands_still_without_one(stage: Stage) -> None:
