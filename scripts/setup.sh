@@ -48,25 +48,31 @@ fi
 if ros_is_sourced; then
     say "Virtual environment in $venv, beside ROS 2 $ROS_DISTRO"
     options=(--system-site-packages)
-    # Its compiled modules fit its own NumPy.
-    wheels=("numpy==$("$python" -c 'import numpy; print(numpy.__version__)')")
+    ros=()
 else
     [ -z "${ROS_DISTRO:-}" ] || die "ROS 2 $ROS_DISTRO is sourced, but $python cannot import its rclpy; use its own Python"
-    [ "$(uname -sm)" = "Linux x86_64" ] || die "ROS 2 wheels exist for Linux on x86-64 only; here, install ROS 2 and source it"
+    [ "$(uname -sm)" = "Linux x86_64" ] || die "ROS 2 wheels are for Linux on x86-64; here, install ROS 2 and source it"
     say "Virtual environment in $venv, with ROS 2 from wheels"
     options=()
-    wheels=(-r requirements/ros.txt -c requirements/constraints.txt)
+    ros=(-r requirements/ros.txt)
 fi
 # Another interpreter, or another ROS 2, has other compiled parts: begin anew.
-if ! "$venv/bin/python" -c '' 2>/dev/null || { compgen -G "$venv/ready-*" && ! [ -e "$venv/ready-${ROS_DISTRO:-wheels}" ]; } >/dev/null; then
+made_for_another() { compgen -G "$venv/ready-*" >/dev/null && ! [ -e "$venv/ready-${ROS_DISTRO:-wheels}" ]; }
+if made_for_another || ! "$venv/bin/python" -c '' 2>/dev/null; then
     options+=(--clear)
 fi
 "$python" -m venv "${options[@]}" "$venv"
 
 say "Wheels"
+constraints=$venv/constraints.txt
+cp requirements/constraints.txt "$constraints"
+if ros_is_sourced; then # whose compiled modules fit its own NumPy
+    sed -i -E '/^(numpy|opencv-python-headless)==/d' "$constraints"
+    "$python" -c 'import numpy; print(f"numpy=={numpy.__version__}")' >>"$constraints"
+fi
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-"${pip[@]}" install --upgrade "pip>=24" "setuptools>=70,<80" wheel "${wheels[@]}"
+"${pip[@]}" install --upgrade -c "$constraints" "pip>=24" "setuptools>=70,<80" wheel "${ros[@]}"
 
 say "flashvla_ros, with its messages compiled"
-"${pip[@]}" install "${wheels[@]}" --no-build-isolation --editable ".[sim,bags,test]"
+"${pip[@]}" install --no-build-isolation -c "$constraints" --editable ".[sim,bags,test]"
 say "Ready: make bringup, make test"
