@@ -1,0 +1,58 @@
+"""The checkpoint that the package ships: official layout, small, and it does what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fakes import SPEC
+
+from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.settings import ModelSettings, Settings
+from flashvla_ros.sim.rollout import roll_out
+from flashvla_ros.sim.world import World
+from flashvla_ros.train.architecture import DATASET, action_statistics
+from flashvla_ros.train.evaluate import MODES, plan
+from flashvla_ros.vla.checkpoint import load_config
+from flashvla_ros.vla.config import DINOV2, SIGLIP
+from flashvla_ros.vla.policy import OpenVLAPolicy
+
+FOLDER = share_path("models", "demo")
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def policy() -> OpenVLAPolicy:
+    return OpenVLAPolicy.load(ModelSettings(device="cpu"))
+
+
+def test_folder_is_small_and_has_openvlas_parts() -> None:
+    config = load_config(FOLDER)
+    assert [tower.model_type for tower in config.towers] == [DINOV2, SIGLIP]
+    assert config.norm_stats == {DATASET: action_statistics()}
+    assert config.visual_tokens >= 64
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 25e6
+
+
+@pytest.mark.parametrize("mode", ["dense", "guarded"])
+@pytest.mark.parametrize("task", ["drawer-open", "drawer-close"])
+def test_robot_does_what_it_is_told(world: World, policy: OpenVLAPolicy, task: str, mode: str) -> None:
+    outcome = roll_out(
+        world, Stepper(policy, SPEC), plan(task, SEED, switch=False), Settings().with_values(MODES[mode])
+    )
+    assert outcome.success
+    assert (outcome.reused > 0) == (mode == "guarded")
+
+
+def test_new_instruction_on_the_way_is_followed(world: World, policy: OpenVLAPolicy) -> None:
+    outcome = roll_out(world, Stepper(policy, SPEC), plan("drawer-close", SEED, switch=True), Settings())
+    assert outcome.success
+    assert outcome.reasons["new_instruction"] == 1
