@@ -102,6 +102,10 @@ class World:
             raise SimulationError(f"an action must be {ACTION_SIZE} finite numbers, got {action!r}")
         self.scene.step(np.clip(values, -1.0, 1.0))
 
+    def move_object(self, offset_m: ArrayLike) -> None:
+        """Shove the scene's object aside by [3] metres, at once; tasks are judged as before, and a reset undoes it."""
+        self.scene.move_object(np.asarray(offset_m, dtype=np.float64))
+
     def render(self) -> ImageArray:
         """Return the camera's image, RGB uint8 [size, size, 3]."""
         size = (self._image_size, self._image_size)
@@ -154,6 +158,7 @@ class _Scene:
         spaces = [environment._random_reset_space for environment in self._environments.values()]
         self._placement_low = np.min([space.low for space in spaces], axis=0)
         self._placement_high = np.max([space.high for space in spaces], axis=0)
+        self._body_positions = self._model.body_pos.copy()
         self._action = np.zeros(ACTION_SIZE)
         self._active = first
         self._renderer = _renderer(self._model, render_size)
@@ -164,6 +169,7 @@ class _Scene:
 
     def reset(self, task: Task, seed: int, progress: float) -> None:
         placement = np.random.default_rng(seed).uniform(self._placement_low, self._placement_high)
+        self._model.body_pos[:] = self._body_positions
         starts = {}
         others = [row for row in self._tasks if row is not task]
         for row in (*others, task):  # the task itself last: its start is the one that remains
@@ -184,6 +190,11 @@ class _Scene:
         self._active.set_xyz_action(action[:3])
         self._data.mocap_pos[0] = np.clip(self._data.mocap_pos[0], hand - LEASH_M, hand + LEASH_M)
         self._active.do_simulation([action[3], -action[3]], self._active.frame_skip)
+        mujoco.mj_forward(self._model, self._data)
+
+    def move_object(self, offset_m: FloatArray) -> None:
+        bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
+        self._model.body_pos[bodies_of_the_world[-1]] += offset_m  # the robot comes first in every scene
         mujoco.mj_forward(self._model, self._data)
 
     def render(self, camera: Camera) -> ImageArray:

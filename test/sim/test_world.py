@@ -177,3 +177,13 @@ def test_joint_names_are_the_robots_own(world: World) -> None:
     joints = world.joint_positions
     assert list(joints)[:7] == [f"right_j{number}" for number in range(7)]
     assert len(joints) == 9
+
+
+def test_a_shoved_object_is_elsewhere_until_the_next_reset(world: World) -> None:
+    for task in TASKS:
+        world.reset(task, 3)
+        before = world.render()
+        world.move_object((0.05, 0.0, 0.0))
+        assert np.abs(world.render().astype(int) - before).max() > 50
+        world.reset(task, 3)
+        assert np.array_equal(world.render(), before)
