@@ -193,6 +193,11 @@ class OpenVLAConfig:
         text = _required(data, "text_config", dict)
         if (text_type := text.get("model_type", "llama")) != "llama":
             raise CheckpointError(f"text_config.model_type is {text_type!r}; only Llama decoders are supported")
+        if (language_model := str(data.get("llm_backbone_id"))).startswith("vicuna"):
+            raise CheckpointError(
+                f"llm_backbone_id is {language_model!r}, so this is OpenVLA v0.1, whose prompts are a chat: "
+                f"give a checkpoint of OpenVLA-7B or later"
+            )
         _required(text, "vocab_size", int, prefix="text_config.")
         optional = {
             field.name: data[field.name]

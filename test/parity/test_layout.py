@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,35 @@ def test_the_script_writes_into_new_folders_only(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "model.safetensors").is_file()
     with pytest.raises(SystemExit):
         main(["--size", "tiny", str(tmp_path / "new")])
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from flashvla_ros.vla.checkpoint import load_config, load_model
+
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+folder = Path(sys.argv[1])
+config = load_config(folder)
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+before = memory("VmRSS:")
+model = load_model(folder, config, torch.device("cpu"), torch.bfloat16)
+print(memory("VmHWM:") - before, sum(parameter.nbytes for parameter in model.parameters()))
+"""
+
+
+def test_loading_needs_little_more_than_one_shard_beside_the_model(tmp_path: Path) -> None:
+    tiny = config_of_size("tiny")
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8}
+    config = dataclasses.replace(tiny, text_config={**tiny.text_config, **sizes})
+    write_random_checkpoint(tmp_path, config, shard_bytes=33_000_000)
+    shards = [file.stat().st_size for file in tmp_path.glob("model-*.safetensors")]
+    assert sum(shards) > 2.5 * max(shards)
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], check=True, capture_output=True, text=True
+    ).stdout
+    peak, weights = map(int, output.split())
+    assert peak - weights < 1.2 * max(shards)

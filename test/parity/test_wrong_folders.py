@@ -33,6 +33,10 @@ def _text_only(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096}))
 
 
+def _chat_model(folder: Path) -> None:
+    _change_config(folder, llm_backbone_id="vicuna-v15-7b")
+
+
 def _adapter_alone(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -108,6 +112,7 @@ def _no_statistics(folder: Path) -> None:
 
 WRONG: list[tuple[Callable[[Path], None], str, str]] = [  # what is done, what was found, what to do
     (_text_only, r"model_type is 'llama', not 'openvla'", "give the folder of an OpenVLA checkpoint"),
+    (_chat_model, r"OpenVLA v0\.1", r"give a checkpoint of OpenVLA-7B"),
     (_adapter_alone, "a LoRA adapter alone", "merge it into its base model"),
     (_adapter_beside_a_config, "a LoRA adapter alone", "merge it into its base model"),
     (_pickled, r"pickled weights \(pytorch_model-00001-of-00002\.bin\)", "save them as safetensors"),
