@@ -54,13 +54,14 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from flashvla_ros.vla.checkpoint import load_config, load_model
+from flashvla_ros.vla.checkpoint import build_empty, load_config, load_model
 
 def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
 folder = Path(sys.argv[1])
 config = load_config(folder)
+build_empty(config)  # so that what is imported only now does not count
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
 before = memory("VmRSS:")
 model = load_model(folder, config, torch.device("cpu"), torch.bfloat16)
