@@ -34,6 +34,7 @@ COMMANDS = (
     Command("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
     Command("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
     Command("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),
+    Command("tune", "flashvla_ros.bags.tune", "find the thresholds that reuse most within an error you allow"),
     Command("params", "flashvla_ros.core.reference", "print every parameter with default, range and meaning"),
 )
 

@@ -71,11 +71,12 @@ def play(
     """Run the control step on every frame; one that cannot be answered stops the robot, as it does in the node."""
     before: RecordedStep | None = None
     for frame in frames:
+        cause = reset_before(frame, before)
         if frame.recorded is not None:
-            _follow(stepper, frame.recorded, before)
+            _follow(stepper, frame.recorded, before, cause)
             before = frame.recorded
-        elif frame.reset is not None:
-            stepper.reset(frame.reset)
+        elif cause is not None:
+            stepper.reset(cause)
         try:
             result = stepper.step(frame.observation, settings_of(frame))
         except (ObservationError, ActionError):
@@ -86,15 +87,29 @@ def play(
         yield frame, result
 
 
-def _follow(stepper: Stepper, step: RecordedStep, before: RecordedStep | None) -> None:
+def reset_before(frame: Frame, before: RecordedStep | None) -> Reason | None:
+    """Return what emptied the memory between the recorded step `before` and a frame, None where nothing did."""
+    step = frame.recorded
+    if step is None:
+        return frame.reset
+    named = Reason(step.values["reason"]) if step.values["reason"] in _CAUSES else None
+    if before is None or _restarted(step, before):
+        return named or Reason.START
+    return (named or Reason.RESET) if step.epoch > before.epoch else None
+
+
+def _restarted(step: RecordedStep, before: RecordedStep) -> bool:
+    """Whether the node was activated anew: it counts steps and epochs from zero then."""
+    return step.step <= before.step or step.epoch < before.epoch
+
+
+def _follow(stepper: Stepper, step: RecordedStep, before: RecordedStep | None, cause: Reason | None) -> None:
     """Bring the stepper to the recorded activation, epoch and number."""
-    reason = step.values["reason"]
-    cause = Reason(reason) if reason in _CAUSES else None
-    if before is None or step.step <= before.step or step.epoch < before.epoch:
-        stepper.state = StepperState(GateMemory(cause or Reason.START), epoch=step.epoch)
+    if cause is not None and (before is None or _restarted(step, before)):
+        stepper.state = StepperState(GateMemory(cause), epoch=step.epoch)
         stepper.policy.reset()
-    while stepper.state.epoch < step.epoch:
-        stepper.reset(cause or Reason.RESET)
+    while cause is not None and stepper.state.epoch < step.epoch:
+        stepper.reset(cause)
     stepper.state = dataclasses.replace(stepper.state, step=step.step)
 
 

@@ -15,8 +15,7 @@ from flashvla_ros.bags.playback import Comparison, play, reasons_to_differ
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.results import write_results
-from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec
+from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.vla.loading import LoadedPolicy, load_policy
 
 EXIT_DIFFERENT = 1
@@ -56,7 +55,7 @@ def replay(recording: Recording, loaded: LoadedPolicy, *, progress: bool = False
         ObservationError: The policy cannot use its observations.
         ActionError: The policy has another action size than ``action.names`` declares.
     """
-    stepper = Stepper(loaded.policy, action_spec(recording.settings.first))
+    stepper = Stepper(loaded.policy, ActionSpec.of(recording.settings.first.action))
     comparison = Comparison()
     with tqdm(unit="step", disable=not progress) as bar:
         for frame, result in play(recording.frames, stepper, recording.settings.at):
@@ -64,12 +63,6 @@ def replay(recording: Recording, loaded: LoadedPolicy, *, progress: bool = False
             bar.update()
     comparison.missing = len(recording.frames.missing)
     return comparison
-
-
-def action_spec(settings: Settings) -> ActionSpec:
-    """Return what the action parameters declare."""
-    action = settings.action
-    return ActionSpec(action.names, tuple(ActionKind(kind) for kind in action.kinds), action.dt_s)
 
 
 def _why(recording: Recording, here: Provenance, source: Source) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import ActionSettings
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -82,6 +83,11 @@ class ActionSpec:
             )
         if len(set(self.names)) != len(self.names):
             raise SettingsError(f"action.names must be distinct, got {list(self.names)}")
+
+    @classmethod
+    def of(cls, action: ActionSettings) -> ActionSpec:
+        """Return what the parameters ``action.*`` declare."""
+        return cls(action.names, tuple(ActionKind(kind) for kind in action.kinds), action.dt_s)
 
     @property
     def size(self) -> int:

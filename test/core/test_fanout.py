@@ -53,5 +53,5 @@ def test_ray_gives_the_same_in_order_and_the_same_error():
 
 def test_a_cluster_that_is_not_there_is_named():
     pytest.importorskip("ray")
-    with pytest.raises(FlashVLAError, match="no Ray cluster answers at 127.0.0.1:1: Connection refused"):
+    with pytest.raises(FlashVLAError, match="no Ray cluster answers at .*: Connection refused"):
         squares([2], ray="127.0.0.1:1")

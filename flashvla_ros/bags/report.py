@@ -1,0 +1,198 @@
+"""The report of a tuning: one HTML file that needs nothing else, neither files nor network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flashvla_ros.bags import sweep
+from flashvla_ros.bags.tuning import SWEPT, Outcome, Tuning
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.gate.decision import GateDecision
+from flashvla_ros.gate.reasons import Reason
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; text-align: right }
+tr.best { background: #e4f3e4; font-weight: 600 } tr.now { background: #f1f1f1 }
+img.plot { max-width: 100% } figure { display: inline-block; margin: 0 1em 1em 0; width: 160px; vertical-align: top }
+figcaption { font-size: 12px } pre { background: #f6f6f6; padding: .8em }
+"""
+_REUSE_COLOUR = "#2a9d3a"
+
+
+def write_report(path: Path, tuning: Tuning) -> None:
+    """Write the report of a tuning.
+
+    Raises:
+        FlashVLAError: The file cannot be written.
+    """
+    matplotlib.use("Agg")
+    shown = tuning.best or tuning.now
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Gate tuning</title>",
+        f"<style>{_STYLE}</style><h1>Gate tuning</h1>",
+        _summary(tuning),
+        "<h2>Reuse against error</h2>",
+        _picture(_scatter(tuning)),
+        _table(tuning),
+        "<h2>Error by dimension</h2>",
+        _dimensions(tuning, shown),
+        *(_recording(outcome, shown, tuning) for outcome in tuning.outcomes),
+        "</html>",
+    ]
+    try:
+        path.write_text("\n".join(parts), encoding="utf-8")
+    except OSError as error:
+        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _summary(tuning: Tuning) -> str:
+    here = tuning.outcomes[0].provenance
+    facts = {
+        "bags": ", ".join(str(outcome.bag) for outcome in tuning.outcomes),
+        "steps": tuning.now.steps,
+        "checkpoint": here.checkpoint[:16] or "unknown",
+        **here.platform,
+    }
+    lines = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in facts.items())
+    if tuning.best is None:
+        advice = f"<p>Nothing reuses an action within a p95 error of {tuning.max_error:g}.</p>"
+    else:
+        commands = "\n".join(f"ros2 param set /flashvla gate.{n} {getattr(tuning.best.settings, n)}" for n in SWEPT)
+        advice = (
+            f"<p>Recommended: {tuning.best.reuse_rate:.1%} of the steps reused at a p95 error of "
+            f"{tuning.best.error[1]:.4f}, within the {tuning.max_error:g} allowed; now {tuning.now.reuse_rate:.1%}.</p>"
+            f"<pre>{_text(commands)}</pre>"
+        )
+    note = (
+        "<p>An error is the largest difference of any normalised dimension between a reused action and what the dense "
+        "model says for that very frame. The recording was made under its own settings: another setting would have led "
+        "the robot along another path, so try the recommended one on the robot before you rely on it.</p>"
+    )
+    return f"{advice}{note}<table>{lines}</table>"
+
+
+def _scatter(tuning: Tuning) -> Figure:
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    rows = [row for row in tuning.rows if row.reused]
+    points = axes.scatter(
+        [row.reuse_rate for row in rows],
+        [row.error[1] for row in rows],
+        c=[row.settings.delta for row in rows],
+        s=[12 + 8 * row.settings.max_reuse for row in rows],
+        cmap="viridis",
+        alpha=0.8,
+    )
+    if rows:
+        figure.colorbar(points, ax=axes, label="gate.delta")
+    for row, marker, name in ((tuning.now, "s", "now"), (tuning.best, "*", "recommended")):
+        if row is not None and row.reused:
+            axes.scatter([row.reuse_rate], [row.error[1]], marker=marker, s=160, c="none", edgecolors="red", label=name)
+    axes.axhline(tuning.max_error, color="red", linewidth=0.8, linestyle="--", label="largest error allowed")
+    axes.set(xlabel="share of steps reused", ylabel="p95 error (normalised)")
+    axes.legend()
+    return figure
+
+
+def _table(tuning: Tuning) -> str:
+    head = "".join(f"<th>{name}</th>" for name in (*SWEPT, "reused", "p50", "p95", "max"))
+    rows = [_table_row(tuning.now, "now")]
+    rows += [_table_row(row, "best" if row is tuning.best else "") for row in sweep.frontier(tuning.rows)]
+    return (
+        f"<p>The setting of the recording, then those that no other beats in both reuse and error.</p>"
+        f"<table><tr>{head}<th></th></tr>{''.join(rows)}</table>"
+    )
+
+
+def _table_row(row: sweep.Row, kind: str) -> str:
+    values = [f"{getattr(row.settings, name):g}" for name in SWEPT]
+    values += [f"{row.reuse_rate:.1%}", *("–" if math.isnan(value) else f"{value:.4f}" for value in row.error)]
+    name = {"now": "now", "best": "recommended"}.get(kind, "")
+    return f"<tr class='{kind}'>{''.join(f'<td>{value}</td>' for value in values)}<td>{name}</td></tr>"
+
+
+def _dimensions(tuning: Tuning, row: sweep.Row) -> str:
+    columns = zip(tuning.settings.action.names, row.by_dimension.T, strict=True)
+    lines = "".join(
+        f"<tr><th>{_text(name)}</th>{''.join(f'<td>{value:.4f}</td>' for value in column)}</tr>"
+        for name, column in columns
+    )
+    return f"<table><tr><th></th><th>p50</th><th>p95</th><th>max</th></tr>{lines}</table>"
+
+
+def _recording(outcome: Outcome, row: sweep.Row, tuning: Tuning) -> str:
+    decisions = sweep.timeline(outcome.features, row.settings)
+    warnings = "".join(f"<p>⚠ {_text(warning)}</p>" for warning in outcome.warnings)
+    reused = sum(decision.reuse for decision in decisions)
+    figures = "".join(
+        _costly(outcome, frame.index, frame.cost, frame.jpeg, decisions) for frame in outcome.features.worst
+    )
+    return (
+        f"<h2>{_text(outcome.bag)}</h2>{warnings}"
+        f"<p>{len(decisions)} steps, {reused} reused under the setting above ({reused / len(decisions):.1%}).</p>"
+        f"{_picture(_timeline(outcome, decisions, tuning))}"
+        f"<h3>Where reuse would have cost most</h3>{figures}"
+    )
+
+
+def _timeline(outcome: Outcome, decisions: list[GateDecision], tuning: Tuning) -> Figure:
+    """Each step's reason over time, and the error of each reused step."""
+    times = (outcome.features.times_ns - outcome.features.times_ns[0]) / 1e9
+    reasons = np.asarray([str(decision.reason) for decision in decisions])
+    names, counts = np.unique(reasons, return_counts=True)
+    names = names[np.argsort(counts)]
+    figure = Figure(figsize=(11, 1.5 + 0.25 * len(names) + 2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[0.3 * len(names) + 0.3, 2])
+    _draw_reasons(top, times, reasons, names)
+    sources = _sources(decisions)
+    frames = np.flatnonzero(sources != np.arange(len(sources)))
+    bottom.vlines(times[frames], 0.0, sweep.errors(outcome.features, sources).max(axis=1), color=_REUSE_COLOUR)
+    bottom.axhline(tuning.max_error, color="red", linewidth=0.8, linestyle="--")
+    bottom.set(xlabel="seconds from the first frame", ylabel="error of reuse")
+    return figure
+
+
+def _draw_reasons(axes: Axes, times: sweep.FloatArray, reasons: np.ndarray, names: np.ndarray) -> None:
+    for line, name in enumerate(names):
+        chosen = times[reasons == name]
+        colour = _REUSE_COLOUR if name == Reason.REUSE else "#444"
+        axes.plot(chosen, np.full(len(chosen), line), "|", color=colour, markersize=8)
+    axes.set_yticks(range(len(names)), [f"{name} ({int((reasons == name).sum())})" for name in names])
+    axes.set_ylim(-0.7, len(names) - 0.3)
+
+
+def _sources(decisions: list[GateDecision]) -> np.ndarray:
+    """[F] frame whose action is in force at each frame."""
+    fresh = np.where([decision.reuse for decision in decisions], -1, np.arange(len(decisions)))
+    return np.maximum.accumulate(fresh).astype(np.int32)
+
+
+def _costly(outcome: Outcome, index: int, cost: float, jpeg: bytes, decisions: list[GateDecision]) -> str:
+    seconds = (outcome.features.times_ns[index] - outcome.features.times_ns[0]) / 1e9
+    decision = decisions[index]
+    verdict = "<b>reused</b>" if decision.reuse else f"model run: {decision.reason}"
+    return (
+        f"<figure><img alt='frame {index}' src='data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'>"
+        f"<figcaption>frame {index}, {seconds:.2f} s<br>the action before would be off by {cost:.3f}<br>{verdict}"
+        "</figcaption></figure>"
+    )
+
+
+def _picture(figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return f"<img class='plot' alt='plot' src='data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,222 @@
+"""What other thresholds would have done: the gate's own code over the features of a recording, many settings at once.
+
+Settings that have decided alike so far share one memory, which is measured once a frame for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashvla_ros.bags.features import Features
+from flashvla_ros.core.settings import GateSettings
+from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.decision import GateDecision, Measures, Pair, decide, judge, measure
+from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.reasons import Reason
+from flashvla_ros.gate.scene import SceneChange, SceneMotion
+
+Sources = NDArray[np.int32]  # [S, F] frame whose action is in force at each frame: itself where the model is run
+
+
+def grid(
+    base: GateSettings, deltas: Sequence[float], angles: Sequence[float], caps: Sequence[int]
+) -> list[GateSettings]:
+    """Return every combination of δ, ε₁ and reuse cap; everything else is as in `base`."""
+    return [
+        dataclasses.replace(base, delta=delta, max_angle_deg=angle, max_reuse=cap)
+        for delta, angle, cap in itertools.product(deltas, angles, caps)
+    ]
+
+
+def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
+    """Return what each of the settings, which may differ in δ, ε₁ and reuse cap alone, does at each frame."""
+    sources = np.empty((len(settings), len(features)), dtype=np.int32)
+    groups = [_Group(GateMemory(), list(range(len(settings))))]
+    known = _Known(settings[0])
+    for index, view in enumerate(features.views):
+        cause = features.resets[index]
+        if cause is not None:
+            groups = [_Group(group.memory.forgotten(cause), group.members) for group in groups]
+        fresh = features.fresh(index)
+        known.next_frame()
+        merged: dict[tuple[object, ...], _Group] = {}
+        for memory, members in groups:
+            found = known.measures(memory, view)
+            verdicts = [judge(memory, found, settings[member]) is Reason.REUSE for member in members]
+            running = [member for member, reuse in zip(members, verdicts, strict=True) if not reuse]
+            reusing = [member for member, reuse in zip(members, verdicts, strict=True) if reuse]
+            if running:
+                sources[running, index] = index
+                _merge(merged, known.after_fresh(memory, fresh), running, settings[0])
+            if reusing:
+                sources[reusing, index] = sources[reusing, index - 1]
+                _merge(merged, known.after_reuse(memory, view), reusing, settings[0])
+        groups = list(merged.values())
+    return sources
+
+
+class _Group(NamedTuple):
+    """Settings that have one memory."""
+
+    memory: GateMemory
+    members: list[int]
+
+
+class _Known:
+    """Every comparison of two results or two frames, made once for all groups.
+
+    The running rate of the scene is that of all frames, whichever were reused, and what breaks a run lies in the
+    frames alone, so the motion after a frame is the same for every group.
+    """
+
+    def __init__(self, base: GateSettings) -> None:
+        self._base = base
+        self._pairs: dict[tuple[FreshResult, FreshResult], Pair] = {}
+        self.next_frame()
+
+    def next_frame(self) -> None:
+        """Forget the frame, and the pairs that no group has had in the last one."""
+        self._before, self._pairs = self._pairs, {}
+        self._scenes: dict[FreshResult, SceneChange] = {}
+        self._motion: SceneMotion | None = None
+
+    def measures(self, memory: GateMemory, view: View) -> Measures:
+        last, previous = memory.last, memory.previous
+        pair = None
+        if last is not None and previous is not None:
+            pair = self._pairs.get((previous, last)) or self._before.get((previous, last))
+        found = measure(memory, view, self._base, pair, self._scenes.get(last) if last else None)
+        if last is not None:
+            self._scenes[last] = found.scene
+            if previous is not None:
+                self._pairs[previous, last] = found.pair
+        return found
+
+    def after_fresh(self, memory: GateMemory, fresh: FreshResult) -> GateMemory:
+        after = memory.after_fresh(fresh, self._base, self._motion)
+        self._motion = after.motion
+        return after
+
+    def after_reuse(self, memory: GateMemory, view: View) -> GateMemory:
+        after = memory.after_reuse(view, self._motion)
+        self._motion = after.motion
+        return after
+
+
+def _merge(
+    merged: dict[tuple[object, ...], _Group], memory: GateMemory, members: list[int], base: GateSettings
+) -> None:
+    """Add members to the group whose memory the gate cannot tell from theirs.
+
+    Fresh steps since the last reuse beyond ``fresh_between`` are as good as none.
+    """
+    since = memory.fresh_since_reuse
+    rested = since is None or since >= base.fresh_between
+    key = (memory.last, memory.previous, memory.reused_in_a_row, None if rested else since)
+    merged.setdefault(key, _Group(memory, [])).members.extend(members)
+
+
+def timeline(features: Features, settings: GateSettings) -> list[GateDecision]:
+    """Return every decision of one setting."""
+    memory, decisions = GateMemory(), []
+    for index, view in enumerate(features.views):
+        cause = features.resets[index]
+        if cause is not None:
+            memory = memory.forgotten(cause)
+        decision = decide(memory, view, settings)
+        decisions.append(decision)
+        memory = memory.after_reuse(view) if decision.reuse else memory.after_fresh(features.fresh(index), settings)
+    return decisions
+
+
+def errors(features: Features, sources: NDArray[np.int32]) -> FloatArray:
+    """Return the error [R, D] of every reused step of one setting, normalised, per dimension.
+
+    It is the distance from the row of the older chunk that the robot follows at that frame to what the dense model
+    says for that very frame.
+
+    Args:
+        features: The recording.
+        sources: [F] of that setting.
+    """
+    frames = np.flatnonzero(sources != np.arange(len(sources)))
+    origins, stamps = sources[frames], features.stamps_s
+    elapsed = np.rint((stamps[frames] - stamps[origins]) / features.spec.dt_s).astype(np.int64)
+    rows = np.minimum(elapsed, features.actions.shape[1] - 1)
+    difference: FloatArray = np.abs(features.actions[origins, rows] - features.actions[frames, 0])
+    return difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one setting did over all recordings; errors are NaN where nothing was reused.
+
+    Attributes:
+        settings: The setting.
+        steps: Control steps.
+        reused: Those that reused an action.
+        error: p50, p95 and maximum of the largest error of any dimension.
+        by_dimension: [3, D] the same of each dimension.
+    """
+
+    settings: GateSettings
+    steps: int
+    reused: int
+    error: tuple[float, float, float]
+    by_dimension: FloatArray
+
+    @property
+    def reuse_rate(self) -> float:
+        """Share of the steps that reused an action."""
+        return self.reused / self.steps
+
+
+def evaluate(recordings: Sequence[tuple[Features, Sources]], settings: Sequence[GateSettings]) -> list[Row]:
+    """Return one row per setting, the errors of all recordings pooled."""
+    steps = sum(len(features) for features, _ in recordings)
+    rows = []
+    for number, setting in enumerate(settings):
+        pooled = np.concatenate([errors(features, sources[number]) for features, sources in recordings])
+        rows.append(Row(setting, steps, len(pooled), _summary(pooled.max(axis=1)), _by_dimension(pooled)))
+    return rows
+
+
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that reuse anything: most reuse first, then least p95 error, then strictest thresholds."""
+
+    def key(row: Row) -> tuple[float, ...]:
+        gate = row.settings
+        return -row.reused, row.error[1], -gate.delta, gate.max_angle_deg, gate.max_reuse
+
+    return sorted((row for row in rows if row.reused), key=key)
+
+
+def recommend(rows: Iterable[Row], max_error: float) -> Row | None:
+    """Return the most aggressive row whose p95 error is within `max_error`; None where none is."""
+    return next((row for row in ranked(rows) if row.error[1] <= max_error), None)
+
+
+def frontier(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that no other beats in both reuse and p95 error, most reuse first."""
+    kept: list[Row] = []
+    for row in ranked(rows):
+        if not kept or row.error[1] < kept[-1].error[1]:
+            kept.append(row)
+    return kept
+
+
+def _summary(values: FloatArray) -> tuple[float, float, float]:
+    if not len(values):
+        return (np.nan, np.nan, np.nan)
+    p50, p95, greatest = np.quantile(values, (0.5, 0.95, 1.0))
+    return float(p50), float(p95), float(greatest)
+
+
+def _by_dimension(pooled: FloatArray) -> FloatArray:
+    return np.stack([_summary(column) for column in pooled.T], axis=1)

@@ -1,0 +1,141 @@
+"""``flashvla-ros tune``: the thresholds that reuse most within an error you allow, from recordings of your robot."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flashvla_ros.bags import sweep
+from flashvla_ros.bags.options import Source
+from flashvla_ros.bags.options import add_arguments as add_source_arguments
+from flashvla_ros.bags.report import write_report
+from flashvla_ros.bags.tuning import SWEPT, Tuning, tune
+from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.fanout import add_arguments as add_fanout_arguments
+from flashvla_ros.core.results import write_results
+from flashvla_ros.core.settings import find
+
+DELTAS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+ANGLES = "2,5,10,20,40"
+CAPS = "1,2,3,5"
+PRINTED_ROWS = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``tune``."""
+    parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folders, or .mcap or .db3 files")
+    parser.add_argument("--max-error", type=float, default=0.1, help="largest p95 error, normalised (%(default)s)")
+    parser.add_argument("--delta", default=DELTAS, metavar="LIST", help="values of gate.delta (%(default)s)")
+    parser.add_argument("--angle", default=ANGLES, metavar="LIST", help="values of gate.max_angle_deg (%(default)s)")
+    parser.add_argument("--reuse", default=CAPS, metavar="LIST", help="values of gate.max_reuse (%(default)s)")
+    parser.add_argument("--html", type=Path, default=Path("tune.html"), help="report to write (%(default)s)")
+    parser.add_argument("--yaml", type=Path, default=Path("tune.yaml"), help="parameters to write (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every row here as well")
+    add_source_arguments(parser)
+    add_fanout_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune and report; returns the exit code."""
+    thresholds = _values("delta", args.delta), _values("max_angle_deg", args.angle), _values("max_reuse", args.reuse)
+    fan = {"jobs": args.jobs, "ray": args.ray, "ray_gpus": args.ray_gpus}
+    tuning = tune(args.bags, Source.of(args), thresholds, args.max_error, **fan)
+    for outcome in tuning.outcomes:
+        for warning in outcome.warnings:
+            print(f"warning: {outcome.bag}: {warning}", file=sys.stderr)
+    print("\n".join(_lines(tuning, args.node)))
+    write_report(args.html, tuning)
+    if tuning.best is not None:
+        _write(args.yaml, _parameters(tuning.best, args.node))
+    print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
+    if args.json:
+        write_results(args.json, _meta(tuning), [_json_row(row, tuning) for row in tuning.rows])
+    return 0
+
+
+def _values(name: str, text: str) -> list[Any]:
+    row = find(f"gate.{name}")
+    try:
+        numbers = [int(part) if row.kind == "int" else float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SettingsError(f"values of {row.name} are numbers with commas between them, got {text!r}") from error
+    return [row.parse(number) for number in numbers]
+
+
+def _parameters(best: sweep.Row, node: str) -> str:
+    """Return the recommended thresholds as a ROS parameter file."""
+    values = {name: getattr(best.settings, name) for name in SWEPT}
+    return yaml.safe_dump({node: {"ros__parameters": {"gate": values}}}, sort_keys=False)
+
+
+def _lines(tuning: Tuning, node: str) -> list[str]:
+    """Return what is printed: the current setting, the best trade-offs, and how to set the recommended one."""
+    outcomes, best = tuning.outcomes, tuning.best
+    lines = [
+        f"{tuning.now.steps} steps in {len(outcomes)} bag(s); dense pass {sum(o.dense_s for o in outcomes):.1f} s, "
+        f"{len(tuning.rows)} settings in {sum(o.sweep_s for o in outcomes):.1f} s",
+        "error: largest difference of any normalised dimension from what the dense model says for that frame",
+        "",
+        f"{'delta':>6} {'max_angle_deg':>13} {'max_reuse':>9} {'reused':>8} {'p50':>7} {'p95':>7} {'max':>7}",
+        _line(tuning.now) + "  now",
+    ]
+    lines += [_line(row) + ("  recommended" if row is best else "") for row in _shown(tuning)]
+    if best is None:
+        return [*lines, "", f"nothing reuses an action within a p95 error of {tuning.max_error:g}: keep gate.mode off"]
+    lines += ["", "error of the recommended setting by dimension:"]
+    for name, (p50, p95, greatest) in zip(tuning.settings.action.names, best.by_dimension.T, strict=True):
+        lines.append(f"  {name:16} p50 {p50:.4f}  p95 {p95:.4f}  max {greatest:.4f}")
+    return [*lines, "", *(f"ros2 param set {node} gate.{name} {getattr(best.settings, name)}" for name in SWEPT), ""]
+
+
+def _shown(tuning: Tuning) -> list[sweep.Row]:
+    """The best trade-offs, thinned out evenly where there are many; always with the recommended one."""
+    rows = sweep.frontier(tuning.rows)
+    every = -(-len(rows) // PRINTED_ROWS)
+    return [row for number, row in enumerate(rows) if number % every == 0 or row is tuning.best]
+
+
+def _line(row: sweep.Row) -> str:
+    gate = row.settings
+    head = f"{gate.delta:6.2f} {gate.max_angle_deg:13.1f} {gate.max_reuse:9d} {row.reuse_rate:8.1%}"
+    return head + "".join("       -" if math.isnan(value) else f" {value:7.4f}" for value in row.error)
+
+
+def _json_row(row: sweep.Row, tuning: Tuning) -> dict[str, Any]:
+    quantiles = ("p50", "p95", "max")
+    columns = zip(tuning.settings.action.names, row.by_dimension.T, strict=True)
+    return {
+        **{name: getattr(row.settings, name) for name in SWEPT},
+        "reuse_rate": row.reuse_rate,
+        **{f"error_{name}": value for name, value in zip(quantiles, row.error, strict=True)},
+        "by_dimension": {name: dict(zip(quantiles, column, strict=True)) for name, column in columns},
+        "recommended": row is tuning.best,
+    }
+
+
+def _meta(tuning: Tuning) -> dict[str, Any]:
+    outcomes = tuning.outcomes
+    here = outcomes[0].provenance
+    return {
+        "bags": [outcome.bag for outcome in outcomes],
+        "steps": tuning.now.steps,
+        "max_error": tuning.max_error,
+        "dense_s": [outcome.dense_s for outcome in outcomes],
+        "sweep_s": [outcome.sweep_s for outcome in outcomes],
+        "warnings": [f"{outcome.bag}: {warning}" for outcome in outcomes for warning in outcome.warnings],
+        "checkpoint": here.checkpoint,
+        **here.platform,
+        "settings": tuning.settings.values(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,125 @@
+"""From recordings to a recommended setting: the dense pass, the sweep, and what came out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flashvla_ros.bags import sweep
+from flashvla_ros.bags.features import Features, collect
+from flashvla_ros.bags.options import Source
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.fanout import fan_out
+from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.settings import GateSettings, Settings
+from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.vla.loading import LoadedPolicy, load_policy
+
+SWEPT = ("delta", "max_angle_deg", "max_reuse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The dense pass and the sweep of one recording; picklable, so that another process can do it."""
+
+    bag: Path
+    source: Source
+    settings: Settings
+    gates: tuple[GateSettings, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a job found; the seconds are those of the dense pass and of the sweep."""
+
+    bag: Path
+    features: Features
+    sources: sweep.Sources
+    warnings: list[str]
+    provenance: Provenance
+    dense_s: float
+    sweep_s: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuning:
+    """What the thresholds do on some recordings.
+
+    Attributes:
+        settings: Those in force in the first recording, with the user's changes.
+        outcomes: One for each recording.
+        rows: One for each combination of the grid.
+        now: The row of `settings` themselves.
+        best: The recommended row, None where nothing within `max_error` reuses an action.
+        max_error: Largest p95 error that is allowed.
+    """
+
+    settings: Settings
+    outcomes: list[Outcome]
+    rows: list[sweep.Row]
+    now: sweep.Row
+    best: sweep.Row | None
+    max_error: float
+
+
+def tune(
+    bags: Sequence[Path],
+    source: Source,
+    thresholds: tuple[Sequence[float], Sequence[float], Sequence[int]],
+    max_error: float,
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
+) -> Tuning:
+    """Evaluate every combination of δ, ε₁ and reuse cap in `thresholds` on recordings.
+
+    Raises:
+        BagError: A recording cannot be read or lacks what is needed.
+        SettingsError: No tokens are selected, so there is nothing that δ could compare.
+    """
+    settings = _tunable(source, bags)
+    gates = (*sweep.grid(settings.gate, *thresholds), settings.gate)
+    work = [Job(bag, source, settings, gates) for bag in bags]
+    outcomes = list(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
+    *rows, now = sweep.evaluate([(outcome.features, outcome.sources) for outcome in outcomes], gates)
+    return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error)
+
+
+def _tunable(source: Source, bags: Sequence[Path]) -> Settings:
+    """Look into every recording before any long work; return the settings of the first, with the gate switched on."""
+    opened = []
+    for bag in bags:
+        with source.open(bag) as recording:
+            opened.append(recording.settings.first)
+    settings = opened[0]
+    if settings.pruning.method == "none":
+        raise SettingsError("pruning.method is none, so no step can be reused: add --set pruning.method=ics")
+    return settings.with_values({"gate.mode": "guarded"}) if settings.gate.mode == "off" else settings
+
+
+def run_job(job: Job) -> Outcome:
+    """Run the dense model once over a recording, then sweep the gate over what it said."""
+    loaded = load_once(job.settings)
+    spec = ActionSpec.of(job.settings.action)
+    with job.source.open(job.bag) as recording, tqdm(unit="frame", desc=job.bag.name, disable=None) as bar:
+        started_s = time.monotonic()
+        features = collect(recording.frames, loaded.policy, job.settings, spec, bar.update)
+        dense_s = time.monotonic() - started_s
+        warnings = recording.warnings
+    started_s = time.monotonic()
+    sources = sweep.sweep(features, job.gates)
+    sweep_s = time.monotonic() - started_s
+    here = Provenance(job.settings, loaded.checkpoint, loaded.platform)
+    return Outcome(job.bag, features, sources, warnings, here, dense_s, sweep_s)
+
+
+@functools.lru_cache(maxsize=1)
+def load_once(settings: Settings) -> LoadedPolicy:
+    """Load the model once for all the bags that this process works on."""
+    return load_policy(settings)
