@@ -365,7 +365,7 @@ class Settings:
                     f"limits.{name} must have {size} values, one for each of {list(self.action.names)}, "
                     f"or none, got {len(values)}"
                 )
-        for name, low, high in zip(self.action.names, self.limits.lower, self.limits.upper):
+        for name, low, high in zip(self.action.names, self.limits.lower, self.limits.upper, strict=False):
             if low > high:
                 raise SettingsError(f"limits.lower exceeds limits.upper for {name}: {low:g} > {high:g}")
 
