@@ -45,7 +45,9 @@ def start(context: LaunchContext) -> list[Node | RegisterEventHandler]:
     )
     nodes = [node(process) for process in bringup.processes()]
     ends = [
-        RegisterEventHandler(OnProcessExit(target_action=action, on_exit=[EmitEvent(event=Shutdown(reason="it ended"))]))
+        RegisterEventHandler(
+            OnProcessExit(target_action=action, on_exit=[EmitEvent(event=Shutdown(reason="it ended"))])
+        )
         for action in nodes
     ]
     return [*nodes, *ends]
