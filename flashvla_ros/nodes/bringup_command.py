@@ -81,7 +81,7 @@ def _supervise(bringup: Bringup, commands: dict[str, list[str]], args: argparse.
         try:
             view = View(monitor, screen, bringup)
             dead = None
-            while not signals and dead is None:
+            while not signals and dead is None and not view.complete:
                 monitor.spin(0.1)
                 view.update()
                 dead = next((child for child in children if child.code is not None), None)
@@ -93,7 +93,7 @@ def _supervise(bringup: Bringup, commands: dict[str, list[str]], args: argparse.
             return _report_death(dead, screen)
         if args.json:
             write_results(args.json, _meta(args, monitor), [view.row()])
-    return 128 + signals[0] if signals and bringup.episodes else 0
+    return 128 + signals[0] if signals and bringup.episodes and not view.complete else 0
 
 
 def _report_death(dead: Child, screen: Screen) -> int:

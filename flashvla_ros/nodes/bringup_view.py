@@ -67,6 +67,11 @@ class View:
         self._started_s = time.monotonic()
         self._episodes: list[EpisodeStatus] = []
 
+    @property
+    def complete(self) -> bool:
+        """Whether every episode that was asked for has ended."""
+        return 0 < self._bringup.episodes <= len(self._episodes)
+
     def update(self) -> None:
         """Show what is new."""
         self._print_episodes(self._monitor.finished())

@@ -1,0 +1,129 @@
+"""The policy node as a process of its own: ready, a command out, a clean end; and what it says of bad arguments."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+from checkpoints import write_checkpoint
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from std_msgs.msg import Header, String
+
+from flashvla_ros.images import encode_image
+from flashvla_ros.msg import GateStatus
+from flashvla_ros.nodes import interfaces
+
+pytestmark = pytest.mark.timeout(600)  # each starts a model; far less where the machine is idle
+
+NODE = [sys.executable, "-m", "flashvla_ros.nodes.policy_node"]
+
+
+class Robot:
+    """Publishes images and an instruction, and counts commands."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node = Node("robot", context=self.context)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self.commands: list[Any] = []
+        self.gates: list[GateStatus] = []
+        self._images = self.node.create_publisher(interfaces.IMAGE.type, "image", interfaces.IMAGE.qos)
+        self._instructions = self.node.create_publisher(String, "instruction", 10)
+        command, gate = interfaces.COMMAND, interfaces.GATE
+        self.node.create_subscription(command.type, command.name, self.commands.append, command.qos)
+        self.node.create_subscription(gate.type, "/flashvla/gate", self.gates.append, gate.qos)
+
+    def show_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Be a camera of 10 Hz until `condition` holds."""
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end_s
+            self._instructions.publish(String(data="open the drawer"))
+            image = np.random.default_rng().integers(0, 256, (56, 56, 3), dtype=np.uint8)
+            stamp = self.node.get_clock().now().to_msg()
+            self._images.publish(encode_image(image, Header(stamp=stamp)))
+            self.spin(0.1)
+
+    def spin(self, duration_s: float) -> None:
+        end_s = time.monotonic() + duration_s
+        while (remaining_s := end_s - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=remaining_s)
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.try_shutdown(context=self.context)
+
+
+@pytest.fixture
+def robot() -> Iterator[Robot]:
+    robot = Robot()
+    yield robot
+    robot.close()
+
+
+def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path):
+    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
+    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
+    process = subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        robot.show_until(lambda: len(robot.gates) >= 5 and bool(robot.commands), timeout_s=300)
+        assert any(gate.decision == GateStatus.INFER for gate in robot.gates)
+        process.send_signal(signal.SIGTERM)
+        _, output = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    robot.spin(0.5)
+    assert process.returncode == 0, output
+    assert "stopped, deactivated: SIGTERM" in output
+    assert "Traceback" not in output
+    twist = robot.commands[-1].twist
+    assert (twist.linear.x, twist.linear.y, twist.linear.z) == (0.0, 0.0, 0.0)
+
+
+def test_a_signal_while_the_model_loads_ends_it_too(tmp_path):
+    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
+    process = subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert "loading" in line
+    process.send_signal(signal.SIGINT)
+    assert process.wait(300) == 0
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ros-args", "-p", "gate.delta:=1.5"], ["gate.delta must be from 0 to 1, got 1.5"]),
+        (["--ros-args", "-p", "gate.detla:=0.5"], ["'gate.detla'", "did you mean gate.delta"]),
+        (["--ros-args", "--params-file", "BAD"], ["Couldn't parse params file", "bad.yaml", "line"]),
+        (["--ros-args", "--params-file", "/nowhere.yaml"], ["/nowhere.yaml", "Error opening YAML file"]),
+        (["--checkpoint", "x"], ["unknown argument '--checkpoint'", "-p name:=value"]),
+        (
+            ["--ros-args", "-p", "node.autostart:=true", "-p", "model.checkpoint:=/nowhere/at/all"],
+            ["/nowhere/at/all"],
+        ),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, arguments, words):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("/flashvla:\n  ros__parameters:\n    gate: [1\n")
+    arguments = [str(bad) if argument == "BAD" else argument for argument in arguments]
+    result = subprocess.run([*NODE, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2, result.stderr
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("policy_node")]
+    for word in words:
+        assert word in line
+    assert "Traceback" not in result.stderr
