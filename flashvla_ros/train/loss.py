@@ -52,7 +52,8 @@ class StateHead(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Map patch features [B, N, d_vision] to standardised states [B, size]."""
-        return self.linear(patches.flatten(1))
+        state: Tensor = self.linear(patches.flatten(1))
+        return state
 
 
 def random_subset(batch: int, count: int, keep: int, generator: torch.Generator) -> Tensor:

@@ -6,6 +6,7 @@ Every figure on the card is read from the run's own files and from the evaluatio
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 
 from flashvla_ros.bench.statistics import Rate
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.train.fit import CHECKPOINT, DESCRIPTION, LOG
+from flashvla_ros.train.fit import CHECKPOINT, DESCRIPTION, LOG, OPTIONS
+from flashvla_ros.train.trainer import FitConfig
 from flashvla_ros.vla.checkpoint import load_config
 
 CARD = """---
@@ -51,25 +53,27 @@ instruction and change it on the way.
 ## Made with
 
     {commands}
+
+{note}
 """
 
 COMMANDS = """python -m flashvla_ros.train.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}
-    python -m flashvla_ros.train.fit --data DATA --out RUN --seed {seed} --steps {steps}
+    python -m flashvla_ros.train.fit --data DATA --out RUN --seed {seed} {options}
     python -m flashvla_ros.train.evaluate --checkpoint RUN/checkpoint --modes {modes} --jobs 2 --json EVAL
     python -m flashvla_ros.train.evaluate --checkpoint RUN/checkpoint --modes {modes} --jobs 2 --json SWITCH --switch
     python -m flashvla_ros.train.publish --run RUN --evaluations EVAL SWITCH --out models/demo"""
 
 
-def publish(run: Path, evaluations: list[Path], out: Path) -> None:
+def publish(run: Path, evaluations: list[Path], out: Path, note: str = "") -> None:
     """Copy the checkpoint of `run` to `out` and write its card."""
-    card = model_card(run, evaluations)
+    card = model_card(run, evaluations, note)
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted((run / CHECKPOINT).iterdir()):
         shutil.copyfile(path, out / path.name)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(run: Path, evaluations: list[Path]) -> str:
+def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
     """Return the card's text.
 
     Raises:
@@ -86,27 +90,38 @@ def model_card(run: Path, evaluations: list[Path]) -> str:
     keep, layer = results[0]["meta"]["keep_ratio"], results[0]["meta"]["layer"]
     values = {"tasks": " ".join(data["tasks"]), "episodes": description["episodes_per_task"], "data_seed": data["seed"]}
     modes = " ".join(dict.fromkeys(row["mode"] for row in rows))
-    return CARD.format(
-        instructions="\n".join(f"- `{line}`" for line in data["instructions"]),
-        parameters=description["parameters"],
-        image=model.towers[0].image_size,
-        tokens=model.visual_tokens,
-        key="`" + "`, `".join(model.norm_stats) + "`",
-        frames=description["frames"],
-        episodes=description["episodes"],
-        steps=config["steps"],
-        batch=config["batch"],
-        minutes=last["seconds"] / 60,
-        device=description["device"],
-        torch=description["torch"],
-        action=last["validation"]["action"],
-        state=last["validation"]["state"],
-        seeds=f"{results[0]['meta']['seeds'][0]} to {results[0]['meta']['seeds'][1]}",
-        keep=keep,
-        layer=layer,
-        table=results_table(rows),
-        commands=COMMANDS.format(**values, modes=modes, seed=config["seed"], steps=config["steps"]),
+    return (
+        CARD.format(
+            instructions="\n".join(f"- `{line}`" for line in data["instructions"]),
+            parameters=description["parameters"],
+            image=model.towers[0].image_size,
+            tokens=model.visual_tokens,
+            key="`" + "`, `".join(model.norm_stats) + "`",
+            frames=description["frames"],
+            episodes=description["episodes"],
+            steps=config["steps"],
+            batch=config["batch"],
+            minutes=last["seconds"] / 60,
+            device=description["device"],
+            torch=description["torch"],
+            action=last["validation"]["action"],
+            state=last["validation"]["state"],
+            seeds=f"{results[0]['meta']['seeds'][0]} to {results[0]['meta']['seeds'][1]}",
+            keep=keep,
+            layer=layer,
+            table=results_table(rows),
+            commands=COMMANDS.format(**values, modes=modes, seed=config["seed"], options=_options(config)),
+            note=note,
+        ).rstrip()
+        + "\n"
     )
+
+
+def _options(config: dict[str, Any]) -> str:
+    """The options of a training run that are not the defaults, and its number of steps."""
+    default = dataclasses.asdict(FitConfig())
+    changed = [name for name in OPTIONS if name == "steps" or (name != "seed" and config[name] != default[name])]
+    return " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in changed)
 
 
 def results_table(rows: list[dict[str, Any]]) -> str:
@@ -138,9 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--evaluations", type=Path, nargs="+", required=True, help="files of flashvla_ros.train.evaluate"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, such as models/demo")
+    parser.add_argument("--note", default="", help="what a reader must know beside the figures")
     options = parser.parse_args(arguments)
     try:
-        publish(options.run, options.evaluations, options.out)
+        publish(options.run, options.evaluations, options.out, options.note)
     except FlashVLAError as error:
         print(error, file=sys.stderr)
         return 2

@@ -13,10 +13,13 @@ import torch
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
-from flashvla_ros.train.architecture import DemoSize
+from flashvla_ros.train.architecture import DemoSize, demo_config, demo_tokenizer
 from flashvla_ros.train.batches import Demonstrations
 from flashvla_ros.train.dataset import AUXILIARY, episode_path, load, write_episode, write_meta
-from flashvla_ros.train.fit import CHECKPOINT, STATE, FitConfig, Trainer, fit, main
+from flashvla_ros.train.fit import CHECKPOINT, DESCRIPTION, STATE, fit, main
+from flashvla_ros.train.publish import publish
+from flashvla_ros.train.trainer import FitConfig, Trainer
+from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
 
@@ -29,7 +32,9 @@ CONFIG = FitConfig(steps=4, batch=4, learning_rate=1e-2, warmup=1, save_every=2,
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bright pictures go with one action, dark ones with another."""
     folder = tmp_path_factory.mktemp("data")
-    write_meta(folder, {"instructions": INSTRUCTIONS, "image_size": SIZE.image_size})
+    write_meta(
+        folder, {"tasks": ["drawer-open"], "seed": 0, "instructions": INSTRUCTIONS, "image_size": SIZE.image_size}
+    )
     rng = np.random.default_rng(0)
     for number in range(20):
         count, bright = 6, number % 2
@@ -104,14 +109,38 @@ def test_validation_episodes_are_never_drawn(data: Path) -> None:
     assert held_out.isdisjoint(frames.episode[demonstrations.training].tolist())
 
 
-def _parts(data: Path) -> tuple[Trainer, Demonstrations]:
-    from flashvla_ros.train.architecture import demo_config, demo_tokenizer
-    from flashvla_ros.vla.model import OpenVLA
-
+def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrations]:
     frames, meta = load(data)
     model = OpenVLA(demo_config(SIZE))
     demonstrations = Demonstrations(frames, meta["instructions"], model.config, demo_tokenizer(INSTRUCTIONS))
-    return Trainer(CONFIG, model), demonstrations
+    return Trainer(config, model), demonstrations
+
+
+def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:
+    run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
+    fit(data, run, dataclasses.replace(CONFIG, state_rate_from=2))
+    row = {"mode": "dense", "task": "drawer-open", "switch": False, "episodes": 50, "successes": 49, "reuse_rate": 0.0}
+    results.write_text(json.dumps({"meta": {"keep_ratio": 0.625, "layer": 2, "seeds": [0, 49]}, "rows": [row]}))
+    publish(run, [results], out)
+    card = (out / "README.md").read_text()
+    assert "49/50" in card
+    assert "--steps 4" in card
+    assert "--state-rate-from 2" in card
+    assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
+    description = json.loads((run / DESCRIPTION).read_text())
+    (run / DESCRIPTION).write_text(json.dumps({**description, "config": {**description["config"], "steps": 5}}))
+    with pytest.raises(FlashVLAError, match="--resume"):
+        publish(run, [results], out)
+
+
+def test_auxiliary_head_slows_down_at_its_step(data: Path) -> None:
+    trainer, demonstrations = _parts(data, dataclasses.replace(CONFIG, state_rate=0.1, state_rate_from=1))
+    rates = []
+    for _ in range(2):
+        trainer.train_step(demonstrations)
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+    assert rates[0][-1] == rates[0][0]
+    assert rates[1][-1] == pytest.approx(0.1 * rates[1][0])
 
 
 def test_run_that_exists_is_not_overwritten(data: Path, tmp_path: Path) -> None:
