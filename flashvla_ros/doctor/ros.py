@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.settings import CameraSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 
 _INSTALL = "pip install 'flashvla_ros[ros]', or source /opt/ros/<distribution>/setup.bash"
@@ -67,39 +67,48 @@ def _cameras(settings: Settings, wait_s: float) -> Iterator[Finding]:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    from flashvla_ros.nodes.interfaces import image_topics
-
     context = rclpy.Context()
     rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("flashvla_doctor", context=context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:
-        for interface in image_topics(settings.camera).values():
-            yield _camera(node, executor, interface, wait_s)
+        for topic in image_topics(settings.camera):
+            yield _camera(node, executor, topic, settings.camera, wait_s)
     finally:
         executor.shutdown()
         node.destroy_node()
         context.try_shutdown()
 
 
-def _camera(node: Any, executor: Any, interface: Any, wait_s: float) -> Finding:
+def image_topics(camera: CameraSettings) -> list[str]:
+    """Return the topics that the policy node reads images from."""
+    topics = [f"{name}/image" for name in camera.names] or ["image"]
+    return [f"{topic}/compressed" for topic in topics] if camera.compressed else topics
+
+
+def _camera(node: Any, executor: Any, name: str, camera: CameraSettings, wait_s: float) -> Finding:
     """Find who publishes a camera's topic, whether the node could connect, and what arrives."""
-    from rclpy.qos import QoSCompatibility, qos_check_compatible
+    from rclpy.qos import QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
+    from sensor_msgs.msg import CompressedImage, Image
 
     arrived: list[Any] = []
-    subscription = node.create_subscription(interface.type, interface.name, arrived.append, interface.qos)
-    topic = subscription.topic_name
+    kind = CompressedImage if camera.compressed else Image
+    reliability = ReliabilityPolicy.RELIABLE if camera.reliable else ReliabilityPolicy.BEST_EFFORT
+    qos = QoSProfile(depth=1, reliability=reliability)
+    topic = node.create_subscription(kind, name, arrived.append, qos).topic_name
     publishers = _await_publishers(node, executor, topic, wait_s)
     if not publishers:
-        remedy = f"start the camera, or remap {interface.name}; ros2 topic list shows what there is"
+        remedy = f"start the camera, or remap {name}; ros2 topic list shows what there is"
         return Finding("camera", Level.WARNING, f"nobody publishes {topic} within {wait_s:g} s", remedy)
-    wanted = f"{interface.type.__module__.split('.')[0]}/msg/{interface.type.__name__}"
+    wanted = f"sensor_msgs/msg/{kind.__name__}"
     if others := sorted({info.topic_type for info in publishers} - {wanted}):
-        remedy = "set camera.compressed" if "CompressedImage" in others[0] else "remap to a topic of images"
+        remedy = f"remap {name} to a topic of {wanted}"
+        if others == ["sensor_msgs/msg/CompressedImage"]:
+            remedy = f"set camera.compressed to true, and remap {name}/compressed to it"
         return Finding("camera", Level.FAILURE, f"{topic} is {', '.join(others)}, the node reads {wanted}", remedy)
     for info in publishers:
-        verdict, reason = qos_check_compatible(info.qos_profile, interface.qos)
+        verdict, reason = qos_check_compatible(info.qos_profile, qos)
         if verdict == QoSCompatibility.ERROR:
             remedy = "set camera.reliable to false, so that the node takes what any publisher sends"
             return Finding("camera", Level.FAILURE, f"QoS of {topic} does not fit: {reason.rstrip('; ')}", remedy)

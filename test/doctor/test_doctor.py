@@ -16,11 +16,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from flashvla_ros.cli import main
-from flashvla_ros.core.settings import ModelSettings, Settings
+from flashvla_ros.core.settings import CameraSettings, ModelSettings, Settings
 from flashvla_ros.doctor.checkpoint import check_checkpoint
 from flashvla_ros.doctor.finding import Finding, Level
 from flashvla_ros.doctor.machine import check_machine
-from flashvla_ros.doctor.ros import check_ros
+from flashvla_ros.doctor.ros import check_ros, image_topics
+from flashvla_ros.nodes import interfaces
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,14 @@ def test_a_topic_of_another_type_is_told() -> None:
         finding = look()
     assert finding.level is Level.FAILURE
     assert "CompressedImage, the node reads sensor_msgs/msg/Image" in finding.text
-    assert finding.remedy == "set camera.compressed"
+    assert finding.remedy == "set camera.compressed to true, and remap image/compressed to it"
+
+
+@pytest.mark.parametrize("names", [(), ("left", "right")])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_the_topics_are_those_of_the_node(names: tuple[str, ...], compressed: bool) -> None:
+    camera = CameraSettings(names=names, compressed=compressed)
+    assert image_topics(camera) == [interface.name for interface in interfaces.image_topics(camera).values()]
 
 
 def test_an_absent_camera_is_told() -> None:
