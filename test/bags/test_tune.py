@@ -1,0 +1,181 @@
+"""Tuning from recordings: the command, its report, its files, and the helper for users' tests."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import weakref
+
+import numpy as np
+import pytest
+import yaml
+from bag_factory import drive, write_bag
+from checkpoints import write_checkpoint
+from fakes import SPEC
+
+from flashvla_ros import cli
+from flashvla_ros.bags import testing
+from flashvla_ros.bags.features import collect
+from flashvla_ros.bags.options import Source, read_parameters
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import Inference
+from flashvla_ros.vla.loading import LoadedPolicy
+
+OPTIONS = ["--delta", "0,0.5", "--angle", "2,20", "--reuse", "1,3"]
+
+
+class Turning:
+    """Turns by a degree per frame of 0.1 s, and by forty where the square of the picture wraps around."""
+
+    action_size = 4
+    visual_tokens = 64
+
+    def __init__(self) -> None:
+        self.shown: list[weakref.ref] = []
+        self.most_alive = 0
+        self.drops: set[bool] = set()
+        self.angle = 0.0
+
+    def infer(self, observation, pruning) -> Inference:
+        self.drops.add(pruning.drop)
+        self.shown.append(weakref.ref(observation))
+        self.most_alive = max(self.most_alive, sum(shown() is not None for shown in self.shown))
+        step = round(observation.stamp_s * 10) % 1000
+        self.angle += np.radians(40 if step % 19 == 0 else 1)
+        action = np.array([[0.5 * np.cos(self.angle), 0.5 * np.sin(self.angle), 0.0, 1.0]])
+        return Inference(action * 0.01, action, np.zeros(4, dtype=np.int64), np.arange(40), 64)
+
+    def reset(self) -> None:
+        pass
+
+
+@pytest.fixture
+def turning(monkeypatch):
+    """Every model that is loaded turns."""
+    monkeypatch.setattr("flashvla_ros.bags.tuning.load_policy", lambda _: LoadedPolicy(Turning()))
+    testing.load_once.cache_clear()
+    yield
+    testing.load_once.cache_clear()
+
+
+def tune(tmp_path, *arguments):
+    """Run the command in a folder; return its exit code and the JSON."""
+    files = ["--html", str(tmp_path / "t.html"), "--yaml", str(tmp_path / "t.yaml"), "--json", str(tmp_path / "t.json")]
+    code = cli.main(["tune", *map(str, arguments), *OPTIONS, *files])
+    return code, json.loads((tmp_path / "t.json").read_text())
+
+
+@pytest.mark.usefixtures("turning")
+def test_tune_recommends_within_the_error_and_writes_what_to_set(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", drive(60))
+    code, result = tune(tmp_path, bag, "--max-error", "0.05")
+    output = capsys.readouterr().out
+    assert code == 0
+    assert len(result["rows"]) == 8
+    keys = {"delta", "max_angle_deg", "max_reuse", "reuse_rate", "error_p95", "recommended"}
+    assert all(keys <= set(row) for row in result["rows"])
+    (best,) = [row for row in result["rows"] if row["recommended"]]
+    allowed = [row for row in result["rows"] if row["reuse_rate"] and row["error_p95"] <= 0.05]
+    assert best["reuse_rate"] == max(row["reuse_rate"] for row in allowed) > 0.4
+    assert set(best["by_dimension"]) == set(SPEC.names)
+    for name in ("delta", "max_angle_deg", "max_reuse"):
+        assert f"ros2 param set /flashvla gate.{name} {best[name]}" in output
+    assert read_parameters(tmp_path / "t.yaml") == {
+        f"gate.{n}": best[n] for n in ("delta", "max_angle_deg", "max_reuse")
+    }
+    assert yaml.safe_load((tmp_path / "t.yaml").read_text())["/flashvla"]["ros__parameters"]["gate"]
+
+
+@pytest.mark.usefixtures("turning")
+def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
+    bag = write_bag(tmp_path / "<bag>", drive(60))
+    tune(tmp_path, bag, "--max-error", "0.05")
+    page = (tmp_path / "t.html").read_text()
+    sources = []
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            sources.extend(value for name, value in attrs if name in ("src", "href"))
+
+    Reader().feed(page)
+    assert sum(source.startswith("data:image/png") for source in sources) == 2
+    assert 1 <= sum(source.startswith("data:image/jpeg") for source in sources) <= 8
+    assert all(source.startswith("data:") for source in sources)
+    assert "&lt;bag&gt;" in page
+    assert page.count("<figcaption>") == sum(source.startswith("data:image/jpeg") for source in sources)
+    assert "<b>reused</b>" in page or "model run: " in page
+
+
+@pytest.mark.usefixtures("turning")
+def test_nothing_within_the_error_is_said(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", drive(30))
+    code, result = tune(tmp_path, bag, "--max-error", "0.0001")
+    assert code == 0
+    assert not any(row["recommended"] for row in result["rows"])
+    assert "keep gate.mode off" in capsys.readouterr().out
+    assert not (tmp_path / "t.yaml").exists()
+
+
+@pytest.mark.usefixtures("turning")
+def test_settings_without_token_sets_are_refused(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", drive(3))
+    assert cli.main(["tune", str(bag), "--set", "pruning.method=none"]) == 2
+    assert "add --set pruning.method=ics" in capsys.readouterr().err
+    assert cli.main(["tune", str(bag), "--delta", "0.5,x"]) == 2
+    assert "values of gate.delta are numbers" in capsys.readouterr().err
+
+
+def test_frames_are_streamed(tmp_path):
+    bag = write_bag(tmp_path / "bag", drive(40))
+    policy = Turning()
+    with Source().open(bag) as recording:
+        features = collect(recording.frames, policy, Settings(), SPEC, lambda: None)
+    assert len(features) == 40
+    assert policy.most_alive <= 2
+    assert policy.drops == {False}  # the decoder sees every token
+
+
+@pytest.mark.usefixtures("turning")
+def test_the_helper_gives_numbers_to_assert_on(tmp_path):
+    bag = write_bag(tmp_path / "bag", drive(60))
+    result = testing.evaluate_bag(bag, {"gate.delta": 0.5, "gate.max_angle_deg": 5.0})
+    assert result.steps == 60
+    assert result.reuse_rate == pytest.approx(result.reasons["reuse"] / 60)
+    assert 0.3 < result.reuse_rate < 0.6
+    assert result.error_p50 == pytest.approx(2 * 0.5 * np.sin(np.radians(0.5)), rel=0.1)
+    assert result.error_p50 <= result.error_p95 <= result.error_max
+    nothing = testing.evaluate_bag(bag, {"gate.max_reuse": 0})
+    assert (nothing.reuse_rate, nothing.error_max) == (0.0, 0.0)
+    assert testing.replay_bag(bag).steps == 60
+    with pytest.raises(SettingsError, match=r"did you mean gate\.delta"):
+        testing.evaluate_bag(bag, {"gate.dleta": 0.5})
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory):
+    """Two recordings and a real checkpoint, which other processes can load."""
+    folder = tmp_path_factory.mktemp("bags")
+    first = write_bag(folder / "first", drive(12))
+    second = write_bag(folder / "second", drive(8, compressed=True, image_topic="/image/compressed"), "sqlite3")
+    return [first, second], f"model.checkpoint={write_checkpoint(folder / 'checkpoint')}"
+
+
+def rows_of(tmp_path, bags, *how):
+    paths, checkpoint = bags
+    code, result = tune(tmp_path, *paths, "--set", checkpoint, "--max-error", "2", *how)
+    assert code == 0
+    assert result["meta"]["steps"] == 20
+    return result["rows"]
+
+
+@pytest.mark.timeout(400)  # two processes import torch
+def test_several_bags_fan_out_over_processes(tmp_path, bags):
+    assert rows_of(tmp_path, bags, "--jobs", "2") == rows_of(tmp_path, bags)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
+def test_several_bags_fan_out_over_ray(tmp_path, bags):
+    assert rows_of(tmp_path, bags, "--ray", "local") == rows_of(tmp_path, bags)
