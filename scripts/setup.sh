@@ -22,7 +22,7 @@ missing_packages() {
     local libraries
     libraries=$(/sbin/ldconfig -p)
     grep -q 'libEGL\.so\.1' <<<"$libraries" || echo libegl1
-    compgen -G '/usr/lib/*/dri/swrast_dri.so' >/dev/null || echo libgl1-mesa-dri
+    compgen -G '/usr/lib*/dri/swrast_dri.so' >/dev/null || compgen -G '/usr/lib/*/dri/swrast_dri.so' >/dev/null || echo libgl1-mesa-dri
     command -v c++ >/dev/null || echo g++
     "$python" -c 'import ensurepip' 2>/dev/null || echo python3-venv
 }
