@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import flashvla_ros
+from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.flops import DecoderSize
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.provenance import checkpoint_fingerprint
@@ -54,6 +55,9 @@ def load_policy(settings: Settings) -> LoadedPolicy:
 
     def check(changed: Settings) -> None:
         check_layer(changed.pruning, depth)
+        if len(changed.camera.names) > 1:
+            names = list(changed.camera.names)
+            raise SettingsError(f"an OpenVLA checkpoint sees one camera, but camera.names has {len(names)}: {names}")
 
     check(settings)
     policy.warm_up(settings.pruning)

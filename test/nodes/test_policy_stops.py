@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from builtin_interfaces.msg import Time
 from fakes import ScriptedPolicy
 from policy_bench import PolicyBench
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
@@ -37,6 +39,18 @@ def make() -> Iterator[MakeBench]:
 def stops(bench: PolicyBench) -> list[Any]:
     """Commands that ask for no motion; the scripted policy always moves along x."""
     return [command for command in bench.commands if command.twist.linear.x == 0.0]
+
+
+def test_on_simulated_time_stamps_are_its_and_time_outs_are_not(make):
+    bench = make(use_sim_time=True, control__image_timeout_s=0.1)
+    clock = bench.robot.create_publisher(Clock, "/clock", 10)
+    bench.start()
+    bench.until(clock.get_subscription_count, "the clock's reader")
+    clock.publish(Clock(clock=Time(sec=5)))
+    bench.until(lambda: bench.node.get_clock().now().nanoseconds == 5 * 10**9, "the time")
+    assert bench.step().header.stamp == Time(sec=5)
+    bench.until(lambda: stops(bench), "the stop action, though the clock stands still")
+    assert bench.report().header.stamp == Time(sec=5)
 
 
 def test_a_silent_camera_stops_the_robot_once_and_the_next_image_moves_it_again(make):
