@@ -36,7 +36,6 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "dense": {"gate.mode": "off", "pruning.method": "none"},
     "ics": {"gate.mode": "off", "pruning.method": "ics"},
     "random": {"gate.mode": "off", "pruning.method": "random"},
-    "gate": {"gate.mode": "guarded", "pruning.drop": False},
     "guarded": {"gate.mode": "guarded"},
 }
 SWITCH_STEPS = (20, 100)  # a new instruction comes between these steps, drawn from the seed

@@ -19,6 +19,8 @@ from flashvla_ros.train.fit import CHECKPOINT, DESCRIPTION, LOG, OPTIONS
 from flashvla_ros.train.trainer import FitConfig
 from flashvla_ros.vla.checkpoint import load_config
 
+EVALUATION = "evaluation.json"
+
 CARD = """---
 license: apache-2.0
 pipeline_tag: robotics
@@ -43,10 +45,10 @@ instructions:
 
 ## Success in closed loop
 
-Lock-step, seeds {seeds}, which training never saw; 95 % Wilson intervals. `dense` has gate and pruning off; `ics` and
-`random` keep {keep:.1%} of the visual tokens from layer {layer} on, without the gate; `gate` has the guarded gate
-without dropping tokens; `guarded` has both, which is the default. Episodes under *then* begin with the scene's other
-instruction and change it on the way.
+Lock-step, seeds counted from {seed}, which training never saw; 95 % Wilson intervals. `dense` has gate and pruning
+off. The other modes keep {keep:.1%} of the visual tokens from layer {layer} on, by the named rule without the gate;
+`guarded` is the default, which prunes by ICS and has the guarded gate. Episodes under *then* begin with the scene's
+other instruction and change it on the way.
 
 {table}
 
@@ -59,18 +61,20 @@ instruction and change it on the way.
 
 COMMANDS = """python -m flashvla_ros.train.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}
     python -m flashvla_ros.train.fit --data DATA --out RUN --seed {seed} {options}
-    python -m flashvla_ros.train.evaluate --checkpoint RUN/checkpoint --modes {modes} --jobs 2 --json EVAL
-    python -m flashvla_ros.train.evaluate --checkpoint RUN/checkpoint --modes {modes} --jobs 2 --json SWITCH --switch
-    python -m flashvla_ros.train.publish --run RUN --evaluations EVAL SWITCH --out models/demo"""
+    {evaluations}
+    python -m flashvla_ros.train.publish --run RUN --evaluations EVAL-* --out models/demo"""
 
 
 def publish(run: Path, evaluations: list[Path], out: Path, note: str = "") -> None:
-    """Copy the checkpoint of `run` to `out` and write its card."""
+    """Copy the checkpoint of `run` to `out` and write its card and the evaluations' rows beside it."""
     card = model_card(run, evaluations, note)
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted((run / CHECKPOINT).iterdir()):
         shutil.copyfile(path, out / path.name)
     (out / "README.md").write_text(card, encoding="utf-8")
+    results = [_read(path) for path in evaluations]
+    combined = {"meta": results[0]["meta"], "rows": [row for result in results for row in result["rows"]]}
+    (out / EVALUATION).write_text(json.dumps(combined, indent=2) + "\n", encoding="utf-8")
 
 
 def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
@@ -89,7 +93,6 @@ def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
     model = load_config(run / CHECKPOINT)
     keep, layer = results[0]["meta"]["keep_ratio"], results[0]["meta"]["layer"]
     values = {"tasks": " ".join(data["tasks"]), "episodes": description["episodes_per_task"], "data_seed": data["seed"]}
-    modes = " ".join(dict.fromkeys(row["mode"] for row in rows))
     return (
         CARD.format(
             instructions="\n".join(f"- `{line}`" for line in data["instructions"]),
@@ -106,11 +109,13 @@ def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
             torch=description["torch"],
             action=last["validation"]["action"],
             state=last["validation"]["state"],
-            seeds=f"{results[0]['meta']['seeds'][0]} to {results[0]['meta']['seeds'][1]}",
+            seed=results[0]["meta"]["seeds"][0],
             keep=keep,
             layer=layer,
             table=results_table(rows),
-            commands=COMMANDS.format(**values, modes=modes, seed=config["seed"], options=_options(config)),
+            commands=COMMANDS.format(
+                **values, seed=config["seed"], options=_options(config), evaluations=_evaluation_commands(rows)
+            ),
             note=note,
         ).rstrip()
         + "\n"
@@ -122,6 +127,19 @@ def _options(config: dict[str, Any]) -> str:
     default = dataclasses.asdict(FitConfig())
     changed = [name for name in OPTIONS if name == "steps" or (name != "seed" and config[name] != default[name])]
     return " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in changed)
+
+
+def _evaluation_commands(rows: list[dict[str, Any]]) -> str:
+    """The commands that play the episodes of `rows`, one for each kind of episode."""
+    groups: dict[tuple[bool, int], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row["switch"], row["episodes"]), []).append(row["mode"])
+    lines = []
+    for number, ((switch, episodes), modes) in enumerate(groups.items(), start=1):
+        names = " ".join(dict.fromkeys(modes))
+        options = f"--modes {names} --episodes {episodes}{' --switch' if switch else ''} --json EVAL-{number}"
+        lines.append(f"python -m flashvla_ros.train.evaluate --checkpoint RUN/checkpoint {options}")
+    return "\n    ".join(lines)
 
 
 def results_table(rows: list[dict[str, Any]]) -> str:

@@ -126,6 +126,7 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
     assert "49/50" in card
     assert "--steps 4" in card
     assert "--state-rate-from 2" in card
+    assert json.loads((out / "evaluation.json").read_text())["rows"] == [row]
     assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
     description = json.loads((run / DESCRIPTION).read_text())
     (run / DESCRIPTION).write_text(json.dumps({**description, "config": {**description["config"], "steps": 5}}))
