@@ -20,9 +20,7 @@ from flashvla_ros.core.fanout import add_arguments as add_fanout_arguments
 from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import find
 
-DELTAS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
-ANGLES = "2,5,10,20,40"
-CAPS = "1,2,3,5"
+GRID = {"delta": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", "max_angle_deg": "2,5,10,20,40", "max_reuse": "1,2,3,5"}
 PRINTED_ROWS = 12
 
 
@@ -30,9 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tune``."""
     parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folders, or .mcap or .db3 files")
     parser.add_argument("--max-error", type=float, default=0.1, help="largest p95 error, normalised (%(default)s)")
-    parser.add_argument("--delta", default=DELTAS, metavar="LIST", help="values of gate.delta (%(default)s)")
-    parser.add_argument("--angle", default=ANGLES, metavar="LIST", help="values of gate.max_angle_deg (%(default)s)")
-    parser.add_argument("--reuse", default=CAPS, metavar="LIST", help="values of gate.max_reuse (%(default)s)")
+    parser.add_argument("--delta", default=GRID["delta"], metavar="LIST", help="values of gate.delta (%(default)s)")
+    parser.add_argument(
+        "--angle", default=GRID["max_angle_deg"], metavar="LIST", help="values of gate.max_angle_deg (%(default)s)"
+    )
+    parser.add_argument(
+        "--reuse", default=GRID["max_reuse"], metavar="LIST", help="values of gate.max_reuse (%(default)s)"
+    )
     parser.add_argument("--html", type=Path, default=Path("tune.html"), help="report to write (%(default)s)")
     parser.add_argument("--yaml", type=Path, default=Path("tune.yaml"), help="parameters to write (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row here as well")
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and report; returns the exit code."""
-    thresholds = _values("delta", args.delta), _values("max_angle_deg", args.angle), _values("max_reuse", args.reuse)
+    thresholds = values("delta", args.delta), values("max_angle_deg", args.angle), values("max_reuse", args.reuse)
     fan = {"jobs": args.jobs, "ray": args.ray, "ray_gpus": args.ray_gpus}
     tuning = tune(args.bags, Source.of(args), thresholds, args.max_error, **fan)
     for outcome in tuning.outcomes:
@@ -58,7 +60,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _values(name: str, text: str) -> list[Any]:
+def values(name: str, text: str) -> list[Any]:
+    """Read the values of one threshold to sweep, with commas between them.
+
+    Raises:
+        SettingsError: One is not a number, or not one that the threshold can have.
+    """
     row = find(f"gate.{name}")
     try:
         numbers = [int(part) if row.kind == "int" else float(part) for part in text.split(",")]
@@ -86,11 +93,19 @@ def _lines(tuning: Tuning, node: str) -> list[str]:
     ]
     lines += [_line(row) + ("  recommended" if row is best else "") for row in _shown(tuning)]
     if best is None:
-        return [*lines, "", f"nothing reuses an action within a p95 error of {tuning.max_error:g}: keep gate.mode off"]
+        return [*lines, "", _advice(tuning)]
     lines += ["", "error of the recommended setting by dimension:"]
     for name, (p50, p95, greatest) in zip(tuning.settings.action.names, best.by_dimension.T, strict=True):
         lines.append(f"  {name:16} p50 {p50:.4f}  p95 {p95:.4f}  max {greatest:.4f}")
     return [*lines, "", *(f"ros2 param set {node} gate.{name} {getattr(best.settings, name)}" for name in SWEPT), ""]
+
+
+def _advice(tuning: Tuning) -> str:
+    """What to do where nothing can be recommended."""
+    least = min((row.error[1] for row in tuning.rows if row.reused), default=None)
+    if least is None:
+        return "no setting of this grid reuses anything: widen it, or look at the reasons in the report"
+    return f"no p95 error is within --max-error {tuning.max_error:g}, the least is {least:.4f}: keep gate.mode off"
 
 
 def _shown(tuning: Tuning) -> list[sweep.Row]:
