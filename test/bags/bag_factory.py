@@ -48,13 +48,18 @@ def write_bag(
     path: Path, messages: Iterable[tuple[str, str, int, Any]], storage: str = "mcap", store: Any = STORE
 ) -> Path:
     """Write (topic, type, time_ns, message) tuples; `storage` is mcap or sqlite3."""
+    fill(Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]), messages, store)
+    return path
+
+
+def fill(writer: Writer, messages: Iterable[tuple[str, str, int, Any]], store: Any = STORE) -> None:
+    """Write messages with a writer that is not open yet."""
     connections: dict[str, Any] = {}
-    with Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
+    with writer:
         for topic, kind, time_ns, message in messages:
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=store)
             writer.write(connections[topic], time_ns, store.serialize_cdr(message, kind))
-    return path
 
 
 def drive(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from bag_factory import IMAGE, START_NS, drive, write_bag
+from bag_factory import IMAGE, START_NS, drive, fill, write_bag
+from rosbags.convert.converter import convert
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 
 from flashvla_ros.bags.reader import open_bag
 from flashvla_ros.core.errors import BagError
@@ -129,3 +132,21 @@ def test_parts_are_read_in_the_order_of_their_numbers(tmp_path):
         (folder / part.name).write_bytes(data[: data.rindex(b"\x89MCAP0")])  # so that each file is broken off
     times, _ = stamps(folder)
     assert times == [message[2] for message in messages]
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_compressed_bags_are_read(tmp_path, mode):
+    whole = write_bag(tmp_path / "whole", drive(3))
+    writer = Writer(tmp_path / "small", version=9, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    fill(writer, drive(3))
+    assert stamps(tmp_path / "small") == stamps(whole)
+
+
+def test_ros_1_bags_are_read(tmp_path):
+    whole = write_bag(tmp_path / "whole", drive(3))
+    convert([whole], tmp_path / "ros1.bag", "mcap", 9, None, "none", None, get_typestore(Stores.ROS1_NOETIC), *[()] * 4)
+    assert stamps(tmp_path / "ros1.bag") == stamps(whole)
+    with open_bag(tmp_path / "ros1.bag") as bag:
+        (first, *_) = bag.messages(["/image"])
+        assert bag.decode(first).encoding == "rgb8"

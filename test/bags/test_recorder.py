@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from mcap.reader import make_reader
 from recording import start_recorder, stop_recorder
 from rosbags.highlevel import AnyReader
 
 rclpy = pytest.importorskip("rclpy")
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
+from rclpy.serialization import deserialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
@@ -33,6 +36,21 @@ def talker(monkeypatch):
     yield node
     node.destroy_node()
     context.try_shutdown()
+
+
+@pytest.fixture
+def start():
+    """Starts recorders; none outlives its test."""
+    recorders = []
+
+    def start(*arguments):
+        recorders.append(start_recorder(*arguments))
+        return recorders[-1]
+
+    yield start
+    for recorder in recorders:
+        recorder.kill()
+        recorder.communicate()
 
 
 def publish_images(publisher, count: int, hz: float = 60.0) -> None:
@@ -57,13 +75,13 @@ def read(bag: Path) -> dict[str, list]:
     return messages
 
 
-def test_ctrl_c_leaves_a_complete_rosbag2_of_the_nodes_topics(talker, tmp_path):
+def test_ctrl_c_leaves_a_complete_rosbag2_of_the_nodes_topics(talker, start, tmp_path):
     bag = tmp_path / "bag"
     images = talker.create_publisher(Image, "image", BEST_EFFORT)
     overlay = talker.create_publisher(String, "flashvla/overlay", 1)
     settings = talker.create_publisher(String, "~/settings", LATCHED)
     settings.publish(String(data="published before the recorder started"))
-    recorder = start_recorder(bag)
+    recorder = start(bag)
     publish_images(images, 30)
     talker.declare_parameter("gate.delta", 0.5)
     talker.set_parameters([rclpy.Parameter("gate.delta", value=0.9)])
@@ -88,12 +106,36 @@ def test_ctrl_c_leaves_a_complete_rosbag2_of_the_nodes_topics(talker, tmp_path):
     assert topics["/image"]["type_description_hash"].startswith("RIHS01_")
 
 
-def test_kill_leaves_all_but_the_last_second(talker, tmp_path):
+def test_the_recording_is_whole_for_the_mcap_library_too(talker, start, tmp_path):
+    words = talker.create_publisher(String, "words", 10)
+    recorder = start(tmp_path / "bag", "--topics", "/words")
+    wait_for_subscriber(words)
+    for index in range(20):
+        words.publish(String(data=str(index)))
+        time.sleep(0.05)
+    time.sleep(0.2)
+    stop_recorder(recorder, signal.SIGTERM)
+    with (tmp_path / "bag" / "bag.mcap").open("rb") as stream:
+        reader = make_reader(stream, validate_crcs=True)
+        messages = list(reader.iter_messages(topics=["/words"]))
+        summary = reader.get_summary()
+        metadata = [record.name for record in reader.iter_metadata()]
+    assert [deserialize_message(message.data, String).data for _, _, message in messages] == [str(n) for n in range(20)]
+    (schema,) = summary.schemas.values()
+    (channel,) = summary.channels.values()
+    assert (schema.name, schema.encoding, channel.message_encoding) == ("std_msgs/msg/String", "ros2msg", "cdr")
+    assert "string data" in schema.data.decode()
+    assert "offered_qos_profiles" in channel.metadata
+    assert metadata == ["rosbag2"]
+    assert summary.statistics.chunk_count >= 2  # closed twice a second
+
+
+def test_kill_leaves_all_but_the_last_second(talker, start, tmp_path):
     from flashvla_ros.bags.reader import open_bag
 
     bag = tmp_path / "bag"
     images = talker.create_publisher(Image, "image", BEST_EFFORT)
-    recorder = start_recorder(bag, "--topics", "/image")
+    recorder = start(bag, "--topics", "/image")
     publish_images(images, 120)
     last_ns = time.time_ns()
     recorder.kill()
@@ -105,8 +147,8 @@ def test_kill_leaves_all_but_the_last_second(talker, tmp_path):
     assert last_ns - times[-1] < 1_000_000_000
 
 
-def test_a_bag_is_never_overwritten(tmp_path):
-    recorder = start_recorder(tmp_path)
+def test_a_bag_is_never_overwritten(start, tmp_path):
+    recorder = start(tmp_path)
     _, errors = recorder.communicate(timeout=20)
     assert recorder.returncode != 0
     assert f"{tmp_path} exists already" in errors
