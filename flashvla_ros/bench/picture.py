@@ -1,6 +1,6 @@
 """The README's picture: two steps of the demo policy on the simulated robot, one that infers and the reuse after it.
 
-python -m flashvla_ros.view.picture docs/images/overlay.png
+python -m flashvla_ros.bench.picture docs/images/overlay.png
 """
 
 from __future__ import annotations
