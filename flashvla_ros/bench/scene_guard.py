@@ -48,6 +48,7 @@ def main() -> None:
             total[column] += raised
         print(_row(task, alarms, columns), flush=True)
     print(_row("all", total, columns))
+    world.close()
 
 
 def _episode(world: World, task: str, seed: int) -> Iterator[tuple[ImageArray, Mapping[int, ImageArray]]]:
