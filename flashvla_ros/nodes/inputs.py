@@ -63,7 +63,6 @@ class Inputs:
 
     Attributes:
         instruction: The instruction in force, empty until there is one.
-        emergency_stop: True from an emergency stop to :meth:`release`, whatever the node's state.
         listening: False while the node is not active: images are dropped without being looked at.
         rejections: Messages that could not be used.
         images: Usable images of the first camera, for their rate.
@@ -75,7 +74,6 @@ class Inputs:
         self._images: dict[str, ImageArray] = {}
         self._joints: dict[str, float] = {}
         self.instruction = checked_instruction(settings.node.instruction) if settings.node.instruction else ""
-        self.emergency_stop = False
         self.listening = False
         self.rejections = Rejections(node.get_logger().warning)
         self.images = SlidingWindow()
@@ -95,10 +93,6 @@ class Inputs:
         """Listen to images from now on; those of the time before are stale."""
         self._images.clear()
         self.listening = True
-
-    def release(self) -> None:
-        """End an emergency stop."""
-        self.emergency_stop = False
 
     def close(self) -> None:
         """Stop hearing anything."""
@@ -165,6 +159,5 @@ class Inputs:
         self._joints.update(zip(message.name, message.position, strict=True))
 
     def _on_emergency_stop(self, message: Bool) -> None:
-        if message.data and not self.emergency_stop:
-            self.emergency_stop = True
+        if message.data:
             self._listener.emergency_stop()

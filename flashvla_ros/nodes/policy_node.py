@@ -6,10 +6,8 @@ stops the robot and keeps the model; cleanup frees it.
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +18,6 @@ from std_srvs.srv import Trigger
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.worker import State
-from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec
@@ -33,28 +30,8 @@ from flashvla_ros.nodes.process import run_node
 from flashvla_ros.nodes.reporter import Reporter
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health
+from flashvla_ros.nodes.transitions import reported
 from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory, load_policy
-
-Transition = Callable[["PolicyNode", LifecycleState], TransitionCallbackReturn]
-
-
-def _reported(transition: Transition) -> Transition:
-    """Log why a transition failed: rclpy swallows what a callback raises, and says nothing."""
-
-    @functools.wraps(transition)
-    def wrapper(node: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(node, state)
-        except FlashVLAError as error:
-            node.transition_error = str(error)
-            node.get_logger().error(str(error))
-            return TransitionCallbackReturn.FAILURE
-        except Exception as error:  # noqa: BLE001  # rclpy would do the same, without a word
-            node.transition_error = f"{type(error).__name__}: {error}"
-            node.get_logger().error(traceback.format_exc().rstrip())
-            return TransitionCallbackReturn.ERROR
-
-    return wrapper
 
 
 class PolicyNode(LifecycleNode):
@@ -80,6 +57,7 @@ class PolicyNode(LifecycleNode):
         self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
+        self._emergency_stop = False  # outlives every transition; only ~/reset ends it
         self._close_topics: list[Callable[[], Any]] = []
         if self.settings.node.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -91,7 +69,7 @@ class PolicyNode(LifecycleNode):
 
     # Lifecycle.
 
-    @_reported
+    @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check what can be checked without the model, and open the topics."""
         self._release()  # what an attempt that failed half-way has left
@@ -111,7 +89,7 @@ class PolicyNode(LifecycleNode):
         self._close_topics.append(lambda: self.destroy_service(service))
         return super().on_configure(state)
 
-    @_reported
+    @reported
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model unless it is there, warm it up, and start answering images."""
         settings, logger = self.settings, self.get_logger()
@@ -129,25 +107,25 @@ class PolicyNode(LifecycleNode):
         self._publish_settings(self._loaded)
         self._runner = Runner(stepper, settings, self._outputs, logger)
         self._runner.start()
-        if self._inputs.emergency_stop:
-            self._on_emergency_stop()
+        if self._emergency_stop:
+            self._stop_for_emergency(self._runner)
         self._inputs.start()
         logger.info(f"active after {time.monotonic() - started_s:.1f} s; {self._inputs.missing or 'ready'}")
         return TransitionCallbackReturn.SUCCESS
 
-    @_reported
+    @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop the robot; the model stays."""
         self._halt("deactivated")
         return super().on_deactivate(state)
 
-    @_reported
+    @reported
     def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Close the topics and free the model."""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    @_reported
+    @reported
     def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Stop the robot and let go of everything, from any state."""
         self.close("shut down")
@@ -199,14 +177,20 @@ class PolicyNode(LifecycleNode):
             self._runner.worker.discard()  # nothing that answers the old one is commanded any more
 
     def _on_emergency_stop(self) -> None:
+        if self._emergency_stop:
+            return
+        self._emergency_stop = True
         if self._runner:
-            topic = self.resolve_topic_name(interfaces.EMERGENCY_STOP.name)
-            self._runner.worker.stop(Reason.EMERGENCY_STOP, f"asked for on {topic}; holds until ~/reset is called")
+            self._stop_for_emergency(self._runner)
         else:
             self.get_logger().error("emergency stop: the robot will not move until ~/reset is called")
 
+    def _stop_for_emergency(self, runner: Runner) -> None:
+        topic = self.resolve_topic_name(interfaces.EMERGENCY_STOP.name)
+        runner.worker.stop(Reason.EMERGENCY_STOP, f"asked for on {topic}; holds until ~/reset is called")
+
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        released, self._inputs.emergency_stop = self._inputs.emergency_stop, False
+        released, self._emergency_stop = self._emergency_stop, False
         if self._runner:
             self._runner.worker.reset()
         response.success = True
@@ -230,7 +214,7 @@ class PolicyNode(LifecycleNode):
 
     def _facts(self) -> tuple[Health, Tally]:
         inputs, runner = self._inputs, self._runner
-        halted = "emergency_stop" if inputs.emergency_stop else ""
+        halted = "emergency_stop" if self._emergency_stop else ""
         health = Health(
             state=runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
             stop_reason=runner.stop_reason if runner else halted,

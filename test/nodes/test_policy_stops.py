@@ -145,6 +145,7 @@ def test_an_emergency_stop_before_activation_holds_too(make):
     assert bench.configure()
     bench.emergency_stop.publish(Bool(data=True))
     bench.until(lambda: bench.logged("emergency stop"), "the stop")
+    bench.node.trigger_cleanup()
     bench.start()
     bench.show()
     bench.spin(0.2)
