@@ -27,7 +27,7 @@ def start_recorder(bag: Path, *options: str) -> subprocess.Popen[str]:
 
 def stop_recorder(recorder: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[str, str]:
     recorder.send_signal(number)
-    return recorder.communicate(timeout=20)
+    return recorder.communicate(timeout=60)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from flashvla_ros import cli  # noqa: E402
 from flashvla_ros.images import encode_image  # noqa: E402
 from flashvla_ros.vla.loading import load_policy  # noqa: E402
 
+pytestmark = pytest.mark.timeout(400)  # the recorder is a process of its own, slow to start on a busy machine
+
 EAGER = {"gate__delta": 0.0, "gate__max_angle_deg": 180.0, "gate__max_reuse": 3, "gate__scene_patches": 0}
 QUICK = {"control__image_timeout_s": 10.0, "control__inference_timeout_s": 30.0}
 
@@ -62,8 +64,8 @@ def run(tmp_path_factory):
     try:
         with recording(folder / "bag"):
             assert bench.configure()
-            bench.until(lambda: bench.image.get_subscription_count() > 1, "the recorder", timeout_s=30)
-            bench.until(lambda: bench.node.count_subscribers("/flashvla/gate") > 1, "the recorder", timeout_s=30)
+            bench.until(lambda: bench.image.get_subscription_count() > 1, "the recorder", timeout_s=120)
+            bench.until(lambda: bench.node.count_subscribers("/flashvla/gate") > 1, "the recorder", timeout_s=120)
             assert bench.activate()
             drive(bench)
             bench.spin(0.3)
