@@ -1,13 +1,14 @@
-"""Message definitions, so that a recording can be read where its types are not installed."""
+"""Message definitions: those that go into a recording, and messages decoded by those that come with one."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
 from flashvla_ros.core.errors import BagError
 
@@ -64,3 +65,46 @@ def _nested(text: str, package: str) -> Iterator[str]:
         if name and name not in _PRIMITIVES:
             owner, _, last = name.rpartition("/")
             yield f"{owner.removesuffix('/msg') or package}/msg/{last}"
+
+
+class Decoder:
+    """Turns serialised messages into objects with the fields of their ROS type; arrays are NumPy arrays.
+
+    Args:
+        definitions: Type to format (MSG, IDL, or NONE) and text. A type without one is decoded as in ROS 2 Jazzy. One
+            that cannot be parsed, such as a service's event, matters only to who asks for its messages.
+        ros1: The messages are serialised as in ROS 1.
+    """
+
+    def __init__(self, definitions: Mapping[str, tuple[str, str]], *, ros1: bool = False) -> None:
+        self._ros1 = ros1
+        self._store = get_typestore(Stores.EMPTY)
+        self._fallback = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
+        self._unparsable: dict[str, str] = {}
+        for name, (form, text) in definitions.items():
+            try:
+                if form == "MSG":
+                    self._store.register(get_types_from_msg(text, name))
+                elif form == "IDL":
+                    self._store.register(get_types_from_idl(text))
+            except Exception as error:  # noqa: BLE001 - the parser raises whatever its grammar happens to hit
+                self._unparsable[name] = one_line(error)
+
+    def decode(self, data: bytes, type_name: str) -> Any:
+        """Return the message.
+
+        Raises:
+            BagError: Its type is unknown, or its bytes are not of this type.
+        """
+        store = self._store if type_name in self._store.types else self._fallback
+        if type_name not in store.types:
+            raise BagError(f"the definition of {type_name} {self._unparsable.get(type_name) or 'is not in the bag'}")
+        try:
+            return store.deserialize_ros1(data, type_name) if self._ros1 else store.deserialize_cdr(data, type_name)
+        except Exception as error:  # damaged bytes make the parsers below fail in any way
+            raise BagError(f"it is not a {type_name}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of an error without line breaks, its kind where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from flashvla_ros.bags.reader import Bag
-from flashvla_ros.bags.recovery import RawMessage
 from flashvla_ros.bags.steps import RecordedStep, RunLog, StepFinder
+from flashvla_ros.bags.storage import RawMessage
 from flashvla_ros.bags.topics import Topics
 from flashvla_ros.core.errors import BagError, ObservationError
 from flashvla_ros.core.types import ImageArray, Observation

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.rosbag2 import ReaderError
-from rosbags.typesys import Stores, get_typestore
-from rosbags.typesys.store import Typestore
+import yaml
 
-from flashvla_ros.bags.recovery import BrokenMcap, RawMessage
+from flashvla_ros.bags.definitions import one_line
+from flashvla_ros.bags.recovery import BrokenMcap
+from flashvla_ros.bags.storage import RawMessage, RosbagsStorage, Storage
 from flashvla_ros.core.errors import BagError
 
 STORAGE_SUFFIXES = (".mcap", ".db3")
@@ -38,66 +37,44 @@ class Bag:
         warnings: Sentences about what is wrong with the recording and did not keep it from being read.
     """
 
-    def __init__(self, path: Path, source: AnyReader | BrokenMcap, warnings: Iterable[str]) -> None:
+    def __init__(self, path: Path, storage: Storage, warnings: Iterable[str] = ()) -> None:
         self.path = path
-        self.warnings = list(warnings)
-        self._source = source
-        if isinstance(source, BrokenMcap):
-            self.topics = {name: Topic(name, kind, source.counts[name]) for name, kind in source.types.items()}
-            self._typestore: Typestore = source.typestore
-        else:
-            self.topics = {
-                name: Topic(name, info.msgtype or "several types", info.msgcount)
-                for name, info in source.topics.items()
-            }
-            self._typestore = source.typestore
+        self.topics = {name: Topic(name, kind, storage.counts[name]) for name, kind in storage.types.items()}
+        self.warnings = [*warnings, *storage.breaks]
+        self._storage = storage
 
     def messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Yield the messages of `topics` by time of recording, one at a time; damage ends them, with a warning."""
-        wanted = set(topics)
         last_ns = None
-        raw = self._raw_messages(wanted)
+        raw = self._storage.messages(set(topics))
         while True:
             try:
                 message = next(raw, None)
             except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
                 where = "at its start" if last_ns is None else f"after {last_ns / 1e9:.3f} s"
-                self.warnings.append(f"{self.path} is damaged {where}: {_one_line(error)}")
+                warning = f"{self.path} is damaged {where}: {one_line(error)}"
+                if warning not in self.warnings:
+                    self.warnings.append(warning)
                 return
             if message is None:
                 return
             last_ns = message.time_ns
             yield message
 
-    def _raw_messages(self, topics: set[str]) -> Iterator[RawMessage]:
-        if isinstance(self._source, BrokenMcap):
-            yield from self._source.messages(topics)
-            return
-        connections = [connection for connection in self._source.connections if connection.topic in topics]
-        if connections:  # none given would mean all
-            for connection, time_ns, data in self._source.messages(connections=connections):
-                yield RawMessage(connection.topic, connection.msgtype, time_ns, bytes(data))
-
     def decode(self, message: RawMessage) -> Any:
         """Return the message as an object with the fields of its ROS type; arrays are NumPy arrays.
 
         Raises:
-            BagError: Its bytes do not fit its type.
+            BagError: Its bytes do not fit its type, or its type is unknown.
         """
         try:
-            if isinstance(self._source, AnyReader):
-                return self._source.deserialize(message.data, message.type)
-            return self._typestore.deserialize_cdr(message.data, message.type)
-        except Exception as error:  # as above
-            raise BagError(
-                f"{self.path}: the message on {message.topic} at {message.time_ns / 1e9:.3f} s "
-                f"is not a {message.type}: {_one_line(error)}"
-            ) from error
+            return self._storage.decoder.decode(message.data, message.type)
+        except BagError as error:
+            raise BagError(f"{self.path}: {message.topic} at {message.time_ns / 1e9:.3f} s: {error}") from error
 
     def close(self) -> None:
         """Close the files."""
-        if isinstance(self._source, AnyReader):
-            self._source.close()
+        self._storage.close()
 
 
 @contextlib.contextmanager
@@ -110,37 +87,66 @@ def open_bag(path: Path) -> Iterator[Bag]:
     Raises:
         BagError: There is nothing to read.
     """
-    bag = _open(path)
+    bag = _open_folder(path) if path.is_dir() else _open_files(path, [path], [])
     try:
         yield bag
     finally:
         bag.close()
 
 
-def _open(path: Path) -> Bag:
-    if not path.exists():
-        raise BagError(f"there is no bag {path}")
-    files = _storage_files(path) if path.is_dir() else [path]
-    warnings: list[str] = []
+def _open_folder(path: Path) -> Bag:
+    files = _storage_files(path)
     try:
-        return Bag(path, _any_reader([path]), warnings)
+        metadata = _metadata(path)
     except BagError as error:
         if not files:
-            raise BagError(f"{path} is not a bag: it has neither metadata.yaml nor an .mcap or .db3 file") from error
-        failure = error
-    if path.is_dir():
-        if (path / "metadata.yaml").exists():
-            warnings.append(f"{failure}; reading its files without metadata.yaml")
-        else:
-            warnings.append(f"{path} has no metadata.yaml (a recording that was killed?); reading its files directly")
-        with contextlib.suppress(BagError):
-            return Bag(path, _any_reader(files), warnings)
-    if any(file.suffix != ".mcap" for file in files):
-        raise failure
+            raise BagError(f"{path} is not a bag: it has no .mcap or .db3 file, and {error}") from error
+        return _open_files(path, files, [f"{error}; reading its files directly"])
+    if metadata.get("compression_mode"):
+        return Bag(path, _rosbags_storage([path]))
+    names = {Path(name).name for name in metadata["relative_file_paths"]}
+    absent = sorted(names - {file.name for file in files})
+    if len(absent) == len(names):
+        raise BagError(f"{path} has none of the files that its metadata.yaml names: {', '.join(absent)}")
+    warnings = [f"{path} lacks {', '.join(absent)}, which its metadata.yaml names"] if absent else []
+    return _open_files(path, [file for file in files if file.name in names], warnings)
+
+
+def _open_files(path: Path, files: list[Path], warnings: list[str]) -> Bag:
+    try:
+        return Bag(path, _rosbags_storage(files), warnings)
+    except BagError:
+        if not path.exists() or any(file.suffix != ".mcap" for file in files):
+            raise
     broken = BrokenMcap(files)
     if not broken.types:
         raise BagError(broken.breaks[0] if broken.breaks else f"{path} has no messages")
-    return Bag(path, broken, [*warnings, *broken.breaks])
+    return Bag(path, broken, warnings)
+
+
+def _rosbags_storage(paths: list[Path]) -> RosbagsStorage:
+    try:
+        return RosbagsStorage(paths)
+    except FileNotFoundError as error:
+        raise BagError(f"there is no bag {paths[0]}") from error
+    except Exception as error:  # damaged bytes make the parsers below fail in any way
+        raise BagError(f"{paths[0]} cannot be read: {one_line(error)}") from error
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """Return the contents of a folder's metadata.yaml as far as they are needed."""
+    path = folder / "metadata.yaml"
+    try:
+        information = yaml.safe_load(path.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
+        mode = str(information.get("compression_mode") or "").lower()
+        return {
+            "relative_file_paths": [str(name) for name in information["relative_file_paths"]],
+            "compression_mode": "" if mode == "none" else mode,
+        }
+    except FileNotFoundError as error:
+        raise BagError(f"{folder} has no metadata.yaml, as after a recording that was killed") from error
+    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise BagError(f"{path} is not the metadata of a bag: {one_line(error)}") from error
 
 
 def _storage_files(folder: Path) -> list[Path]:
@@ -148,19 +154,3 @@ def _storage_files(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.suffix in STORAGE_SUFFIXES]
     parts = re.compile(r"(\d+)")
     return sorted(files, key=lambda path: [int(p) if p.isdigit() else p for p in parts.split(path.name)])
-
-
-def _any_reader(paths: list[Path]) -> AnyReader:
-    """Open with rosbags; recordings without message definitions are read with those of ROS 2 Jazzy."""
-    try:
-        reader = AnyReader(paths, default_typestore=get_typestore(Stores.ROS2_JAZZY))
-        reader.open()
-    except (AnyReaderError, ReaderError, OSError) as error:
-        raise BagError(f"{paths[0]} cannot be read: {_one_line(error)}") from error
-    except Exception as error:  # damaged bytes make the parsers below fail in any way
-        raise BagError(f"{paths[0]} is damaged: {_one_line(error)}") from error
-    return reader
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
-from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
-from rosbags.typesys.store import Typestore
 
-from flashvla_ros.core.errors import BagError
-
-
-@dataclasses.dataclass(frozen=True)
-class RawMessage:
-    """One message as it was recorded: topic, ROS type, time of recording, CDR bytes."""
-
-    topic: str
-    type: str
-    time_ns: int
-    data: bytes
+from flashvla_ros.bags.definitions import Decoder
+from flashvla_ros.bags.storage import RawMessage, full_name
 
 
 class BrokenMcap:
     """MCAP files read record by record from the start, without their index, up to where they break.
 
-    Attributes:
-        types: Topic to ROS type.
-        counts: Topic to number of readable messages.
-        typestore: Deserialiser made of the schemas in the files.
-        breaks: One sentence for each file that ends early: where, and what was the last whole message.
+    A :class:`flashvla_ros.bags.storage.Storage`; `breaks` says for each file where it ends, and what was the last
+    whole message.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -43,7 +28,13 @@ class BrokenMcap:
         schemas: dict[str, Schema] = {}
         for path in paths:
             self._scan(path, schemas)
-        self.typestore = _typestore(schemas)
+        forms = {"ros2msg": "MSG", "ros2idl": "IDL"}
+        self.decoder = Decoder(
+            {
+                full_name(name): (forms.get(schema.encoding, "NONE"), schema.data.decode(errors="replace"))
+                for name, schema in schemas.items()
+            }
+        )
 
     def messages(self, topics: set[str]) -> Iterator[RawMessage]:
         """Yield the readable messages of `topics` in the order in which they were written."""
@@ -54,6 +45,9 @@ class BrokenMcap:
                 message = _track(record, schemas, channels)
                 if message is not None and message.topic in topics:
                     yield message
+
+    def close(self) -> None:
+        """Do nothing: no file is open between messages."""
 
     def _scan(self, path: Path, seen: dict[str, Schema]) -> None:
         channels: dict[int, tuple[str, str]] = {}
@@ -102,18 +96,7 @@ def _track(record: McapRecord, schemas: dict[int, Schema], channels: dict[int, t
         schemas[record.id] = record
     elif isinstance(record, Channel):
         name = schemas[record.schema_id].name if record.schema_id in schemas else ""
-        channels[record.id] = (record.topic, name)
+        channels[record.id] = (record.topic, full_name(name))
     elif isinstance(record, Message) and record.channel_id in channels:
         return RawMessage(*channels[record.channel_id], record.log_time, record.data)
     return None
-
-
-def _typestore(schemas: dict[str, Schema]) -> Typestore:
-    store = get_typestore(Stores.EMPTY)
-    for name, schema in schemas.items():
-        text = schema.data.decode()
-        try:
-            store.register(get_types_from_msg(text, name) if schema.encoding == "ros2msg" else get_types_from_idl(text))
-        except Exception as error:  # rosbags' parser raises what its grammar happens to hit
-            raise BagError(f"the definition of {name} in the bag cannot be parsed: {error}") from error
-    return store
