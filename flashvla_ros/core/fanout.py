@@ -87,7 +87,10 @@ def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address
         for reference in [task.remote(item) for item in items]:
             yield ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        if isinstance(error.cause, FlashVLAError):
+            raise error.cause from None
+        reason = str(error.cause).strip().splitlines()[-1:]  # such as a module that the cluster's machines lack
+        raise FlashVLAError(f"a task failed on the Ray cluster {address}: {' '.join(reason)}") from error
     except ray.exceptions.RayError as error:
         raise FlashVLAError(f"the Ray cluster {address} failed: {' '.join(str(error).split())}") from error
     finally:

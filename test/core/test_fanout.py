@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from flashvla_ros.core.errors import BagError, FlashVLAError
+from flashvla_ros.core.errors import BagError, FlashVLAError, SettingsError
 from flashvla_ros.core.fanout import fan_out
+from flashvla_ros.core.overrides import parse_overrides
 
 
 def square_of(number):
@@ -46,9 +47,13 @@ def test_a_killed_process_is_one_line():
 @pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
 def test_ray_gives_the_same_in_order_and_the_same_error():
     pytest.importorskip("ray")
-    assert squares([2, 3], ray="local") == [4, 9]
-    with pytest.raises(BagError, match="-1 is negative"):
-        squares([3, -1], ray="local")
+    # Ray's workers import the function from the package; they do not have this file.
+    work = [["gate.delta=0.5"], ["gate.max_reuse=3"]]
+    assert list(fan_out(parse_overrides, work, ray="local")) == [{"gate.delta": 0.5}, {"gate.max_reuse": 3}]
+    with pytest.raises(SettingsError, match=r"gate\.delta must be from 0 to 1"):
+        list(fan_out(parse_overrides, [*work, ["gate.delta=2"]], ray="local"))
+    with pytest.raises(FlashVLAError, match="a task failed on the Ray cluster local: .*test_fanout"):
+        squares([1], ray="local")
 
 
 def test_a_cluster_that_is_not_there_is_named():
