@@ -21,7 +21,7 @@ from flashvla_ros.bags.steps import RecordedStep
 from flashvla_ros.core.errors import BagError
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import ActionSpec, FloatArray, ImageArray, Inference
+from flashvla_ros.core.types import ActionSpec, FloatArray, ImageArray, Inference, IntArray
 from flashvla_ros.gate.memory import FreshResult, View
 from flashvla_ros.gate.reasons import Reason
 
@@ -130,7 +130,10 @@ def collect(
         ObservationError: The policy cannot use an observation.
     """
     pruning = dataclasses.replace(settings.pruning, drop=False)
-    views, times_ns, resets, inferences = [], [], [], []
+    views: list[View] = []
+    times_ns: list[int] = []
+    resets: list[Reason | None] = []
+    inferences: list[tuple[FloatArray, IntArray | None]] = []
     gallery = Gallery()
     before: RecordedStep | None = None
     for frame in frames:

@@ -12,10 +12,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from flashvla_ros.bags import sweep
 from flashvla_ros.bags.tuning import SWEPT, Outcome, Tuning
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.decision import GateDecision
 from flashvla_ros.gate.reasons import Reason
 
@@ -162,7 +164,7 @@ def _timeline(outcome: Outcome, decisions: list[GateDecision], tuning: Tuning) -
     return figure
 
 
-def _draw_reasons(axes: Axes, times: sweep.FloatArray, reasons: np.ndarray, names: np.ndarray) -> None:
+def _draw_reasons(axes: Axes, times: FloatArray, reasons: NDArray[np.str_], names: NDArray[np.str_]) -> None:
     for line, name in enumerate(names):
         chosen = times[reasons == name]
         colour = _REUSE_COLOUR if name == Reason.REUSE else "#444"
@@ -171,7 +173,7 @@ def _draw_reasons(axes: Axes, times: sweep.FloatArray, reasons: np.ndarray, name
     axes.set_ylim(-0.7, len(names) - 0.3)
 
 
-def _sources(decisions: list[GateDecision]) -> np.ndarray:
+def _sources(decisions: list[GateDecision]) -> NDArray[np.int32]:
     """[F] frame whose action is in force at each frame."""
     fresh = np.where([decision.reuse for decision in decisions], -1, np.arange(len(decisions)))
     return np.maximum.accumulate(fresh).astype(np.int32)

@@ -77,7 +77,8 @@ def values(name: str, text: str) -> list[Any]:
 def _parameters(best: sweep.Row, node: str) -> str:
     """Return the recommended thresholds as a ROS parameter file."""
     values = {name: getattr(best.settings, name) for name in SWEPT}
-    return yaml.safe_dump({node: {"ros__parameters": {"gate": values}}}, sort_keys=False)
+    text: str = yaml.safe_dump({node: {"ros__parameters": {"gate": values}}}, sort_keys=False)
+    return text
 
 
 def _lines(tuning: Tuning, node: str) -> list[str]:

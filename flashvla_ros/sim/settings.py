@@ -32,7 +32,7 @@ class RobotSettings:
     lock_step: bool = _row(
         False, "Wait for the command that answers each image and publish /clock: runs repeat exactly."
     )
-    image_size: int = _row(112, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
+    image_size: int = _row(108, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
     camera: str = _row("", "Camera name; images go to <camera>/image, and to image where it is empty.")
     command_timeout_s: float = _row(
         0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0

@@ -41,7 +41,7 @@ TASKS: dict[str, Task] = {
         Task("drawer-close", "close the drawer", "drawer"),
         Task("window-open", "open the window", "window"),
         Task("window-close", "close the window", "window"),
-        Task("button-press-topdown", "press the button", "button"),
+        Task("button-press", "press the button", "button"),
         Task("door-open", "open the door", "door"),
     )
 }

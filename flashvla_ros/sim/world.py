@@ -71,7 +71,7 @@ class World:
             visible to a policy and costs less than multisampling without a GPU.
     """
 
-    def __init__(self, image_size: int = 112, supersample: int = 2, camera: Camera | None = None) -> None:
+    def __init__(self, image_size: int = 108, supersample: int = 2, camera: Camera | None = None) -> None:
         if not SIZE_LIMITS[0] <= image_size <= SIZE_LIMITS[1]:
             raise SimulationError(f"image size must be from {SIZE_LIMITS[0]} to {SIZE_LIMITS[1]}, got {image_size}")
         self._image_size = image_size

@@ -23,24 +23,25 @@ class DemoSize:
     """Sizes that matter for speed and capacity.
 
     Attributes:
-        image_size: Side of the image in pixels; (image_size / 14)² visual tokens.
+        image_size: Side of the image in pixels; (image_size / patch_size)² visual tokens.
         tower_layers: Blocks of each tower that are run; the checkpoint counts the unused last one too.
     """
 
-    image_size: int = 112
+    image_size: int = 108
+    patch_size: int = 9
     tower_width: int = 96
     tower_layers: int = 3
-    tower_heads: int = 3
+    tower_heads: int = 2
     decoder_width: int = 128
     decoder_layers: int = 4
-    decoder_heads: int = 4
+    decoder_heads: int = 2
 
 
 def demo_config(size: DemoSize) -> OpenVLAConfig:
     """Return the checkpoint's configuration: DINOv2 with registers, SigLIP, Llama."""
     vit: dict[str, Any] = {
         "image_size": size.image_size,
-        "patch_size": 14,
+        "patch_size": size.patch_size,
         "hidden_size": size.tower_width,
         "num_hidden_layers": size.tower_layers + 1,
         "num_attention_heads": size.tower_heads,

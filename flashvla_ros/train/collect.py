@@ -205,7 +205,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=160, help="episodes of each task (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="data sets of different seeds share no scene")
     parser.add_argument(
-        "--image-size", type=int, default=112, help="side of the images in pixels (default %(default)s)"
+        "--image-size", type=int, default=108, help="side of the images in pixels (default %(default)s)"
     )
     parser.add_argument("--workers", type=int, default=2, help="parallel processes (default %(default)s)")
     parser.add_argument(

@@ -66,7 +66,7 @@ def test_plans_mix_the_kinds_and_never_share_a_scene_with_an_evaluation() -> Non
     assert min(plan.seed for plan in plans) >= FIRST_SEED
     assert plans == [plan_episode("drawer-open", number, seed=0) for number in range(200)]
     assert plans[:9] != [plan_episode("drawer-open", number, seed=1) for number in range(9)]
-    assert {plan_episode("button-press-topdown", number, seed=0).kind for number in range(20)} == {"plain"}
+    assert {plan_episode("button-press", number, seed=0).kind for number in range(20)} == {"plain"}
 
 
 def test_collection_is_resumed_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
