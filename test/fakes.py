@@ -42,7 +42,7 @@ class ScriptedPolicy:
     def action_size(self) -> int:
         return int(self._actions[0].shape[1])
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
         call = self.calls
         self.calls += 1
         if self._before:

@@ -136,10 +136,12 @@ def collect(
     inferences: list[tuple[FloatArray, IntArray | None]] = []
     gallery = Gallery()
     before: RecordedStep | None = None
+    inference: Inference | None = None
     for frame in frames:
         resets.append(reset_before(frame, before))
         before = frame.recorded
-        inference = policy.infer(frame.observation, pruning)
+        previous = inference if resets[-1] is None else None
+        inference = policy.infer(frame.observation, pruning, previous)
         if inferences:
             cost = np.abs(inference.normalized - inferences[-1][0]).max()
             gallery.offer(float(cost), len(inferences), next(iter(frame.observation.images.values())))

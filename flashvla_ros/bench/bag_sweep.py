@@ -40,7 +40,12 @@ class _WanderingPolicy:
         self._heading = 0.0
         self._scores = self._rng.normal(size=_TOKENS)
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:  # noqa: ARG002
+    def infer(
+        self,
+        observation: Observation,  # noqa: ARG002
+        pruning: PruningSettings,  # noqa: ARG002
+        previous: Inference | None = None,  # noqa: ARG002
+    ) -> Inference:
         self._heading += self._rng.normal(0.0, 0.08)
         self._scores += self._rng.normal(0.0, 0.15, _TOKENS)
         action = np.array([[0.6 * np.cos(self._heading), 0.6 * np.sin(self._heading), 0.02, 1.0]])

@@ -31,7 +31,12 @@ class _SteadyPolicy:
 
     action_size, visual_tokens = 7, _TOKENS
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:  # noqa: ARG002
+    def infer(
+        self,
+        observation: Observation,  # noqa: ARG002
+        pruning: PruningSettings,  # noqa: ARG002
+        previous: Inference | None = None,  # noqa: ARG002
+    ) -> Inference:
         action = np.full((1, 7), 0.5)
         return Inference(action, action, np.empty(0, np.int64), np.arange(_KEPT), _TOKENS)
 

@@ -156,7 +156,7 @@ class Stepper:
 
     def _infer(self, observation: Observation, settings: Settings) -> tuple[Inference, float]:
         started_s = self._clock()
-        inference = self.policy.infer(observation, settings.pruning)
+        inference = self.policy.infer(observation, settings.pruning, self.state.inference)
         elapsed_s = self._clock() - started_s
         safety.check(inference, self.spec)
         return inference, elapsed_s

@@ -24,8 +24,17 @@ class Policy(Protocol):
         """N, the number of visual tokens before pruning."""
         ...
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
-        """Run the model on one observation with the pruning settings in force at this step."""
+    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
+        """Run the model on one observation.
+
+        A policy keeps nothing between calls that a result depends on: what may carry over comes in as `previous`, so
+        that a replay which hands in the same gets the same.
+
+        Args:
+            observation: What the robot sees.
+            pruning: In force at this step.
+            previous: The last fresh result since the last reset; None where there is none.
+        """
         ...
 
     def reset(self) -> None:

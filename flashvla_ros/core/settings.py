@@ -119,7 +119,7 @@ class PruningSettings:
     method: str = _row(
         "ics",
         "How visual tokens are scored; none: nothing is scored and nothing dropped.",
-        choices=("ics", "ics_hidden", "norm", "random", "none"),
+        choices=("ics", "ics_hidden", "fastv", "divprune", "dart", "temporal", "norm", "random", "none"),
         dynamic=True,
     )
     keep_ratio: float = _row(
@@ -131,8 +131,9 @@ class PruningSettings:
     )
     layer: int = _row(
         2,
-        "First decoder layer (from 0) that sees only the kept tokens; scores come from the layer before it.",
-        low=1,
+        "First decoder layer (from 0) that sees only the kept tokens; scores come from the layer before it, at 0 from "
+        "what enters the decoder.",
+        low=0,
         high=128,
         dynamic=True,
     )
@@ -148,7 +149,7 @@ class PruningSettings:
         "Drop the tokens that were not selected; false: select for the gate alone, the decoder sees every token.",
         dynamic=True,
     )
-    seed: int = _row(0, "Seed of the random method.", low=0, high=2**31 - 1, dynamic=True)
+    seed: int = _row(0, "Seed of what the methods random and temporal draw.", low=0, high=2**31 - 1, dynamic=True)
 
 
 @dataclasses.dataclass(frozen=True)

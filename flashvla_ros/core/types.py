@@ -48,6 +48,7 @@ class Inference:
         kept: [k] ascending indices of the visual tokens that were selected, None where nothing was scored.
         visual_tokens: N, the number of visual tokens before pruning.
         timings_s: Stage name to seconds.
+        picture: uint8 [S, S, 3], the image as the model saw it; None unless ``pruning.method`` compares frames.
     """
 
     action: FloatArray
@@ -56,6 +57,7 @@ class Inference:
     kept: IntArray | None
     visual_tokens: int
     timings_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    picture: ImageArray | None = None
 
 
 class ActionKind(enum.StrEnum):

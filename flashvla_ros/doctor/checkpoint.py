@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
-from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import available_memory
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -17,7 +17,7 @@ from flashvla_ros.vla.checkpoint import build_empty, load_config
 from flashvla_ros.vla.config import DINOV2, OpenVLAConfig
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
-from flashvla_ros.vla.pruning.select import check_layer, kept_count
+from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
 from flashvla_ros.vla.tokenizer import load_tokenizer
 from flashvla_ros.vla.weights import read_weights
 
@@ -40,6 +40,17 @@ def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
     yield from _actions(config, settings)
     yield _memory(config, settings)
     yield _budgets(config, settings)
+    yield ok("pruning", describe_method(settings.pruning))
+
+
+def describe_method(pruning: PruningSettings) -> str:
+    """Return what ``pruning.method`` looks at and whether it needs attention weights."""
+    if pruning.method == "none":
+        return "none: nothing is scored, and the gate has no sets of tokens to compare"
+    method = METHODS[pruning.method]
+    reads = method.reads if pruning.layer else method.reads_at_0
+    need = "one row of attention weights, of one layer" if method.needs_attention else "no attention weights"
+    return f"{pruning.method} ({method.source}) looks at {reads}; needs {need}"
 
 
 def describe(config: OpenVLAConfig) -> str:
@@ -158,7 +169,7 @@ def _budgets(config: OpenVLAConfig, settings: Settings) -> Finding:
     return ok(
         "budgets",
         f"pruning.keep_ratio → tokens kept of {count}: {budgets}; in force {settings.pruning.keep_ratio:g}, "
-        f"pruning.layer {settings.pruning.layer} of 1 to {depth - 1}",
+        f"pruning.layer {settings.pruning.layer} of 0 to {depth - 1}",
     )
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.model import OpenVLA, Rotary, kept_rows, take_rows
-from flashvla_ros.vla.pruning.select import SELECTORS, LayerView, check_layer, kept_count
+from flashvla_ros.vla.pruning.probe import run_and_view
+from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
 
 
 class KeyValueCache:
@@ -53,7 +54,13 @@ class Prefill:
 
 
 def prefill(
-    model: OpenVLA, visual: Tensor, input_ids: Tensor, room: int, pruning: PruningSettings, key: int = 0
+    model: OpenVLA,
+    visual: Tensor,
+    input_ids: Tensor,
+    room: int,
+    pruning: PruningSettings,
+    key: int = 0,
+    similarity: Tensor | None = None,
 ) -> Prefill:
     """Run the decoder over [BOS, visual tokens, rest of the prompt].
 
@@ -64,6 +71,7 @@ def prefill(
         room: Number of tokens that will be decoded after the first.
         pruning: Which visual tokens the layers from ``pruning.layer`` on see.
         key: Tells observations apart for the random method.
+        similarity: [N] of each patch with the frame before, for the temporal method; None: there was none.
 
     Raises:
         SettingsError: ``pruning.layer`` is not a layer of this decoder.
@@ -82,11 +90,10 @@ def prefill(
             kept = torch.arange(count, device=hidden.device)
             hidden = model.run_layers(hidden, range(first), rotary, mask, cache)
         else:
-            hidden = model.run_layers(hidden, range(first - 1), rotary, mask, cache)
-            hidden, attention = model.run_layer_with_attention(hidden, first - 1, rotary, mask, cache)
-            rows = slice(1, 1 + count)
-            view = LayerView(visual[0], attention[0, rows], hidden[0, rows])
-            kept = SELECTORS[pruning.method](view, k, pruning, key)
+            hidden, view = run_and_view(
+                model, hidden, count, first, rotary, mask, cache, key=key, similarity=similarity
+            )
+            kept = METHODS[pruning.method].select(view, k, pruning)
             if pruning.drop:
                 hidden, rotary = _drop(hidden, rotary, kept, count)
                 mask = model.causal_mask(hidden)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.towers import Projector, SiglipTower, build_tower, concatenate_features
@@ -114,6 +114,14 @@ class OpenVLA(nn.Module):
         )
         hidden = hidden + attention
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), attention
+
+    def project(self, hidden: Tensor, index: int, name: str, rotary: Rotary) -> Tensor:
+        """Queries (q_proj) or keys (k_proj) that decoder layer `index` makes of hidden [B, L, d]: [B, H, L, D]."""
+        layer = self.layers[index]
+        rows = getattr(layer.self_attn, name)(layer.input_layernorm(hidden))
+        heads = rows.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
+        cosines, sines = rotary[0][:, None], rotary[1][:, None]
+        return heads * cosines + rotate_half(heads) * sines
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: [B, L, d] to [B, L, vocabulary]."""

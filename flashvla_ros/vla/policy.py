@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
 from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
+from flashvla_ros.vla.pruning.select import METHODS
+from flashvla_ros.vla.pruning.temporal import patch_cosines
 from flashvla_ros.vla.tokenizer import load_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +82,7 @@ class OpenVLAPolicy:
         return self.model.config.visual_tokens
 
     def reset(self) -> None:
-        """Do nothing: no result depends on an earlier observation."""
+        """Do nothing: what a result owes to an earlier one is handed in."""
 
     def warm_up(self, pruning: PruningSettings) -> None:
         """Run twice on noise, so that the first real observation does not pay for allocations and lazy set-up."""
@@ -88,7 +91,7 @@ class OpenVLAPolicy:
             self.infer(Observation({"warm_up": image}, _WARM_UP_INSTRUCTION, stamp_s=0.0), pruning)
 
     @torch.inference_mode()
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
         """Run the model on one observation; timings are those of preprocess, vision, prefill (with scoring) and decode.
 
         Raises:
@@ -97,13 +100,15 @@ class OpenVLAPolicy:
         """
         stages = _Stages(self.backend)
         device = self.backend.device
-        pixels = self.processor(_only_image(observation), device).to(self.backend.dtype)
+        square = self.processor.to_square(_only_image(observation), device)
+        pixels = self.processor.normalize(square).to(self.backend.dtype)
+        picture, similarity = self._compare(square, pruning, previous)
         input_ids = self._input_ids(observation.instruction)
         stages.done("preprocess")
         visual = self.model.visual_tokens(pixels)
         stages.done("vision")
         key = round(observation.stamp_s * 1e9)
-        start = prefill(self.model, visual, input_ids, self.codec.size - 1, pruning, key)
+        start = prefill(self.model, visual, input_ids, self.codec.size - 1, pruning, key, similarity)
         stages.done("prefill")
         tokens = decode(self.model, start, self.codec.size).cpu().numpy()
         stages.done("decode")
@@ -115,7 +120,20 @@ class OpenVLAPolicy:
             kept=None if start.kept is None else start.kept.cpu().numpy(),
             visual_tokens=self.visual_tokens,
             timings_s=stages.seconds,
+            picture=picture,
         )
+
+    def _compare(
+        self, square: Tensor, pruning: PruningSettings, previous: Inference | None
+    ) -> tuple[ImageArray | None, Tensor | None]:
+        """Return the picture to compare the next frame with, and the similarity [N] to that of `previous`."""
+        if pruning.method == "none" or not METHODS[pruning.method].needs_frame:
+            return None, None
+        picture = square.cpu().numpy()
+        if previous is None or previous.picture is None:
+            return picture, None
+        side = math.isqrt(self.visual_tokens)
+        return picture, torch.from_numpy(patch_cosines(picture, previous.picture, side))
 
     def _input_ids(self, instruction: str) -> Tensor:
         """Encode the instruction, [1, P]; the last one is kept, since it seldom changes."""

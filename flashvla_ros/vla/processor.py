@@ -95,10 +95,13 @@ class ImageProcessor:
 
     def __call__(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
         """Turn an RGB image, uint8 [H, W, 3], into float32 pixel values [1, 3 per tower, S, S]."""
-        square = self.to_square(image, device).permute(2, 0, 1).float().div_(255)
-        mean = torch.tensor(self.means, device=device)[..., None, None]
-        std = torch.tensor(self.stds, device=device)[..., None, None]
-        return ((square - mean) / std).flatten(0, 1)[None]
+        return self.normalize(self.to_square(image, device))
+
+    def normalize(self, square: Tensor) -> Tensor:
+        """Turn what :meth:`to_square` gives into pixel values [1, 3 per tower, S, S]."""
+        mean = torch.tensor(self.means, device=square.device)[..., None, None]
+        std = torch.tensor(self.stds, device=square.device)[..., None, None]
+        return ((square.permute(2, 0, 1).float().div_(255) - mean) / std).flatten(0, 1)[None]
 
     def to_square(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
         """Resize to uint8 [S, S, 3], the picture that the towers see before it is normalised."""

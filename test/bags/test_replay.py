@@ -28,9 +28,9 @@ class Witness(ScriptedPolicy):
         super().__init__()
         self.seen = []
 
-    def infer(self, observation, pruning) -> Inference:
+    def infer(self, observation, pruning, previous=None) -> Inference:
         self.seen.append(observation)
-        return super().infer(observation, pruning)
+        return super().infer(observation, pruning, previous)
 
 
 def play(bag: Path, **source):

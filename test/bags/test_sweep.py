@@ -31,7 +31,7 @@ class FramePolicy:
     def __init__(self, actions: dict[float, np.ndarray], kept: dict[float, np.ndarray]) -> None:
         self._actions, self._kept = actions, kept
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
         action, kept = self._actions[observation.stamp_s], self._kept[observation.stamp_s]
         return Inference(action * 0.01, action, np.zeros(4, dtype=np.int64), kept, TOKENS)
 

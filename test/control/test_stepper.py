@@ -175,9 +175,11 @@ class ChunkPolicy(ScriptedPolicy):
         super().__init__([[0.0, 1.0]])
         self._chunk = np.column_stack([np.arange(1.0, steps + 1), np.ones(steps)])
 
-    def infer(self, observation: Observation, pruning: Any) -> Inference:
+    def infer(self, observation: Observation, pruning: Any, previous: Inference | None = None) -> Inference:
         normalized = self._chunk / self._chunk.max(axis=0)
-        return dataclasses.replace(super().infer(observation, pruning), action=self._chunk, normalized=normalized)
+        return dataclasses.replace(
+            super().infer(observation, pruning, previous), action=self._chunk, normalized=normalized
+        )
 
 
 def test_a_reused_chunk_goes_on_where_the_robot_is_and_then_repeats_its_last_row() -> None:
@@ -312,3 +314,25 @@ def test_the_random_runs_reach_every_reason_that_a_run_can_have() -> None:
         Reason.FAULT,
         Reason.DEACTIVATED,
     }
+
+
+class PreviousPolicy(ScriptedPolicy):
+    """Remembers what each call was handed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed: list[Inference | None] = []
+
+    def infer(self, observation: Observation, pruning: Any, previous: Inference | None = None) -> Inference:
+        self.handed.append(previous)
+        return super().infer(observation, pruning, previous)
+
+
+def test_the_policy_is_handed_the_last_fresh_result_until_a_reset() -> None:
+    policy = PreviousPolicy()
+    stepper = Stepper(policy, SPEC)
+    fresh = [result.inference for result in run(stepper, 4) if result.fresh]
+    assert len(fresh) == 3  # the third of four steps is reused
+    stepper.reset()
+    run(stepper, 1)
+    assert [id(handed) for handed in policy.handed] == [id(None), id(fresh[0]), id(fresh[1]), id(None)]

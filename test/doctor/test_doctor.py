@@ -41,7 +41,9 @@ def test_a_sound_checkpoint_is_described_and_nothing_is_to_mend(folder: Path) ->
     assert found["actions"].text == "toy: 4 dimensions in -0.01…0.01, -0.01…0.01, -0.01…0.01, -1…1"
     assert found["mapping"].text == "x (delta), y (delta), z (delta), gripper (gripper)"
     assert "0.625 → 10" in found["budgets"].text
-    assert "pruning.layer 2 of 1 to 3" in found["budgets"].text
+    assert "pruning.layer 2 of 0 to 3" in found["budgets"].text
+    assert "arXiv 2505.21200" in found["pruning"].text
+    assert found["pruning"].text.endswith("needs no attention weights")
 
 
 def test_parameters_that_do_not_fit_are_told_with_the_remedy(folder: Path) -> None:

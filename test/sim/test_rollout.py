@@ -35,7 +35,7 @@ class ExpertPolicy:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:
+    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
         normalized = self._world.expert(task_for_instruction(OPEN, observation.instruction).name)[None]
         kept = np.arange(round(pruning.keep_ratio * self.visual_tokens))
         return Inference(normalized * [0.01, 0.01, 0.01, 1.0], normalized, np.zeros(4, dtype=np.int64), kept, 64)

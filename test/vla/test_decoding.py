@@ -8,10 +8,11 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.model import OpenVLA
-from flashvla_ros.vla.pruning.select import SELECTORS
+from flashvla_ros.vla.pruning.select import METHODS
 
 NONE = PruningSettings(method="none")
 PROMPT = torch.tensor([[1, *range(300, 312)]])
+SIMILARITY = torch.rand(16, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def visual(model) -> torch.Tensor:
 
 def run(model: OpenVLA, visual: torch.Tensor, pruning: PruningSettings, count: int = 5):
     with torch.inference_mode():
-        start = prefill(model, visual, PROMPT, count - 1, pruning)
+        start = prefill(model, visual, PROMPT, count - 1, pruning, similarity=SIMILARITY)
         return start, decode(model, start, count)
 
 
@@ -57,8 +58,8 @@ def test_cached_logits_equal_those_of_transformers_cache(model, visual):
     assert torch.equal(ours, again.logits)
 
 
-@pytest.mark.parametrize("method", sorted(SELECTORS))
-@pytest.mark.parametrize("layer", [1, 2, 3])
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_keeping_all_tokens_changes_no_bit(model, visual, method, layer):
     plain, tokens = run(model, visual, NONE)
     start, same = run(model, visual, PruningSettings(method=method, keep_ratio=1.0, layer=layer))
@@ -67,7 +68,7 @@ def test_keeping_all_tokens_changes_no_bit(model, visual, method, layer):
     assert start.kept.tolist() == list(range(16))
 
 
-@pytest.mark.parametrize("method", sorted(SELECTORS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_selecting_without_dropping_changes_no_bit(model, visual, method):
     plain, tokens = run(model, visual, NONE)
     dropped, _ = run(model, visual, PruningSettings(method=method, keep_ratio=0.5))
@@ -78,8 +79,8 @@ def test_selecting_without_dropping_changes_no_bit(model, visual, method):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", sorted(SELECTORS))
-@pytest.mark.parametrize("layer", [1, 2, 3])
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_pruned_decoding_is_what_training_with_dropped_tokens_sees(model, visual, method, layer, attention):
     """Caches of different lengths and original positions, against one forward over the whole sequence."""
     model = model if attention == "sdpa" else same_weights(model, attention)
@@ -97,13 +98,14 @@ def same_weights(model: OpenVLA, attention: str) -> OpenVLA:
     return other
 
 
-def test_later_layers_hold_only_the_kept_tokens(model, visual):
-    start, _ = run(model, visual, PruningSettings(keep_ratio=0.25, layer=2), count=3)
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+def test_later_layers_hold_only_the_kept_tokens(model, visual, layer):
+    start, _ = run(model, visual, PruningSettings(keep_ratio=0.25, layer=layer), count=3)
     nothing = torch.zeros(1, 2, 0, 16)
     with torch.inference_mode():
         keys = [start.cache.update(nothing, nothing, layer)[0].shape[2] for layer in range(4)]
     full = PROMPT.shape[1] + 16 + 2
-    assert keys == [full, full, full - 12, full - 12]
+    assert keys == [full] * layer + [full - 12] * (4 - layer)
 
 
 def test_pruning_changes_the_result(model, visual):

@@ -186,3 +186,21 @@ def test_auto_says_why(caplog):
 def test_what_this_machine_lacks_is_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         Backend.resolve(settings)
+
+
+def test_temporal_pruning_compares_with_the_frame_that_it_is_given(policy):
+    pruning = PruningSettings(method="temporal", keep_ratio=0.25)
+    first = policy.infer(observation(seed=1), pruning)
+    assert len(first.kept) == 16
+    assert first.picture.shape == (56, 56, 3)
+    image = next(iter(observation(seed=1).images.values())).copy()
+    image[:15, :20] = 255 - image[:15, :20]  # the first of 4 x 4 patches
+    moved = Observation({"camera": image}, "open the drawer", 1.1)
+    second = policy.infer(moved, pruning, first)
+    assert len(second.kept) == 4
+    assert 0 in second.kept
+    policy.infer(observation(seed=2), pruning, second)
+    policy.reset()
+    assert np.array_equal(policy.infer(moved, pruning, first).kept, second.kept)
+    assert policy.infer(observation(), ICS, first).picture is None
+    assert len(policy.infer(moved, pruning, policy.infer(observation(), ICS)).kept) == 16

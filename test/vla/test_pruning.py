@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import random_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings, find
+from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.pruning.probe import LayerView, run_and_view
 from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
-from flashvla_ros.vla.pruning.select import SELECTORS, LayerView, check_layer, kept_count, top_k
+from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count, top_k
 
 
 def tokens(count: int, size: int, seed: int) -> torch.Tensor:
@@ -76,34 +79,78 @@ def test_top_k_keeps_the_order_and_prefers_the_first_of_equals(values, data):
     assert kept == sorted(sorted(range(len(values)), key=lambda index: (-values[index], index))[:k])
 
 
+PROMPT = torch.tensor([[1, *range(300, 312)]])
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenVLA:
+    return random_model(tiny_config())
+
+
+def look(model: OpenVLA, layer: int, visual: torch.Tensor | None = None, key: int = 0, seed: int = 0) -> LayerView:
+    """What the methods see of 16 visual tokens in front of a layer."""
+    visual = tokens(16, 32, seed) if visual is None else visual
+    with torch.inference_mode():
+        hidden = model.embed(visual[None], PROMPT)
+        rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
+        similarity = torch.rand(16, generator=torch.Generator().manual_seed(seed))
+        return run_and_view(model, hidden, 16, layer, rotary, None, key=key, similarity=similarity)[1]
+
+
+def choose(method: str, view: LayerView, k: int = 5, **changes) -> list[int]:
+    with torch.inference_mode():
+        return METHODS[method].select(view, k, PruningSettings(method=method, **changes)).tolist()
+
+
 def test_parameter_offers_what_there_is():
-    assert set(find("pruning.method").choices) == {*SELECTORS, "none"}
+    assert set(find("pruning.method").choices) == {*METHODS, "none"}
 
 
-VIEW = LayerView(embeddings=tokens(16, 8, 0), attention=tokens(16, 8, 1), hidden=tokens(16, 8, 2))
-
-
-@pytest.mark.parametrize("method", sorted(SELECTORS))
-def test_every_method_returns_k_ascending_indices(method):
-    kept = SELECTORS[method](VIEW, 5, PruningSettings(method=method), 0).tolist()
-    assert len(kept) == 5
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(METHODS)), st.integers(0, 3), st.integers(1, 16), st.integers(0, 2**31))
+def test_every_method_returns_k_ascending_indices_and_the_same_again(model, method, layer, k, seed):
+    kept = choose(method, look(model, layer, seed=seed), k)
+    assert len(kept) == k
     assert kept == sorted(set(kept))
     assert set(kept) <= set(range(16))
+    assert kept == choose(method, look(model, layer, seed=seed), k)
 
 
-def test_methods_look_at_what_they_say():
-    pick = {method: SELECTORS[method](VIEW, 5, PruningSettings(), 0) for method in SELECTORS}
-    assert torch.equal(pick["ics"], top_k(information_contribution(VIEW.attention), 5))
-    assert torch.equal(pick["ics_hidden"], top_k(information_contribution(VIEW.hidden), 5))
-    assert torch.equal(pick["norm"], top_k(row_norm(VIEW.attention), 5))
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("scene", ["zeros", "equal", "two of a kind", "one outlier"])
+def test_degenerate_scenes_still_give_k_tokens(model, method, layer, scene):
+    visual = torch.zeros(16, 32)
+    if scene == "equal":
+        visual += tokens(1, 32, 0)
+    elif scene == "two of a kind":
+        visual[::2] = tokens(1, 32, 0)
+    elif scene == "one outlier":
+        visual[3, 0] = 1e4
+    for k in (1, 7, 15):
+        assert len(set(choose(method, look(model, layer, visual), k))) == k
 
 
-def test_random_depends_on_seed_and_observation_alone():
-    def choose(seed: int, key: int) -> list[int]:
-        return SELECTORS["random"](VIEW, 8, PruningSettings(seed=seed), key).tolist()
+def test_methods_look_at_what_they_say(model):
+    view = look(model, 2)
+    assert choose("ics", view) == top_k(information_contribution(view.attention), 5).tolist()
+    assert choose("ics_hidden", view) == top_k(information_contribution(view.hidden), 5).tolist()
+    assert choose("norm", view) == top_k(row_norm(view.attention), 5).tolist()
 
-    assert choose(0, 7) == choose(0, 7)
-    assert len({tuple(choose(seed, key)) for seed in range(4) for key in range(4)}) > 12
+
+def test_before_the_decoder_methods_look_at_the_projector_output(model):
+    view = look(model, 0)
+    visual = tokens(16, 32, 0)
+    for rows in (view.embeddings, view.attention, view.hidden):
+        assert torch.equal(rows, visual)
+    assert choose("ics", view) == choose("ics_hidden", view) == top_k(information_contribution(visual), 5).tolist()
+    assert view.projections.index == 0
+
+
+def test_random_depends_on_seed_and_observation_alone(model):
+    views = [look(model, 2, key=key) for key in range(4)]
+    assert choose("random", views[1], 8) == choose("random", look(model, 1, key=1, seed=9), 8)
+    assert len({tuple(choose("random", view, 8, seed=seed)) for seed in range(4) for view in views}) > 12
 
 
 def test_layer_beyond_the_decoder_is_refused():

@@ -1,4 +1,4 @@
-"""From one decoder layer's tensors to the visual tokens that are kept: the methods by their parameter's name."""
+"""From what one decoder layer shows to the visual tokens that are kept: the methods by their parameter's name."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings
+from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
+from flashvla_ros.vla.pruning.probe import LayerView
 from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
 
 _MASK_64 = (1 << 64) - 1
 
+# View, number to keep k, settings → ascending indices [k].
+Selector = Callable[[LayerView, int, PruningSettings], Tensor]
+Score = Callable[[LayerView, PruningSettings], Tensor]  # [N]
+
 
 @dataclasses.dataclass(frozen=True)
-class LayerView:
-    """What a method may look at: the rows of the N visual tokens, each [N, d].
+class Method:
+    """One way to select tokens.
 
     Attributes:
-        embeddings: Output of the projector.
-        attention: Self-attention output of decoder layer ``pruning.layer - 1``, after its output projection and before
-            it is added to the residual stream.
-        hidden: Hidden state after that layer.
+        select: The rule.
+        source: Where it was published.
+        reads: What it looks at.
+        reads_at_0: What it looks at where ``pruning.layer`` is 0 and no decoder layer has run.
+        needs_attention: It needs attention weights; the rows it reads are computed beside the layer's own attention.
+        needs_frame: It compares the frame with the one before.
     """
 
-    embeddings: Tensor
-    attention: Tensor
-    hidden: Tensor
-
-
-# View, number to keep k, settings, key of this observation → ascending indices [k].
-Selector = Callable[[LayerView, int, PruningSettings, int], Tensor]
-Score = Callable[[LayerView, PruningSettings], Tensor]  # [N]
+    select: Selector
+    source: str
+    reads: str
+    reads_at_0: str
+    needs_attention: bool = False
+    needs_frame: bool = False
 
 
 def kept_count(keep_ratio: float, count: int) -> int:
@@ -48,23 +54,95 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _by_score(score: Score) -> Selector:
-    def select(view: LayerView, k: int, settings: PruningSettings, _key: int) -> Tensor:
+    def select(view: LayerView, k: int, settings: PruningSettings) -> Tensor:
         return top_k(score(view, settings), k)
 
     return select
 
 
-def _random(view: LayerView, k: int, settings: PruningSettings, key: int) -> Tensor:
+def _permutation(count: int, seed: int, key: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + key) & _MASK_64)
+    return torch.randperm(count, generator=generator)
+
+
+def _random(view: LayerView, k: int, settings: PruningSettings) -> Tensor:
     """Choose by a seed made of ``pruning.seed`` and the observation, so that a replay chooses the same tokens."""
-    generator = torch.Generator().manual_seed((settings.seed * 0x9E3779B97F4A7C15 + key) & _MASK_64)
-    return torch.randperm(len(view.embeddings), generator=generator)[:k].sort().values.to(view.embeddings.device)
+    chosen = _permutation(len(view.embeddings), settings.seed, view.key)[:k]
+    return chosen.sort().values.to(view.embeddings.device)
 
 
-SELECTORS: Mapping[str, Selector] = {
-    "ics": _by_score(lambda view, settings: information_contribution(view.attention, settings.rank)),
-    "ics_hidden": _by_score(lambda view, settings: information_contribution(view.hidden, settings.rank)),
-    "norm": _by_score(lambda view, _settings: row_norm(view.attention)),
-    "random": _random,
+def _fastv(view: LayerView, settings: PruningSettings) -> Tensor:  # noqa: ARG001
+    """Attention that the last token of the prompt pays to each visual token, mean over heads (FastV, 2403.06764)."""
+    return view.projections.last_attention[1 : 1 + len(view.embeddings)]
+
+
+def _divprune(view: LayerView, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
+    return farthest_from_each_other(view.embeddings, k).sort().values
+
+
+def _dart(view: LayerView, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
+    projections = view.projections
+    norms = projections.keys[:, 1:].float().abs().sum(dim=(0, 2))  # L1, as released
+    states = projections.model.language_model.model.norm(torch.cat([view.hidden, view.text]))
+    return least_duplicated(states, norms, len(view.hidden), k).sort().values
+
+
+def _temporal(view: LayerView, k: int, settings: PruningSettings) -> Tensor:
+    """Keep what changed most since the frame before; with no such frame nothing is known to be static, and all stay.
+
+    VLA-Cache recomputes the tokens of changed patches and takes the others from its cache, so it never chooses
+    among equally static ones. Here they follow in a fixed order drawn from ``pruning.seed``, which covers the image
+    and is the same for every frame.
+    """
+    count, device = len(view.embeddings), view.embeddings.device
+    if view.similarity is None:
+        return torch.arange(count, device=device)
+    order = _permutation(count, settings.seed, 0)
+    changed = (1.0 - view.similarity.cpu()[order]).argsort(descending=True, stable=True)[:k]
+    return order[changed].sort().values.to(device)
+
+
+METHODS: Mapping[str, Method] = {
+    "ics": Method(
+        _by_score(lambda view, settings: information_contribution(view.attention, settings.rank)),
+        "FlashVLA, arXiv 2505.21200",
+        "self-attention output",
+        "projector output",
+    ),
+    "ics_hidden": Method(
+        _by_score(lambda view, settings: information_contribution(view.hidden, settings.rank)),
+        "TokenCarve, arXiv 2503.10501",
+        "hidden state",
+        "projector output",
+    ),
+    "fastv": Method(
+        _by_score(_fastv),
+        "FastV, arXiv 2403.06764",
+        "attention paid by the last prompt token",
+        "the same, as layer 0 would pay it",
+        needs_attention=True,
+    ),
+    "divprune": Method(_divprune, "DivPrune, arXiv 2503.02175", "projector output", "projector output"),
+    "dart": Method(
+        _dart,
+        "DART, arXiv 2502.11494",
+        "normed hidden state, norms of the keys",
+        "normed embeddings, norms of the keys of layer 0",
+    ),
+    "temporal": Method(
+        _temporal,
+        "VLA-Cache, arXiv 2502.02175",
+        "pixels of this frame and of the one before",
+        "pixels of this frame and of the one before",
+        needs_frame=True,
+    ),
+    "norm": Method(
+        _by_score(lambda view, _settings: row_norm(view.attention)),
+        "control",
+        "self-attention output",
+        "projector output",
+    ),
+    "random": Method(_random, "control", "nothing", "nothing"),
 }
 
 

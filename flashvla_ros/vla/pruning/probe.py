@@ -1,0 +1,113 @@
+"""What the pruning methods may look at in front of the decoder layer from which on tokens are dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from torch import Tensor
+
+from flashvla_ros.vla.model import Cache, OpenVLA, Rotary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projections:
+    """Queries and keys of one decoder layer, computed apart from its attention.
+
+    The layer's own attention runs as ever (SDPA, FlashAttention) and gives no weights away; a method that wants some of
+    them pays for the rows that it reads, in this one layer.
+
+    Attributes:
+        model: Whose layer it is.
+        index: Number of the layer.
+        entering: [1, L, d] hidden state that enters it.
+        rotary: Rotary embedding of these L positions.
+    """
+
+    model: OpenVLA
+    index: int
+    entering: Tensor
+    rotary: Rotary
+
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        """[G, L, D] keys after the rotary embedding, of G key heads."""
+        return self.model.project(self.entering, self.index, "k_proj", self.rotary)[0]
+
+    @functools.cached_property
+    def last_attention(self) -> Tensor:
+        """[L] the attention that the last position pays, the mean over heads of its softmax, in float32."""
+        rotary = self.rotary[0][:, -1:], self.rotary[1][:, -1:]
+        query = self.model.project(self.entering[:, -1:], self.index, "q_proj", rotary)[0].float()  # [H, 1, D]
+        keys = self.keys.float().repeat_interleave(len(query) // len(self.keys), dim=0)
+        logits = query @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
+        return logits[:, 0].softmax(dim=-1).mean(dim=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerView:
+    """What a method may look at. N visual tokens, P tokens of the prompt after them, L = 1 + N + P.
+
+    At ``pruning.layer`` 0 no layer has run: attention and hidden state are the embeddings, and the projections are
+    those that layer 0 is about to make of them.
+
+    Attributes:
+        embeddings: [N, d] output of the projector.
+        attention: [N, d] self-attention output of decoder layer ``pruning.layer - 1``, after its output projection and
+            before it is added to the residual stream.
+        hidden: [N, d] hidden state after that layer.
+        text: [P, d] the same of the prompt after the visual tokens.
+        projections: Queries and keys of that layer.
+        key: Tells observations apart.
+        similarity: [N] cosine of each patch with the same patch of the frame before; None where there is none.
+    """
+
+    embeddings: Tensor
+    attention: Tensor
+    hidden: Tensor
+    text: Tensor
+    projections: Projections
+    key: int = 0
+    similarity: Tensor | None = None
+
+
+def run_and_view(
+    model: OpenVLA,
+    hidden: Tensor,
+    count: int,
+    layer: int,
+    rotary: Rotary,
+    mask: Tensor | None,
+    cache: Cache | None = None,
+    *,
+    key: int = 0,
+    similarity: Tensor | None = None,
+) -> tuple[Tensor, LayerView]:
+    """Run the decoder's layers before `layer` on the embedded sequence; also return what a method may look at.
+
+    Args:
+        model: The network.
+        hidden: [1, L, d] embedded [BOS, `count` visual tokens, rest of the prompt].
+        count: N.
+        layer: ``pruning.layer``.
+        rotary: Of the L positions.
+        mask: As :meth:`OpenVLA.causal_mask` gives it.
+        cache: Takes the keys and values.
+        key: See :class:`LayerView`.
+        similarity: See :class:`LayerView`.
+    """
+    rows = slice(1, 1 + count)
+    embeddings = entering = attention = hidden
+    if layer > 0:
+        entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache)
+        hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache)
+    view = LayerView(
+        embeddings=embeddings[0, rows],
+        attention=attention[0, rows],
+        hidden=hidden[0, rows],
+        text=hidden[0, 1 + count :],
+        projections=Projections(model, max(layer - 1, 0), entering, rotary),
+        key=key,
+        similarity=similarity,
+    )
+    return hidden, view
