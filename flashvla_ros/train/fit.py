@@ -40,12 +40,27 @@ OPTIONS = (  # fields of FitConfig that the command line sets
     "state_rate",
     "state_rate_from",
     "lighting",
+    "precision",
+    "compile",
     "save_every",
 )
 
 
-def fit(data_folder: Path, out: Path, config: FitConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train, writing state, log and checkpoint below `out`; return the last validation."""
+def fit(
+    data_folder: Path, out: Path, config: FitConfig, *, init: Path | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Train, writing state, log and checkpoint below `out`; return the last validation.
+
+    Args:
+        data_folder: Data set of :mod:`flashvla_ros.train.collect`.
+        out: Folder of the run.
+        config: How to train.
+        init: Folder of a finished run of the same sizes, whose weights this one starts from; None: from scratch.
+        resume: Go on with a run that was stopped.
+
+    Raises:
+        DatasetError: The data or a run's folder is not what the settings ask for.
+    """
     frames, meta = load(data_folder)
     if meta["image_size"] != config.size.image_size:
         raise DatasetError(
@@ -53,15 +68,18 @@ def fit(data_folder: Path, out: Path, config: FitConfig, *, resume: bool = False
         )
     torch.manual_seed(config.seed)
     tokenizer = demo_tokenizer(task.instruction for task in TASKS.values())
-    model = OpenVLA(demo_config(config.size))
+    # eager: the fused attention of CPUs takes several times as long backwards at these sizes
+    model = OpenVLA(demo_config(config.size), attention="eager")
     trainer = Trainer(config, model)
+    if init is not None:
+        trainer.start_from(init / STATE)
     data = Demonstrations(frames, meta["instructions"], model.config, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
     if resume and (out / STATE).exists():
         trainer.restore(out / STATE)
     elif (out / STATE).exists():
         raise DatasetError(f"{out} already holds a run: add --resume to go on with it, or give another --out")
-    description = _describe(trainer, data, meta)
+    description = _describe(trainer, data, meta) | {"init": _history(init)}
     description["episodes"] = len(np.unique(frames.episode))
     description["episodes_per_task"] = len(list(data_folder.glob("episode-*"))) // len(meta["instructions"])
     (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -77,9 +95,18 @@ def _describe(trainer: Trainer, data: Demonstrations, meta: dict[str, Any]) -> d
         "frames": len(data.training),
         "validation_frames": len(data.validation),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "device": f"{_processor()}, {torch.get_num_threads()} threads, float32",
+        "device": f"{_processor()}, {torch.get_num_threads()} threads, {trainer.config.precision}",
         "torch": torch.__version__,
     }
+
+
+def _history(init: Path | None) -> list[dict[str, Any]]:
+    """The descriptions of the runs that this one builds on, the first one first."""
+    if init is None:
+        return []
+    before = json.loads((init / DESCRIPTION).read_text(encoding="utf-8"))
+    last = json.loads((init / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    return [*before["init"], {"config": before["config"], "seconds": last["seconds"], "device": before["device"]}]
 
 
 def _processor() -> str:
@@ -126,13 +153,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="data set of flashvla_ros.train.collect")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the policy lies in its checkpoint/")
+    parser.add_argument("--init", type=Path, metavar="RUN", help="start from the weights of a finished run")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=default.size.image_size, help="pixels (default %(default)s)")
     for name in OPTIONS:
         value = getattr(default, name)
+        kind: dict[str, Any] = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value)}
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(value), default=value, help="default %(default)s; see FitConfig")
+        parser.add_argument(flag, default=value, help="default %(default)s; see FitConfig", **kind)
     return parser.parse_args(arguments)
 
 
@@ -144,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         config = FitConfig(**values, size=DemoSize(image_size=options.image_size))
-        validation = fit(options.data, options.out, config, resume=options.resume)
+        validation = fit(options.data, options.out, config, init=options.init, resume=options.resume)
     except FlashVLAError as error:
         print(error, file=sys.stderr)
         return 2

@@ -28,9 +28,11 @@ class FitConfig:
             of any other layer, and a step of Adam changes its output by as much more.
         state_rate_from: Step from which `state_rate` holds; before it the head learns at the model's own rate.
         lighting: Largest change of an image's gain and offset, as a share.
-        dropout_share: Share of the steps in which only some visual tokens pass beyond `dropout_layer`.
+        dropout_share: Share of the steps in which only some visual tokens pass beyond a layer of `dropout_layers`.
         dropout_keep: Shares of the visual tokens kept in such a step, one drawn for each step.
-        dropout_layer: First decoder layer that sees only the kept tokens.
+        dropout_layers: First decoder layers that see only the kept tokens, one drawn for each step.
+        precision: float32, or bfloat16 for autocast, which pays where the processor multiplies in that type.
+        compile: Compile the model's blocks with torch.compile; takes a minute at the start.
         save_every: Steps between two checkpoints, each with its validation.
         validation_frames: Frames that a validation looks at.
     """
@@ -48,8 +50,10 @@ class FitConfig:
     state_rate_from: int = 0
     lighting: float = 0.1
     dropout_share: float = 0.5
-    dropout_keep: tuple[float, ...] = (0.75, 0.625, 0.5, 0.375, 0.25)
-    dropout_layer: int = 2
+    dropout_keep: tuple[float, ...] = (0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+    dropout_layers: tuple[int, ...] = (0, 1, 2, 3)
+    precision: str = "float32"
+    compile: bool = False
     save_every: int = 400
     validation_frames: int = 512
     size: DemoSize = dataclasses.field(default_factory=DemoSize)
@@ -76,28 +80,30 @@ class Trainer:
             {"params": vectors, "weight_decay": 0.0},
             {"params": list(self.head.parameters()), "weight_decay": 0.0},
         ]
+        if config.compile:
+            for block in (*model.towers, model.projector, *model.layers):
+                block.compile()
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
         self.seconds = 0.0
 
-    def losses(self, batch: Batch, keep: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(
+        self, batch: Batch, keep: Tensor | None, layer: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the action loss [nats], the mean squared error of the standardised state, and the logits."""
         model, config = self.model, self.config
         vocabulary, bins = model.config.action_vocab_size, model.config.n_action_bins - 1
         target = smeared_bins(batch.actions, bins, config.sigma_bins)
         # The tokens fed back are drawn from the targets, as inexact as the policy's own will be.
         drawn = torch.multinomial(target.flatten(0, 1), 1, generator=generator).view(batch.actions.shape)
-        patches = model.patch_features(batch.pixel_values)
         mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
-        logits = model.action_logits(
-            model.projector(patches),
-            batch.input_ids,
-            vocabulary - 1 - drawn,
-            attention_mask=mask,
-            keep=keep,
-            layer=config.dropout_layer,
-        )[..., :vocabulary]
-        return action_loss(logits, target), nn.functional.mse_loss(self.head(patches), batch.state), logits
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            patches = model.patch_features(batch.pixel_values)
+            visual, fed = model.projector(patches), vocabulary - 1 - drawn
+            logits = model.action_logits(visual, batch.input_ids, fed, attention_mask=mask, keep=keep, layer=layer)
+        logits = logits[..., :vocabulary].float()
+        state = self.head(patches.float())
+        return action_loss(logits, target), nn.functional.mse_loss(state, batch.state), logits
 
     def train_step(self, data: Demonstrations) -> dict[str, float]:
         """Take one step and return its losses."""
@@ -105,15 +111,16 @@ class Trainer:
         rng = np.random.default_rng([config.seed, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         batch = data.draw(rng, config.batch, config.lighting)
-        keep = None
+        keep, layer = None, 0
         if rng.uniform() < config.dropout_share:
             count = self.model.config.visual_tokens
             keep = random_subset(config.batch, count, round(count * rng.choice(config.dropout_keep)), generator)
+            layer = int(rng.choice(config.dropout_layers))
         for group in self.optimizer.param_groups[:-1]:
             group["lr"] = config.rate(self.step)
         share = config.state_rate if self.step >= config.state_rate_from else 1.0
         self.optimizer.param_groups[-1]["lr"] = config.rate(self.step) * share
-        action, state, _ = self.losses(batch, keep, generator)
+        action, state, _ = self.losses(batch, keep, layer, generator)
         self.optimizer.zero_grad(set_to_none=True)
         (action + config.state_weight * state).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -133,7 +140,7 @@ class Trainer:
         action, state, error = [], [], []
         for chunk in np.array_split(rows, math.ceil(len(rows) / config.batch)):
             batch = data.batch(chunk)
-            losses = self.losses(batch, None, generator)
+            losses = self.losses(batch, None, 0, generator)
             bins = self.model.config.n_action_bins - 1
             best = losses[2][..., -bins:].flip(-1).argmax(-1)
             error.append(((best + 0.5) * (2.0 / bins) - 1.0 - batch.actions).abs())
@@ -155,6 +162,15 @@ class Trainer:
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of model and head from a state of another run; optimiser and step begin anew."""
+        try:
+            state = torch.load(path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.head.load_state_dict(state["head"])
+        except (OSError, RuntimeError) as error:
+            raise DatasetError(f"{path} does not fit this run's sizes, or cannot be read: {error}") from error
 
     def restore(self, path: Path) -> None:
         """Go on from a state that :meth:`save` wrote with the same settings."""

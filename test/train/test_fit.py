@@ -24,7 +24,16 @@ from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
 
 INSTRUCTIONS = ["open the drawer", "please close the drawer"]
-SIZE = DemoSize(28, tower_width=16, tower_layers=2, tower_heads=2, decoder_width=16, decoder_layers=3, decoder_heads=2)
+SIZE = DemoSize(
+    28,
+    patch_size=14,
+    tower_width=16,
+    tower_layers=2,
+    tower_heads=2,
+    decoder_width=16,
+    decoder_layers=3,
+    decoder_heads=2,
+)
 CONFIG = FitConfig(steps=4, batch=4, learning_rate=1e-2, warmup=1, save_every=2, size=SIZE)
 
 
