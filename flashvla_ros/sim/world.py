@@ -111,6 +111,13 @@ class World:
         size = (self._image_size, self._image_size)
         return cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
 
+    def segmentation(self) -> NDArray[np.uint8]:
+        """Return what each pixel of the last render shows, [rendered size, rendered size].
+
+        0 is the rest of the scene, 1 the robot, 2 the object that the scene's tasks are about.
+        """
+        return self.scene.segmentation()
+
     def success(self, task: str) -> bool:
         """Say whether a task of the present scene is accomplished at this instant, as Meta-World judges it."""
         return self.scene.success(find_task(task))
@@ -204,6 +211,17 @@ class _Scene:
         view.azimuth, view.elevation, view.distance = camera.azimuth, camera.elevation, camera.distance
         self._renderer.update_scene(self._data, view, scene_option=self._options)
         return self._renderer.render()
+
+    def segmentation(self) -> NDArray[np.uint8]:
+        self._renderer.enable_segmentation_rendering()
+        identifiers, types = np.moveaxis(self._renderer.render(), -1, 0)
+        self._renderer.disable_segmentation_rendering()
+        bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
+        bodies = self._model.geom_bodyid[np.where(types == mujoco.mjtObj.mjOBJ_GEOM, identifiers, 0)]
+        roots = self._model.body_rootid[bodies]
+        robot = roots == self._model.body_rootid[self._model.jnt_bodyid[0]]
+        thing = roots == bodies_of_the_world[-1]
+        return (np.where(thing, 2, robot) * (types == mujoco.mjtObj.mjOBJ_GEOM)).astype(np.uint8)
 
     def success(self, task: Task) -> bool:
         environment = self._of(task)
