@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
+from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
 
 SPEC = ActionSpec(
     names=("x", "y", "z", "gripper"),
@@ -42,7 +42,13 @@ class ScriptedPolicy:
     def action_size(self) -> int:
         return int(self._actions[0].shape[1])
 
-    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,
+        previous: Inference | None = None,
+        draft: Draft | None = None,
+    ) -> Inference:
         call = self.calls
         self.calls += 1
         if self._before:

@@ -57,6 +57,7 @@ def values_of(result: StepResult) -> dict[str, Any]:
         "kept_tokens": np.empty(0, dtype=np.int64) if kept is None else kept,
         "action": result.command.ravel(),
         "clamped": int(result.clamped.any(axis=0).sum()),
+        **result.draft_counts,
     }
 
 
@@ -73,6 +74,9 @@ FIELDS = (
     "kept_tokens",
     "action",
     "clamped",
+    "draft_tokens",
+    "draft_accepted",
+    "draft_near",
 )
 
 
@@ -126,7 +130,7 @@ def _step(time_ns: int, status: Any) -> RecordedStep:
         epoch=status.epoch,
         instruction=status.instruction,
         digest=status.settings_digest,
-        values={name: getattr(status, name) for name in FIELDS},
+        values={name: getattr(status, name) for name in FIELDS if hasattr(status, name)},  # older bags lack the last
     )
 
 

@@ -23,7 +23,7 @@ from flashvla_ros.bags import sweep, tune
 from flashvla_ros.bags.features import collect
 from flashvla_ros.bags.options import Source
 from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
-from flashvla_ros.core.types import ActionSpec, Inference, Observation
+from flashvla_ros.core.types import ActionSpec, Draft, Inference, Observation
 
 _TOKENS, _KEPT = 256, 160
 _HZ = 30
@@ -45,6 +45,7 @@ class _WanderingPolicy:
         observation: Observation,  # noqa: ARG002
         pruning: PruningSettings,  # noqa: ARG002
         previous: Inference | None = None,  # noqa: ARG002
+        draft: Draft | None = None,  # noqa: ARG002
     ) -> Inference:
         self._heading += self._rng.normal(0.0, 0.08)
         self._scores += self._rng.normal(0.0, 0.15, _TOKENS)

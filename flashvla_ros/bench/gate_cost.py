@@ -19,7 +19,7 @@ import numpy as np
 
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec, ImageArray, Inference, Observation
+from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, ImageArray, Inference, Observation
 from flashvla_ros.gate.memory import View
 
 SIZES = ((112, 112), (224, 224), (480, 640), (1080, 1920))
@@ -36,6 +36,7 @@ class _SteadyPolicy:
         observation: Observation,  # noqa: ARG002
         pruning: PruningSettings,  # noqa: ARG002
         previous: Inference | None = None,  # noqa: ARG002
+        draft: Draft | None = None,  # noqa: ARG002
     ) -> Inference:
         action = np.full((1, 7), 0.5)
         return Inference(action, action, np.empty(0, np.int64), np.arange(_KEPT), _TOKENS)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flashvla_ros.control import safety
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionSpec, FloatArray, Inference, Observation
+from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.decision import GateDecision, decide
 from flashvla_ros.gate.memory import FreshResult, GateMemory, View
 from flashvla_ros.gate.reasons import Reason
@@ -52,6 +52,12 @@ class StepResult:
     step_s: float
     epoch: int
     step: int
+
+    @property
+    def draft_counts(self) -> dict[str, int]:
+        """What was offered as a draft at this step, and accepted, under the field names of GateStatus."""
+        names = ("draft_tokens", "draft_accepted", "draft_near")
+        return {name: getattr(self.inference, name) if self.fresh else 0 for name in names}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +108,8 @@ class Stepper:
         Args:
             observation: What is to be answered.
             settings: In force for this step.
-            tried: What other settings made of the same observation; the model is not run again for the same pruning.
+            tried: What other settings made of the same observation; the model is not run again where they ask the same
+                of it.
 
         Raises:
             ObservationError: The policy cannot use this observation.
@@ -115,10 +122,10 @@ class Stepper:
         if decision.reuse and inference is not None:
             memory = state.memory.after_reuse(view)
         else:
-            if tried is not None and tried.fresh and tried.settings.pruning == settings.pruning:
+            if tried is not None and tried.fresh and _same_model(tried.settings, settings):
                 inference, inference_s = tried.inference, tried.inference_s
             else:
-                inference, inference_s = self._infer(observation, settings)
+                inference, inference_s = self._infer(observation, settings, self._draft(view, settings))
             result = FreshResult.of(inference, view, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
         action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
@@ -154,9 +161,21 @@ class Stepper:
         state = self.state
         return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
 
-    def _infer(self, observation: Observation, settings: Settings) -> tuple[Inference, float]:
+    def _draft(self, view: View, settings: Settings) -> Draft | None:
+        """Offer the last fresh action's tokens, unless another run or another instruction asked for them.
+
+        The draft is part of this state, not of the policy's: a step that is undone leaves none behind.
+        """
+        decode, inference = settings.decode, self.state.inference
+        if decode.mode != "draft" or inference is None or not len(inference.tokens):
+            return None
+        if self.state.memory.broken_by(view, settings.gate.stale_gap_s) is not None:
+            return None
+        return Draft(inference.tokens, decode.accept_bins, decode.max_near)
+
+    def _infer(self, observation: Observation, settings: Settings, draft: Draft | None) -> tuple[Inference, float]:
         started_s = self._clock()
-        inference = self.policy.infer(observation, settings.pruning, self.state.inference)
+        inference = self.policy.infer(observation, settings.pruning, self.state.inference, draft)
         elapsed_s = self._clock() - started_s
         safety.check(inference, self.spec)
         return inference, elapsed_s
@@ -167,6 +186,11 @@ class Stepper:
         if held is not None and not self.state.resting:
             return held
         return safety.resting(self.spec, held, observation.joint_positions)
+
+
+def _same_model(one: Settings, other: Settings) -> bool:
+    """Whether two settings ask the same of the model."""
+    return one.pruning == other.pruning and one.decode == other.decode
 
 
 def in_force(command: FloatArray, elapsed_s: float, dt_s: float) -> FloatArray:

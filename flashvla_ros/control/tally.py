@@ -22,6 +22,8 @@ class Tally:
         latency: Seconds from an observation's arrival to its command.
         inference: Seconds of the model, fresh steps only.
         reuse: 1 for a reused step, 0 for a fresh one.
+        offered: Tokens offered as a draft, steps with a draft only.
+        accepted: Those of them that were accepted.
     """
 
     def __init__(self, span_s: float = 10.0) -> None:
@@ -30,6 +32,8 @@ class Tally:
         self.latency = SlidingWindow(span_s)
         self.inference = SlidingWindow(span_s)
         self.reuse = SlidingWindow(span_s)
+        self.offered = SlidingWindow(span_s)
+        self.accepted = SlidingWindow(span_s)
 
     def add(self, result: StepResult, now_s: float) -> None:
         """Count one step at `now_s`, in seconds of the monotonic clock."""
@@ -43,3 +47,10 @@ class Tally:
         self.reuse.add(now_s, float(not result.fresh))
         if result.fresh:
             self.inference.add(now_s, result.inference_s)
+        if result.fresh and result.inference.draft_tokens:
+            self.offered.add(now_s, result.inference.draft_tokens)
+            self.accepted.add(now_s, result.inference.draft_accepted)
+
+    def draft_acceptance(self, now_s: float) -> float:
+        """Return the share of offered draft tokens that was accepted, over the window; NaN where none was offered."""
+        return self.accepted.mean(now_s) / self.offered.mean(now_s)

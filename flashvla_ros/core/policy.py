@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.core.types import Draft, Inference, Observation
 
 
 class Policy(Protocol):
@@ -24,16 +24,24 @@ class Policy(Protocol):
         """N, the number of visual tokens before pruning."""
         ...
 
-    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,
+        previous: Inference | None = None,
+        draft: Draft | None = None,
+    ) -> Inference:
         """Run the model on one observation.
 
-        A policy keeps nothing between calls that a result depends on: what may carry over comes in as `previous`, so
-        that a replay which hands in the same gets the same.
+        A policy keeps nothing between calls that a result depends on: what may carry over comes in as `previous` and
+        `draft`, so that a replay which hands in the same gets the same.
 
         Args:
             observation: What the robot sees.
             pruning: In force at this step.
             previous: The last fresh result since the last reset; None where there is none.
+            draft: A guess of the action's tokens that may save time; with ``accept_bins`` 0 it never changes the
+                action. A policy without tokens ignores it.
         """
         ...
 

@@ -153,6 +153,34 @@ class PruningSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodeSettings:
+    """How action tokens are decoded."""
+
+    mode: str = _row(
+        "greedy",
+        "greedy: one token after the other; draft: the last fresh action's tokens are checked in the pass over the "
+        "prompt, and decoding goes on from the first that the model would not have chosen.",
+        choices=("greedy", "draft"),
+        dynamic=True,
+    )
+    accept_bins: int = _row(
+        0,
+        "A draft token this many bins from the model's choice is accepted; 0: the action equals that of greedy.",
+        unit="bins of 255",
+        low=0,
+        high=254,
+        dynamic=True,
+    )
+    max_near: int = _row(
+        2,
+        "Most tokens of one action that are accepted without being the model's own choice.",
+        low=0,
+        high=1024,
+        dynamic=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class GateSettings:
     """When the last action is used again instead of running the model."""
 
@@ -349,6 +377,7 @@ class Settings:
 
     model: ModelSettings = ModelSettings()
     pruning: PruningSettings = PruningSettings()
+    decode: DecodeSettings = DecodeSettings()
     gate: GateSettings = GateSettings()
     control: ControlSettings = ControlSettings()
     limits: LimitsSettings = LimitsSettings()

@@ -38,6 +38,21 @@ class Observation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draft:
+    """A guess of the action's tokens, for the model to check in one pass instead of decoding them one by one.
+
+    Attributes:
+        tokens: [n] ids, in order; what does not fit the policy is left out.
+        accept_bins: A token this many bins from the model's own choice is accepted; 0: the model's own choice alone.
+        max_near: Most tokens of one action that are accepted without being the model's own choice.
+    """
+
+    tokens: IntArray
+    accept_bins: int = 0
+    max_near: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Inference:
     """A fresh result of a policy: a chunk of T ≥ 1 time steps of D dimensions.
 
@@ -49,6 +64,9 @@ class Inference:
         visual_tokens: N, the number of visual tokens before pruning.
         timings_s: Stage name to seconds.
         picture: uint8 [S, S, 3], the image as the model saw it; None unless ``pruning.method`` compares frames.
+        draft_tokens: Tokens of a draft that were checked.
+        draft_accepted: Those that were accepted, up to the first that was not.
+        draft_near: Those accepted though the model's own choice was another bin close by.
     """
 
     action: FloatArray
@@ -58,6 +76,9 @@ class Inference:
     visual_tokens: int
     timings_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     picture: ImageArray | None = None
+    draft_tokens: int = 0
+    draft_accepted: int = 0
+    draft_near: int = 0
 
 
 class ActionKind(enum.StrEnum):

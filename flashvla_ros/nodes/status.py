@@ -44,6 +44,7 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
         inference_s=result.inference_s,
         step_s=result.step_s,
         settings_digest=settings_digest(result.settings),
+        **result.draft_counts,
     )
 
 
@@ -97,6 +98,7 @@ def policy_status(health: Health, tally: Tally, header: Header, now_s: float) ->
         inference_p50_s=inference_p50_s,
         inference_p95_s=inference_p95_s,
         inference_p99_s=inference_p99_s,
+        draft_acceptance=tally.draft_acceptance(now_s),
     )
 
 

@@ -71,6 +71,11 @@ class ActionCodec:
         bins = self.vocab_size - 1 - np.asarray(tokens, dtype=np.int64)
         return self.centers[np.clip(bins, 0, self.n_bins - 2)]
 
+    def is_action(self, tokens: ArrayLike) -> NDArray[np.bool_]:
+        """Return which tokens stand for a bin."""
+        bins = self.vocab_size - 1 - np.asarray(tokens, dtype=np.int64)
+        return (bins >= 0) & (bins <= self.n_bins - 2)
+
     def encode(self, normalized: ArrayLike) -> IntArray:
         """Return the tokens of normalised values; those beyond [-1, 1] are clipped."""
         edges = np.linspace(-1.0, 1.0, self.n_bins)

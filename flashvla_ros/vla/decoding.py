@@ -1,4 +1,8 @@
-"""Greedy decoding of action tokens for one observation: pruned prefill, then one token at a time from a cache."""
+"""Greedy decoding of action tokens for one observation: pruned prefill, then one token at a time from a cache.
+
+The prefill may carry a draft of the action behind the prompt. Attention is causal, so the prompt's rows are what they
+would be without it, and each row of the draft predicts the token after it as decoding would (:mod:`.draft`).
+"""
 
 from __future__ import annotations
 
@@ -35,14 +39,19 @@ class KeyValueCache:
             return keys, values
         return key_store[:, :, :stop], value_store[:, :, :stop]
 
+    def drop_last(self, count: int) -> None:
+        """Forget the last `count` tokens of every layer."""
+        self._lengths = [length - count for length in self._lengths]
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefill:
-    """The decoder after the prompt.
+    """The decoder after the prompt, and after a draft where there was one.
 
     Attributes:
-        logits: [1, 1, vocabulary] that predict the first action token.
-        cache: Keys and values of the prompt.
+        logits: [1, max(n, 1), vocabulary] that predict the first action token, and those after each of the first n - 1
+            tokens of the draft.
+        cache: Keys and values of the prompt and of those tokens.
         length: Number of prompt tokens before pruning; decoding continues at this rotary position.
         kept: Ascending indices [k] of the selected visual tokens, or None where nothing was scored.
     """
@@ -61,8 +70,9 @@ def prefill(
     pruning: PruningSettings,
     key: int = 0,
     similarity: Tensor | None = None,
+    draft: Tensor | None = None,
 ) -> Prefill:
-    """Run the decoder over [BOS, visual tokens, rest of the prompt].
+    """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
 
     Args:
         model: In evaluation mode.
@@ -72,17 +82,19 @@ def prefill(
         pruning: Which visual tokens the layers from ``pruning.layer`` on see.
         key: Tells observations apart for the random method.
         similarity: [N] of each patch with the frame before, for the temporal method; None: there was none.
+        draft: [1, n] guess of the action, at most ``room + 1`` tokens; the last is checked without being run.
 
     Raises:
         SettingsError: ``pruning.layer`` is not a layer of this decoder.
     """
     depth, count = len(model.layers), visual.shape[1]
     check_layer(pruning, depth)
-    hidden = model.embed(visual, input_ids)
-    length = hidden.shape[1]
-    rotary = model.rotary(hidden, torch.arange(length, device=hidden.device)[None])
+    length = count + input_ids.shape[1]
+    hidden = model.embed(visual, input_ids if draft is None else torch.cat([input_ids, draft[:, :-1]], dim=1))
+    drafted = hidden.shape[1] - length  # rows behind the prompt
+    rotary = model.rotary(hidden, torch.arange(length + drafted, device=hidden.device)[None])
     mask = model.causal_mask(hidden)
-    cache = KeyValueCache(depth, room)
+    cache = KeyValueCache(depth, room - drafted)
     kept, first = None, 0
     if pruning.method != "none":
         k, first = kept_count(pruning.keep_ratio, count), pruning.layer
@@ -91,14 +103,14 @@ def prefill(
             hidden = model.run_layers(hidden, range(first), rotary, mask, cache)
         else:
             hidden, view = run_and_view(
-                model, hidden, count, first, rotary, mask, cache, key=key, similarity=similarity
+                model, hidden, count, first, rotary, mask, cache, drafted=drafted, key=key, similarity=similarity
             )
             kept = METHODS[pruning.method].select(view, k, pruning)
             if pruning.drop:
                 hidden, rotary = _drop(hidden, rotary, kept, count)
                 mask = model.causal_mask(hidden)
     hidden = model.run_layers(hidden, range(first, depth), rotary, mask, cache)
-    return Prefill(model.logits(hidden[:, -1:]), cache, length, kept)
+    return Prefill(model.logits(hidden[:, -1 - drafted :]), cache, length, kept)
 
 
 def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Tensor, Rotary]:
@@ -106,18 +118,32 @@ def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Ten
     return take_rows(hidden, rows), (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
 
 
-def decode(model: OpenVLA, start: Prefill, count: int) -> Tensor:
+def decode(model: OpenVLA, start: Prefill, count: int, known: Tensor | None = None) -> Tensor:
     """Return the `count` most likely tokens [count], on the model's device, each fed back to predict the next.
 
     As in the official code the choice is over the whole vocabulary, not over the action tokens alone.
+
+    Args:
+        model: The one that made `start`.
+        start: Its cache grows, so it can be used once.
+        count: Number of tokens.
+        known: [1, m] tokens that are settled already, 1 ≤ m ≤ `count`; all but the last are those of the draft that
+            `start` holds. None: nothing is, and `start` holds no draft.
     """
+    if known is None:
+        known = start.logits.argmax(dim=-1)
+    settled = known.shape[1]
+    if settled == count:
+        return known[0]
+    start.cache.drop_last(start.logits.shape[1] - settled)
     embeddings = model.language_model.model.embed_tokens
     depth = range(len(model.layers))
-    tokens = [start.logits.argmax(dim=-1)]
-    positions = torch.arange(start.length, start.length + count - 1, device=start.logits.device)[None]
+    tokens = [known]
+    first = start.length + settled - 1
+    positions = torch.arange(first, first + count - settled, device=known.device)[None]
     cosines, sines = model.rotary(start.logits, positions)
-    for step in range(count - 1):
+    for step in range(count - settled):
         rotary = cosines[:, step : step + 1], sines[:, step : step + 1]
-        hidden = model.run_layers(embeddings(tokens[-1]), depth, rotary, None, start.cache)
+        hidden = model.run_layers(embeddings(tokens[-1][:, -1:]), depth, rotary, None, start.cache)
         tokens.append(model.logits(hidden).argmax(dim=-1))
     return torch.cat(tokens, dim=1)[0]

@@ -14,11 +14,12 @@ from torch import Tensor
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
-from flashvla_ros.core.types import ImageArray, Inference, Observation
+from flashvla_ros.core.types import Draft, ImageArray, Inference, Observation
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
-from flashvla_ros.vla.decoding import decode, prefill
+from flashvla_ros.vla.decoding import Prefill, decode, prefill
+from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
@@ -91,7 +92,13 @@ class OpenVLAPolicy:
             self.infer(Observation({"warm_up": image}, _WARM_UP_INSTRUCTION, stamp_s=0.0), pruning)
 
     @torch.inference_mode()
-    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,
+        previous: Inference | None = None,
+        draft: Draft | None = None,
+    ) -> Inference:
         """Run the model on one observation; timings are those of preprocess, vision, prefill (with scoring) and decode.
 
         Raises:
@@ -108,9 +115,13 @@ class OpenVLAPolicy:
         visual = self.model.visual_tokens(pixels)
         stages.done("vision")
         key = round(observation.stamp_s * 1e9)
-        start = prefill(self.model, visual, input_ids, self.codec.size - 1, pruning, key, similarity)
+        drafted = usable_tokens(draft, self.action_size, self.model.config.llama().vocab_size)
+        guess = torch.tensor([drafted], device=device) if drafted else None
+        start = prefill(self.model, visual, input_ids, self.action_size - 1, pruning, key, similarity, guess)
         stages.done("prefill")
-        tokens = decode(self.model, start, self.codec.size).cpu().numpy()
+        verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
+        known = torch.tensor([verdict.tokens], device=device) if drafted else None
+        tokens = decode(self.model, start, self.action_size, known).cpu().numpy()
         stages.done("decode")
         normalized = self.codec.decode(tokens)[None]
         return Inference(
@@ -121,7 +132,14 @@ class OpenVLAPolicy:
             visual_tokens=self.visual_tokens,
             timings_s=stages.seconds,
             picture=picture,
+            draft_tokens=len(drafted),
+            draft_accepted=verdict.accepted,
+            draft_near=verdict.near,
         )
+
+    def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Prefill) -> Verdict:
+        """Compare the draft with the model's own choices; the one place of a step where the host waits for the GPU."""
+        return judge(drafted, start.logits[0].argmax(dim=-1).tolist(), draft, self.codec)
 
     def _compare(
         self, square: Tensor, pruning: PruningSettings, previous: Inference | None

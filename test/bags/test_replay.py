@@ -28,9 +28,9 @@ class Witness(ScriptedPolicy):
         super().__init__()
         self.seen = []
 
-    def infer(self, observation, pruning, previous=None) -> Inference:
+    def infer(self, observation, pruning, previous=None, draft=None) -> Inference:
         self.seen.append(observation)
-        return super().infer(observation, pruning, previous)
+        return super().infer(observation, pruning, previous, draft)
 
 
 def play(bag: Path, **source):

@@ -49,6 +49,10 @@ def drive(bench: PolicyBench) -> None:
     show(5)
     assert bench.set("pruning.keep_ratio", 0.4).successful
     show(4)
+    assert bench.set("decode.mode", "draft").successful
+    show(4)
+    assert bench.set("decode.accept_bins", 40).successful
+    show(4)
     bench.emergency_stop.publish(Bool(data=True))
     bench.until(lambda: bench.logged("emergency_stop"), "the stop")
     bench.call(bench.reset, Trigger.Request())
@@ -85,9 +89,10 @@ def replay(bag, tmp_path, *options):
 
 def test_the_run_reuses_resets_and_follows_every_change(run):
     _, _, gates = run
-    assert len(gates) == 33
+    assert len(gates) == 41
+    assert sum(gate.draft_tokens for gate in gates) > 0
     assert {"reuse", "start", "new_instruction", "reset", "max_reuse"} <= {gate.reason for gate in gates}
-    assert len({gate.settings_digest for gate in gates}) == 3
+    assert len({gate.settings_digest for gate in gates}) == 5
     assert len({gate.epoch for gate in gates}) == 3
 
 

@@ -16,7 +16,7 @@ from flashvla_ros.bags.features import Gallery, collect
 from flashvla_ros.bags.frames import Frame
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
-from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.gate.reasons import Reason
 
 TOKENS = 16
@@ -31,7 +31,13 @@ class FramePolicy:
     def __init__(self, actions: dict[float, np.ndarray], kept: dict[float, np.ndarray]) -> None:
         self._actions, self._kept = actions, kept
 
-    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,
+        previous: Inference | None = None,
+        draft: Draft | None = None,
+    ) -> Inference:
         action, kept = self._actions[observation.stamp_s], self._kept[observation.stamp_s]
         return Inference(action * 0.01, action, np.zeros(4, dtype=np.int64), kept, TOKENS)
 

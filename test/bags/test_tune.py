@@ -38,7 +38,7 @@ class Turning:
         self.drops: set[bool] = set()
         self.angle = 0.0
 
-    def infer(self, observation, pruning, previous=None) -> Inference:
+    def infer(self, observation, pruning, previous=None, draft=None) -> Inference:
         self.drops.add(pruning.drop)
         self.shown.append(weakref.ref(observation))
         self.most_alive = max(self.most_alive, sum(shown() is not None for shown in self.shown))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
+from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
 from flashvla_ros.gate.reasons import Reason
 
 DEFAULTS = Settings()
@@ -175,10 +175,12 @@ class ChunkPolicy(ScriptedPolicy):
         super().__init__([[0.0, 1.0]])
         self._chunk = np.column_stack([np.arange(1.0, steps + 1), np.ones(steps)])
 
-    def infer(self, observation: Observation, pruning: Any, previous: Inference | None = None) -> Inference:
+    def infer(
+        self, observation: Observation, pruning: Any, previous: Inference | None = None, draft: Draft | None = None
+    ) -> Inference:
         normalized = self._chunk / self._chunk.max(axis=0)
         return dataclasses.replace(
-            super().infer(observation, pruning, previous), action=self._chunk, normalized=normalized
+            super().infer(observation, pruning, previous, draft), action=self._chunk, normalized=normalized
         )
 
 
@@ -323,9 +325,11 @@ class PreviousPolicy(ScriptedPolicy):
         super().__init__()
         self.handed: list[Inference | None] = []
 
-    def infer(self, observation: Observation, pruning: Any, previous: Inference | None = None) -> Inference:
+    def infer(
+        self, observation: Observation, pruning: Any, previous: Inference | None = None, draft: Draft | None = None
+    ) -> Inference:
         self.handed.append(previous)
-        return super().infer(observation, pruning, previous)
+        return super().infer(observation, pruning, previous, draft)
 
 
 def test_the_policy_is_handed_the_last_fresh_result_until_a_reset() -> None:
@@ -336,3 +340,80 @@ def test_the_policy_is_handed_the_last_fresh_result_until_a_reset() -> None:
     stepper.reset()
     run(stepper, 1)
     assert [id(handed) for handed in policy.handed] == [id(None), id(fresh[0]), id(fresh[1]), id(None)]
+
+
+# Drafts.
+
+
+class DraftPolicy(ScriptedPolicy):
+    """Answers with tokens, and remembers every draft that it was offered."""
+
+    def __init__(self) -> None:
+        super().__init__([[0.5, 0.0, 0.0, 1.0], [0.5, 0.01, 0.0, 1.0], [0.5, 0.02, 0.0, 1.0]])
+        self.offered: list[Draft | None] = []
+
+    def infer(
+        self, observation: Observation, pruning: Any, previous: Inference | None = None, draft: Draft | None = None
+    ) -> Inference:
+        tokens = np.arange(4) + 10 * self.calls
+        self.offered.append(draft)
+        counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if draft else {}
+        return dataclasses.replace(super().infer(observation, pruning, previous, draft), tokens=tokens, **counts)
+
+
+DRAFT_VALUES = {"decode__mode": "draft", "decode__accept_bins": 3, "decode__max_near": 2}
+DRAFT = with_values(**DRAFT_VALUES)
+
+
+def offered(policy: DraftPolicy) -> list[int | None]:
+    """Which call's tokens each call was offered."""
+    return [None if draft is None else int(draft.tokens[0]) // 10 for draft in policy.offered]
+
+
+def test_the_last_fresh_tokens_are_the_draft_also_behind_reused_steps() -> None:
+    policy = DraftPolicy()
+    results = run(Stepper(policy, SPEC), 6, DRAFT)
+    assert [result.fresh for result in results] == [True, True, False, True, False, True]
+    assert offered(policy) == [None, 0, 1, 2]
+    assert (policy.offered[1].accept_bins, policy.offered[1].max_near) == (3, 2)  # type: ignore[union-attr]
+    assert [result.draft_counts["draft_accepted"] for result in results] == [0, 3, 0, 3, 0, 3]
+
+
+def test_greedy_offers_nothing_and_the_mode_takes_effect_at_the_next_step() -> None:
+    policy = DraftPolicy()
+    stepper = Stepper(policy, SPEC)
+    off = {"gate__mode": "off"}
+    run(stepper, 2, with_values(**off))
+    run(stepper, 1, with_values(**off, decode__mode="draft"), start_s=1.2)
+    run(stepper, 1, with_values(**off), start_s=1.3)
+    assert offered(policy) == [None, None, 1, None]
+
+
+def test_no_draft_outlives_a_reset_an_instruction_a_gap_or_a_clock_that_jumps() -> None:
+    policy = DraftPolicy()
+    stepper = Stepper(policy, SPEC)
+    run(stepper, 2, DRAFT)
+    stepper.reset()
+    stepper.step(make_observation(1.2), DRAFT)
+    stepper.step(make_observation(1.3, "close the drawer"), DRAFT)
+    stepper.step(make_observation(9.0, "close the drawer"), DRAFT)
+    stepper.step(make_observation(8.0, "close the drawer"), DRAFT)
+    stepper.step(make_observation(8.1, "close the drawer"), DRAFT)
+    assert offered(policy) == [None, 0, None, None, None, None, 5]
+
+
+def test_an_undone_step_leaves_no_draft_and_other_decoding_runs_the_model_again() -> None:
+    policy = DraftPolicy()
+    stepper = Stepper(policy, SPEC)
+    run(stepper, 1, DRAFT)
+    before = stepper.state
+    tried = stepper.step(make_observation(1.1), DRAFT)
+    stepper.state = before
+    again = stepper.step(make_observation(1.1), with_values(**DRAFT_VALUES, gate__delta=0.9), tried=tried)
+    assert again.inference is tried.inference
+    stepper.state = before
+    other = stepper.step(make_observation(1.1), DEFAULTS, tried=tried)
+    assert other.inference is not tried.inference
+    stepper.state = before
+    stepper.step(make_observation(1.1), DRAFT)
+    assert offered(policy) == [None, 0, None, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -145,6 +146,25 @@ def test_a_new_instruction_resets_the_gate_at_once(make):
     assert (gate.decision, gate.reason, gate.instruction) == (GateStatus.INFER, "new_instruction", "close the drawer")
     assert bench.step().decision == GateStatus.INFER  # two fresh results again before anything is reused
     assert bench.step().decision == GateStatus.REUSE
+
+
+def test_what_a_draft_gave_is_in_every_step_and_in_the_status(make):
+    class Drafting(ScriptedPolicy):
+        def infer(self, observation, pruning, previous=None, draft=None):
+            counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if draft else {}
+            return dataclasses.replace(super().infer(observation, pruning, previous, draft), **counts)
+
+    bench = make(Drafting(), control__image_timeout_s=10.0, decode__mode="draft").start()
+    assert math.isnan(bench.report().draft_acceptance)
+    gates = [bench.step() for _ in range(4)]
+    assert [gate.decision for gate in gates] == [0, 0, 1, 0]
+    assert [(gate.draft_tokens, gate.draft_accepted, gate.draft_near) for gate in gates] == [
+        (0, 0, 0), (4, 3, 1), (0, 0, 0), (4, 3, 1),
+    ]  # fmt: skip
+    assert bench.report().draft_acceptance == 0.75
+    assert bench.set("decode.mode", "greedy").successful
+    bench.step()
+    assert bench.step().draft_tokens == 0
 
 
 def test_the_same_instruction_again_is_no_reset(make):

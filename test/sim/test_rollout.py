@@ -11,7 +11,7 @@ from fakes import SPEC
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.rollout import roll_out
@@ -35,7 +35,13 @@ class ExpertPolicy:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def infer(self, observation: Observation, pruning: PruningSettings, previous: Inference | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,
+        previous: Inference | None = None,
+        draft: Draft | None = None,
+    ) -> Inference:
         normalized = self._world.expert(task_for_instruction(OPEN, observation.instruction).name)[None]
         kept = np.arange(round(pruning.keep_ratio * self.visual_tokens))
         return Inference(normalized * [0.01, 0.01, 0.01, 1.0], normalized, np.zeros(4, dtype=np.int64), kept, 64)

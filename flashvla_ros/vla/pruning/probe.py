@@ -80,6 +80,7 @@ def run_and_view(
     mask: Tensor | None,
     cache: Cache | None = None,
     *,
+    drafted: int = 0,
     key: int = 0,
     similarity: Tensor | None = None,
 ) -> tuple[Tensor, LayerView]:
@@ -87,12 +88,13 @@ def run_and_view(
 
     Args:
         model: The network.
-        hidden: [1, L, d] embedded [BOS, `count` visual tokens, rest of the prompt].
+        hidden: [1, L + n, d] embedded [BOS, `count` visual tokens, rest of the prompt, draft].
         count: N.
         layer: ``pruning.layer``.
-        rotary: Of the L positions.
+        rotary: Of the L + n positions.
         mask: As :meth:`OpenVLA.causal_mask` gives it.
         cache: Takes the keys and values.
+        drafted: n; no method sees the draft, so that it selects what it would select without one.
         key: See :class:`LayerView`.
         similarity: See :class:`LayerView`.
     """
@@ -101,12 +103,15 @@ def run_and_view(
     if layer > 0:
         entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache)
         hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache)
+    length = hidden.shape[1] - drafted
     view = LayerView(
         embeddings=embeddings[0, rows],
         attention=attention[0, rows],
         hidden=hidden[0, rows],
-        text=hidden[0, 1 + count :],
-        projections=Projections(model, max(layer - 1, 0), entering, rotary),
+        text=hidden[0, 1 + count : length],
+        projections=Projections(
+            model, max(layer - 1, 0), entering[:, :length], (rotary[0][:, :length], rotary[1][:, :length])
+        ),
         key=key,
         similarity=similarity,
     )
