@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
-from pathlib import Path
 
 import numpy as np
 
+from flashvla_ros.bench.usage import processor
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, ImageArray, Inference, Observation
@@ -50,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2000, help="timed calls a cell (default: %(default)s)")
     repeats = parser.parse_args().repeats
-    print(f"{_processor()}, {os.cpu_count()} cores, NumPy {np.__version__}, {repeats} calls a cell\n")
+    print(f"{processor()}, {os.cpu_count()} cores, NumPy {np.__version__}, {repeats} calls a cell\n")
     print("| frame | what | p50 [ms] | p95 [ms] | p99 [ms] |\n|---|---|---|---|---|")
     for height, width in SIZES:
         for name, call in _calls(height, width):
@@ -100,12 +99,6 @@ def _durations_ms(call: Callable[[], object], repeats: int) -> list[float]:
         call()
         durations.append(1e3 * (time.thread_time() - started_s))
     return durations
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.record:
         commands["recorder"] = [sys.executable, "-m", "flashvla_ros.cli", "record", str(args.record)]
     if not bringup.camera:
-        _keep_to_this_machine()
+        keep_to_this_machine()
     return _supervise(bringup, commands, args)
 
 
@@ -121,7 +121,7 @@ def _meta(args: argparse.Namespace, monitor: Monitor) -> dict[str, Any]:
     }
 
 
-def _keep_to_this_machine() -> None:
+def keep_to_this_machine() -> None:
     """Choose a ROS domain that nobody on this machine uses, and leave the network alone, unless the user chose."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if "ROS_DOMAIN_ID" not in os.environ:

@@ -49,6 +49,11 @@ class Child:
         self._reader.start()
 
     @property
+    def pid(self) -> int:
+        """Number of the process, for whoever watches it."""
+        return self._process.pid
+
+    @property
     def code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return self._process.poll()
