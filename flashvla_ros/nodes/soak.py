@@ -96,7 +96,7 @@ class _Question:
     words: str
     accepted: bool
     asked_s: float
-    answered_s: float = math.nan
+    answered_s: float = math.nan  # rclpy calls back some time after the future is done
 
     def on_answer(self, _future: Future[Any]) -> None:
         self.answered_s = time.monotonic()
@@ -173,7 +173,7 @@ class Soak:
         question = self._question
         if question is None:
             return
-        if question.future.done():
+        if not math.isnan(question.answered_s):
             self._question = None
             window.set_s.append(question.answered_s - question.asked_s)
             [result] = question.future.result().results
