@@ -17,6 +17,7 @@ from typing import Any
 import flashvla_ros
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.overrides import parse_overrides
+from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.results import write_results
 from flashvla_ros.nodes.bringup import ROBOT, Bringup
 from flashvla_ros.nodes.bringup_view import Screen, View
@@ -122,10 +123,16 @@ def _meta(args: argparse.Namespace, monitor: Monitor) -> dict[str, Any]:
 
 
 def keep_to_this_machine() -> None:
-    """Choose a ROS domain that nobody on this machine uses, and leave the network alone, unless the user chose."""
+    """Choose a ROS domain that nobody on this machine uses and stay off the network, unless the user chose."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    os.environ.setdefault(profile_variable(), str(share_path("config", "fastdds_local.xml")))
     if "ROS_DOMAIN_ID" not in os.environ:
         os.environ["ROS_DOMAIN_ID"] = str(_free_domain())
+
+
+def profile_variable() -> str:
+    """Return the environment variable that gives Fast DDS its profiles; it was renamed with Fast DDS 3."""
+    return f"{'FASTRTPS' if os.environ.get('ROS_DISTRO') == 'jazzy' else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
 
 
 def _free_domain() -> int:
