@@ -15,20 +15,7 @@ from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.gate.memory import GateMemory
-from flashvla_ros.gate.reasons import Reason
-
-# What empties the gate's memory; the step that follows names it.
-_CAUSES = frozenset(
-    {
-        Reason.START,
-        Reason.RESET,
-        Reason.EMERGENCY_STOP,
-        Reason.IMAGE_TIMEOUT,
-        Reason.INFERENCE_TIMEOUT,
-        Reason.FAULT,
-        Reason.DEACTIVATED,
-    }
-)
+from flashvla_ros.gate.reasons import EMPTYING, Reason
 
 
 class SettingsInForce:
@@ -92,7 +79,7 @@ def reset_before(frame: Frame, before: RecordedStep | None) -> Reason | None:
     step = frame.recorded
     if step is None:
         return frame.reset
-    named = Reason(step.values["reason"]) if step.values["reason"] in _CAUSES else None
+    named = Reason(step.values["reason"]) if step.values["reason"] in EMPTYING else None
     if before is None or _restarted(step, before):
         return named or Reason.START
     return (named or Reason.RESET) if step.epoch > before.epoch else None

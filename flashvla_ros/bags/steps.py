@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def values_of(result: StepResult) -> dict[str, Any]:
         "action": result.command.ravel(),
         "clamped": int(result.clamped.any(axis=0).sum()),
         **result.draft_counts,
+        "speed_scale": result.speed_scale,
     }
 
 
@@ -77,6 +79,7 @@ FIELDS = (
     "draft_tokens",
     "draft_accepted",
     "draft_near",
+    "speed_scale",
 )
 
 
@@ -117,8 +120,13 @@ def read_log(bag: Bag, topics: Topics) -> RunLog:
         except SettingsError as error:
             warnings.append(f"{message.topic} at {message.time_ns / 1e9:.3f} s is of no use: {error}")
         else:
-            records.setdefault(settings_digest(record.settings), record)
+            records.setdefault(_digest(content.data, record), record)
     return RunLog(steps, records, next(iter(records.values()), None), tuple(warnings))
+
+
+def _digest(line: str, record: Provenance) -> str:
+    """The name that the recorded steps use; a version with more parameters would compute another one."""
+    return str(json.loads(line).get("settings_digest") or settings_digest(record.settings))
 
 
 def _step(time_ns: int, status: Any) -> RecordedStep:

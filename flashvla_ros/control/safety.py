@@ -1,4 +1,4 @@
-"""The last word before a command leaves: finite, of the declared size, inside its limits; and how to stop.
+"""What may not become a command, an action that is not finite or of another size; and how to stop.
 
 Pure functions; what was commanded before is the caller's state.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flashvla_ros.core.errors import ActionError
-from flashvla_ros.core.settings import LimitsSettings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, Inference
 
 _MOTION = (ActionKind.DELTA, ActionKind.VELOCITY)
@@ -46,32 +44,6 @@ def check(inference: Inference, spec: ActionSpec) -> None:
         if bad.size:
             culprits = [spec.names[index] for index in bad]
             raise ActionError(f"the policy's {name} is not finite in {culprits}: the command is withheld")
-
-
-def limit(action: FloatArray, reference: FloatArray, limits: LimitsSettings) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Clamp an action to its range and to the greatest change from one time step to the next.
-
-    The range has the last word: a reference outside it, after the range was narrowed, counts as its nearest bound.
-
-    Args:
-        action: [T, D] finite.
-        reference: [D] the command in force before it; NaN where it is unknown, which allows any first step.
-        limits: Bounds; an empty tuple sets none.
-
-    Returns:
-        The command [T, D], and where it differs from the action, bool [T, D].
-    """
-    lower = np.asarray(limits.lower) if limits.lower else np.full(action.shape[1], -np.inf)
-    upper = np.asarray(limits.upper) if limits.upper else np.full(action.shape[1], np.inf)
-    command = np.clip(action, lower, upper)
-    if limits.max_step:
-        step = np.asarray(limits.max_step)
-        before = np.clip(reference, lower, upper)
-        for row in command:
-            known = ~np.isnan(before)
-            row[known] = np.clip(row, before - step, before + step)[known]
-            before = row
-    return command, command != action
 
 
 def resting(spec: ActionSpec, held: FloatArray | None, positions: Mapping[str, float]) -> FloatArray:

@@ -14,7 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from flashvla_ros.control import safety
+from flashvla_ros.control import safety, targets
+from flashvla_ros.control.limits import limit
+from flashvla_ros.control.motion import oriented, ramped, scaled
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
@@ -33,12 +35,13 @@ class StepResult:
         inference: The fresh result behind the command; on a reused step that of an earlier observation.
         fresh: Whether the model was run at this step.
         command: [T, D] after safety, in the units of the command.
-        clamped: [T, D] where safety changed the action.
+        clamped: [T, D] where safety changed the action, after it was scaled.
         settings: The settings in force.
         inference_s: Time of the model; 0 on a reused step.
         step_s: Time from the observation's arrival to the command.
         epoch: Number of resets before this step.
         step: Number of this step, from 0, since the stepper was made.
+        speed_scale: Share of the policy's motion in the command, 0 to 1.
     """
 
     observation: Observation
@@ -52,6 +55,7 @@ class StepResult:
     step_s: float
     epoch: int
     step: int
+    speed_scale: float = 1.0
 
     @property
     def draft_counts(self) -> dict[str, int]:
@@ -70,6 +74,8 @@ class StepperState:
         command: [T, D] the last command; None before the first.
         command_s: Stamp of the observation that it answered.
         resting: True from a reset to the next command: the robot is taken to be at rest.
+        dry_run: The last command was not sent.
+        speed_scale: Share of the policy's motion that was in it.
         epoch: Number of resets so far.
         step: Number of the next step.
     """
@@ -79,6 +85,8 @@ class StepperState:
     command: FloatArray | None = None
     command_s: float = math.nan
     resting: bool = True
+    dry_run: bool = False
+    speed_scale: float = 0.0
     epoch: int = 0
     step: int = 0
 
@@ -116,7 +124,7 @@ class Stepper:
             ActionError: The policy's action is not finite or not of the declared size.
         """
         started_s = self._clock()
-        state, view = self.state, View.of(observation)
+        state, view = _entering(self.state, settings), View.of(observation)
         decision = decide(state.memory, view, settings.gate)
         inference, inference_s = state.inference, 0.0
         if decision.reuse and inference is not None:
@@ -129,11 +137,18 @@ class Stepper:
             result = FreshResult.of(inference, view, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
         action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
-        command, clamped = safety.limit(action, self._reference(observation), settings.limits)
+        command, clamped, speed_scale = self._command(action, state, observation, settings)
         self.state = StepperState(
-            memory, inference, command, view.stamp_s, resting=False, epoch=state.epoch, step=state.step + 1
+            memory=memory,
+            inference=inference,
+            command=command,
+            command_s=view.stamp_s,
+            resting=False,
+            dry_run=settings.control.dry_run,
+            speed_scale=speed_scale,
+            epoch=state.epoch,
+            step=state.step + 1,
         )
-        arrived_s = observation.received_s or started_s
         return StepResult(
             observation=observation,
             decision=decision,
@@ -143,9 +158,10 @@ class Stepper:
             clamped=clamped,
             settings=settings,
             inference_s=inference_s,
-            step_s=self._clock() - arrived_s,
+            step_s=self._clock() - (observation.received_s or started_s),
             epoch=state.epoch,
             step=state.step,
+            speed_scale=speed_scale,
         )
 
     def reset(self, cause: Reason = Reason.RESET) -> None:
@@ -158,7 +174,9 @@ class Stepper:
 
     def held(self, now_s: float) -> FloatArray | None:
         """Return the row [D] of the last command that is in force up to `now_s`; None before the first command."""
-        state = self.state
+        return self._held(self.state, now_s)
+
+    def _held(self, state: StepperState, now_s: float) -> FloatArray | None:
         return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
 
     def _draft(self, view: View, settings: Settings) -> Draft | None:
@@ -180,12 +198,29 @@ class Stepper:
         safety.check(inference, self.spec)
         return inference, elapsed_s
 
-    def _reference(self, observation: Observation) -> FloatArray:
-        """[D] the command that the step limits count from."""
-        held = self.held(observation.stamp_s)
-        if held is not None and not self.state.resting:
-            return held
-        return safety.resting(self.spec, held, observation.joint_positions)
+    def _command(
+        self, action: FloatArray, state: StepperState, observation: Observation, settings: Settings
+    ) -> tuple[FloatArray, NDArray[np.bool_], float]:
+        """Slow an action [T, D] down and keep it inside its limits; also where it was clamped, and the scale."""
+        positions, elapsed_s = observation.positions, observation.stamp_s - state.command_s
+        reference = self._held(state, observation.stamp_s)
+        if reference is None or state.resting:
+            reference, elapsed_s = safety.resting(self.spec, reference, positions), 0.0
+        speed_scale = ramped(state.speed_scale, state.resting, elapsed_s, settings.control)
+        wanted = oriented(action, reference, self.spec)
+        wanted = scaled(wanted, reference, speed_scale, settings.limits, self.spec)
+        command, clamped = limit(
+            wanted, reference, settings.limits, self.spec, positions=positions, elapsed_s=elapsed_s
+        )
+        targets.check(settings.command.type, self.spec, positions)
+        return command, clamped, speed_scale
+
+
+def _entering(state: StepperState, settings: Settings) -> StepperState:
+    """The state as a step begins: commands of a dry run were never followed, and after one the robot is at rest."""
+    if settings.control.dry_run is state.dry_run:
+        return state
+    return dataclasses.replace(state, command=None, resting=True)
 
 
 def _same_model(one: Settings, other: Settings) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 
+import numpy as np
+
 from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.gate.reasons import Reason
@@ -18,8 +20,11 @@ class Tally:
         reused: Steps that used the last fresh action again.
         clamped: Steps whose command safety had to clamp.
         scene_alarms: Steps at which the scene guard forbade reuse, whichever condition decided.
+        clamped_by: Steps at which each dimension was clamped, by its index.
+        speed_scale: Share of the policy's motion in the last command; 0 before the first.
         reasons: Steps by the condition that decided.
         latency: Seconds from an observation's arrival to its command.
+        stamp_latency: Seconds from an observation's stamp to its command, on the node's clock.
         inference: Seconds of the model, fresh steps only.
         reuse: 1 for a reused step, 0 for a fresh one.
         offered: Tokens offered as a draft, steps with a draft only.
@@ -28,22 +33,28 @@ class Tally:
 
     def __init__(self, span_s: float = 10.0) -> None:
         self.steps = self.inferred = self.reused = self.clamped = self.scene_alarms = 0
+        self.clamped_by: collections.Counter[int] = collections.Counter()
+        self.speed_scale = 0.0
         self.reasons: collections.Counter[Reason] = collections.Counter()
         self.latency = SlidingWindow(span_s)
+        self.stamp_latency = SlidingWindow(span_s)
         self.inference = SlidingWindow(span_s)
         self.reuse = SlidingWindow(span_s)
         self.offered = SlidingWindow(span_s)
         self.accepted = SlidingWindow(span_s)
 
-    def add(self, result: StepResult, now_s: float) -> None:
-        """Count one step at `now_s`, in seconds of the monotonic clock."""
+    def add(self, result: StepResult, now_s: float, stamp_latency_s: float) -> None:
+        """Count one step at `now_s`, in seconds of the monotonic clock; `stamp_latency_s` from its stamp to now."""
         self.steps += 1
         self.inferred += result.fresh
         self.reused += not result.fresh
         self.clamped += bool(result.clamped.any())
+        self.clamped_by.update(map(int, np.flatnonzero(result.clamped.any(axis=0))))
+        self.speed_scale = result.speed_scale
         self.scene_alarms += result.decision.scene_alarm
         self.reasons[result.decision.reason] += 1
         self.latency.add(now_s, result.step_s)
+        self.stamp_latency.add(now_s, stamp_latency_s)
         self.reuse.add(now_s, float(not result.fresh))
         if result.fresh:
             self.inference.add(now_s, result.inference_s)

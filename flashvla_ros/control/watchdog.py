@@ -1,4 +1,4 @@
-"""Stops the robot when a camera falls silent or the model does not return."""
+"""Stops the robot when a camera falls silent, the model does not return, or the robot does not do as it is told."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from flashvla_ros.control.deviation import DeviationWatch
 from flashvla_ros.control.worker import State, Worker
 from flashvla_ros.gate.reasons import Reason
 
@@ -23,6 +24,7 @@ class Watchdog:
     def __init__(self, worker: Worker, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._worker = worker
         self._clock = clock
+        self._deviation = DeviationWatch(worker.spec)
         self._arrived_s: dict[str, float] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-watchdog", daemon=True)
@@ -41,6 +43,10 @@ class Watchdog:
                 f"no action after {now_s - since_s:.2f} s (control.inference_timeout_s is "
                 f"{control.inference_timeout_s:g}): its late result will be dropped",
             )
+        if control.max_deviation:
+            wrong = self._deviation.look(now_s, self._worker.in_force, self._worker.positions, control)
+            if wrong:
+                self._worker.stop(Reason.DEVIATION, f"{wrong}; holds until ~/reset is called")
         if self._worker.state is not State.RUNNING:
             return
         for camera, arrived_s in list(self._arrived_s.items()):

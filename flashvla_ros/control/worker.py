@@ -10,14 +10,14 @@ import dataclasses
 import enum
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flashvla_ros.control import safety
 from flashvla_ros.control.mailbox import Mailbox
 from flashvla_ros.control.stepper import Stepper, StepResult, in_force
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import FloatArray, Observation
-from flashvla_ros.gate.reasons import Reason
+from flashvla_ros.core.types import ActionSpec, FloatArray, Observation
+from flashvla_ros.gate.reasons import LATCHED, Reason
 
 _PACE_SLICE_S = 0.05  # a new control.rate_hz is noticed within this time
 _JOIN_S = 2.0
@@ -28,7 +28,7 @@ class State(enum.StrEnum):
 
     WAITING = "waiting"  # no command yet
     RUNNING = "running"  # the last step's command is in force
-    STOPPED = "stopped"  # the stop action is, until the next step, or a reset after an emergency stop
+    STOPPED = "stopped"  # the stop action is, until the next step, or a reset where the cause asks for one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,11 +40,13 @@ class Stop:
         detail: The same in words, for the log and the status.
         command: [1, D] to publish now; None where nothing is to be published: the stop action is ``none``, or the
             robot was never commanded.
+        positions: Where the robot is, by the name of a dimension.
     """
 
     cause: Reason
     detail: str
     command: FloatArray | None
+    positions: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Worker:
@@ -58,6 +60,8 @@ class Worker:
         on_step: Gets every result that is to be published.
         on_stop: Gets every new stop, on whichever thread noticed it.
         on_fault: Gets every exception of a step; the robot is stopped by then.
+        positions: Returns where the robot is, by the name of a dimension; without it, where it was at the newest
+            observation.
         clock: Monotonic seconds.
     """
 
@@ -69,11 +73,13 @@ class Worker:
         on_step: Callable[[StepResult], None],
         on_stop: Callable[[Stop], None],
         on_fault: Callable[[Exception], None],
+        positions: Callable[[], Mapping[str, float]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings  # replaced as a whole, read once per step: a step never sees half of a change
         self._stepper = stepper
         self._on_step, self._on_stop, self._on_fault = on_step, on_stop, on_fault
+        self._positions = positions or self._observed
         self._clock = clock
         self._mailbox: Mailbox[tuple[int, Observation]] = Mailbox()
         self._lock = threading.RLock()
@@ -104,6 +110,22 @@ class Worker:
         return self._since_s
 
     @property
+    def spec(self) -> ActionSpec:
+        """What the dimensions of a command mean."""
+        return self._stepper.spec
+
+    @property
+    def positions(self) -> Mapping[str, float]:
+        """Where the robot is, by the name of a dimension."""
+        return self._positions()
+
+    @property
+    def in_force(self) -> FloatArray | None:
+        """The row [D] of the last command that the robot should be following; None where none is in force."""
+        with self._lock:
+            return self._held() if self._state is State.RUNNING else None
+
+    @property
     def dropped(self) -> int:
         """Observations replaced by a newer one before they were used."""
         return self._mailbox.dropped
@@ -123,32 +145,43 @@ class Worker:
         return not self._thread.is_alive()
 
     def post(self, observation: Observation) -> None:
-        """Leave an observation for the next step; ignored while an emergency stop holds."""
+        """Leave an observation for the next step; ignored while a stop holds that only a reset ends."""
         with self._lock:
-            if not self._halted:
+            if not self._latched:
                 self._observation = observation
                 self._mailbox.post((self._era, observation))
 
     def stop(self, cause: Reason, detail: str) -> None:
         """Stop the robot, once for as long as the cause lasts; the step in progress is disowned.
 
-        The stop holds until a step answers an observation posted from now on, or for an emergency stop until
+        The stop holds until a step answers an observation posted from now on, or for a latched cause until
         :meth:`reset`.
         """
         with self._lock:
-            if self._halted:
+            if self._latched and (cause is not Reason.EMERGENCY_STOP or self._stop_is(cause)):
                 return
             self._new_era(cause)
-            if self._stop is None or self._stop.cause is not cause:
-                self._state, self._stop = State.STOPPED, Stop(cause, detail, self._stop_command())
+            if not self._stop_is(cause):
+                positions = self._positions()
+                self._state, self._stop = State.STOPPED, Stop(cause, detail, self._stop_command(positions), positions)
                 self._on_stop(self._stop)
 
+    def apply(self, settings: Settings) -> None:
+        """Put new settings in force; a robot that moves is stopped before a dry run begins."""
+        with self._lock:
+            if settings.control.dry_run and not self.settings.control.dry_run:
+                self.discard()  # a step under way may have been made to be sent
+                if self._state is State.RUNNING:
+                    self.stop(Reason.DRY_RUN, "control.dry_run is true: commands are computed and not sent")
+                self._published = None  # whatever else may command it now, a stop of ours must not
+            self.settings = settings
+
     def reset(self) -> None:
-        """Forget everything seen so far and release an emergency stop; the robot stays as it is until the next step."""
+        """Forget everything seen so far and release a latched stop; the robot stays as it is until the next step."""
         with self._lock:
             self.discard()
             self._reset_cause = Reason.RESET
-            if self._halted:
+            if self._latched:
                 self._state, self._stop = State.WAITING, None
 
     def discard(self) -> None:
@@ -160,21 +193,28 @@ class Worker:
             self._era += 1
 
     @property
-    def _halted(self) -> bool:
-        return self._stop is not None and self._stop.cause is Reason.EMERGENCY_STOP
+    def _latched(self) -> bool:
+        return self._stop is not None and self._stop.cause in LATCHED
+
+    def _stop_is(self, cause: Reason) -> bool:
+        return self._stop is not None and self._stop.cause is cause
 
     def _new_era(self, cause: Reason) -> None:
         self._era += 1
         self._reset_cause = cause
         self._since_s = None
 
-    def _stop_command(self) -> FloatArray | None:
+    def _observed(self) -> Mapping[str, float]:
+        return self._observation.positions if self._observation else {}
+
+    def _held(self) -> FloatArray | None:
         if self._published is None:
             return None
         command, when_s = self._published
-        held = in_force(command, self._clock() - when_s, self._stepper.spec.dt_s)
-        positions = self._observation.joint_positions if self._observation else {}
-        return safety.stop_command(self.settings.control.stop_action, self._stepper.spec, held, positions)
+        return in_force(command, self._clock() - when_s, self._stepper.spec.dt_s)
+
+    def _stop_command(self, positions: Mapping[str, float]) -> FloatArray | None:
+        return safety.stop_command(self.settings.control.stop_action, self._stepper.spec, self._held(), positions)
 
     def _run(self) -> None:
         started_s = -float("inf")
@@ -215,7 +255,7 @@ class Worker:
                     self.late += 1
                     return
                 self._since_s = None
-                self._published = (result.command, self._clock())
+                self._published = None if result.settings.control.dry_run else (result.command, self._clock())
                 self._state, self._stop = State.RUNNING, None
                 self._on_step(result)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, the robot stops and the thread lives on

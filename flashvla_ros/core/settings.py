@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from flashvla_ros.core import consistency
 from flashvla_ros.core.errors import SettingsError
 
 Value = bool | int | float | str | tuple[float, ...] | tuple[str, ...]
@@ -314,6 +315,60 @@ class ControlSettings:
         "absolute dimension stays where it was measured (zero) or at its last target (hold); none: silence.",
         choices=("zero", "hold", "none"),
     )
+    dry_run: bool = _row(
+        False,
+        "Compute, check and show commands, and send none; the robot is stopped first where it moves.",
+        dynamic=True,
+    )
+    speed_scale: float = _row(
+        1.0,
+        "Share of the policy's motion that is commanded: of every delta and velocity, and of the way from the last "
+        "command to an absolute target; a gripper is left alone.",
+        low=0.0,
+        high=1.0,
+        dynamic=True,
+    )
+    ramp_s: float = _row(
+        0.0,
+        "Time in which the scale in force rises from 0 to 1: after a start, a stop or a reset, and towards a higher "
+        "control.speed_scale; 0: at once.",
+        unit="s",
+        low=0.0,
+        high=60.0,
+        dynamic=True,
+    )
+    max_deviation: tuple[float, ...] = _row(
+        (),
+        "Distance of an absolute dimension from its command that stops the robot, one value per dimension; "
+        "0: not watched; empty: none is.",
+        unit="command units",
+        low=0.0,
+        dynamic=True,
+    )
+    deviation_time_s: float = _row(
+        0.5,
+        "Time that a deviation must last, or the measurement be missing, before it stops the robot.",
+        unit="s",
+        low=0.0,
+        high=60.0,
+        dynamic=True,
+    )
+    state_timeout_s: float = _row(
+        1.0,
+        "Age beyond which joint_states and end_effector_pose no longer say where the robot is.",
+        unit="s",
+        low=0.02,
+        high=60.0,
+        dynamic=True,
+    )
+    latency_budget_s: float = _row(
+        0.0,
+        "Time from an image's stamp to its command, 95th percentile, above which /diagnostics warns; 0: any.",
+        unit="s",
+        low=0.0,
+        high=60.0,
+        dynamic=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +384,31 @@ class LimitsSettings:
         low=0.0,
         dynamic=True,
     )
+    workspace_lower: tuple[float, ...] = _row(
+        (),
+        "Least x, y and z of the end effector, in command.frame_id; deltas and velocities need end_effector_pose.",
+        unit="m",
+        dynamic=True,
+    )
+    workspace_upper: tuple[float, ...] = _row(
+        (), "Greatest x, y and z of the end effector, likewise.", unit="m", dynamic=True
+    )
+    joint_lower: tuple[float, ...] = _row(
+        (),
+        "Least position of each dimension's joint, -1e9: any; deltas and velocities need joint_states.",
+        unit="rad or m",
+        dynamic=True,
+    )
+    joint_upper: tuple[float, ...] = _row(
+        (), "Greatest position of each dimension's joint, 1e9: any; likewise.", unit="rad or m", dynamic=True
+    )
+    joint_velocity: tuple[float, ...] = _row(
+        (), "Greatest speed of each dimension's joint, 1e9: any.", unit="rad/s or m/s", low=0.0, dynamic=True
+    )
+    urdf: str = _row(
+        "", "URDF file whose joint limits become limits.joint_lower, joint_upper and joint_velocity at configure."
+    )
+    robot_description: bool = _row(False, "Take the URDF from the topic robot_description instead of a file.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +429,9 @@ class CommandSettings:
     """How actions leave the node."""
 
     type: str = _row(
-        "TwistStamped", "Message type of the command topic.", choices=("TwistStamped", "Float64MultiArray")
+        "TwistStamped",
+        "Message type of the command topic; docs/controllers.md has the controllers that read each.",
+        choices=("TwistStamped", "PoseStamped", "JointTrajectory", "Float64MultiArray"),
     )
     frame_id: str = _row("base_link", "Frame in the header of a stamped command.")
 
@@ -387,17 +469,7 @@ class Settings:
     node: NodeSettings = NodeSettings()
 
     def __post_init__(self) -> None:
-        size = len(self.action.names)
-        for name in ("lower", "upper", "max_step"):
-            values = getattr(self.limits, name)
-            if values and len(values) != size:
-                raise SettingsError(
-                    f"limits.{name} must have {size} values, one for each of {list(self.action.names)}, "
-                    f"or none, got {len(values)}"
-                )
-        for name, low, high in zip(self.action.names, self.limits.lower, self.limits.upper, strict=False):
-            if low > high:
-                raise SettingsError(f"limits.lower exceeds limits.upper for {name}: {low:g} > {high:g}")
+        consistency.check(self)
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:
         """Return a copy with some parameters replaced; nothing is changed where one of them is refused."""

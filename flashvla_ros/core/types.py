@@ -28,6 +28,7 @@ class Observation:
             the command's header are made of it, so a replay is exact.
         received_s: Arrival in this process, in seconds of ``time.monotonic``; latency is counted from it.
         joint_positions: Joint name to position (rad or m), where the robot publishes it.
+        pose: The end effector's x, y, z [m], rx, ry, rz [rad] and qx to qw, where it is published; all or nothing.
     """
 
     images: Mapping[str, ImageArray]
@@ -35,6 +36,12 @@ class Observation:
     stamp_s: float
     received_s: float = 0.0
     joint_positions: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    pose: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def positions(self) -> dict[str, float]:
+        """Where the robot is, by the name of a dimension: its joints and its end effector."""
+        return {**self.joint_positions, **self.pose}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +97,12 @@ class ActionKind(enum.StrEnum):
     GRIPPER = "gripper"  # holds; kept out of the gate's angle
 
 
+POSITION_NAMES = ("x", "y", "z")
+EULER_NAMES = ("rx", "ry", "rz")
+QUATERNION_NAMES = ("qx", "qy", "qz", "qw")
+POSE_NAMES = POSITION_NAMES + EULER_NAMES + QUATERNION_NAMES  # any other dimension is a joint, or a gripper
+
+
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
     """Names and kinds of the D dimensions of an action, and the spacing of a chunk's time steps in seconds."""
@@ -116,6 +129,31 @@ class ActionSpec:
     def size(self) -> int:
         """D, the number of dimensions."""
         return len(self.names)
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Names of the dimensions that are joints: neither a gripper nor part of a pose."""
+        return tuple(
+            name
+            for name, kind in zip(self.names, self.kinds, strict=True)
+            if kind is not ActionKind.GRIPPER and name not in POSE_NAMES
+        )
+
+    @property
+    def angles(self) -> list[int]:
+        """Absolute Euler angles [rad] of a pose, which are the same after a whole turn; a joint called rx is none."""
+        is_pose = set(POSITION_NAMES) <= set(self.names)
+        return [index for index in self._absolute if is_pose and self.names[index] in EULER_NAMES]
+
+    @property
+    def quaternion(self) -> list[int]:
+        """Indices of qx, qy, qz and qw where an absolute rotation is given by them, else none."""
+        found = {self.names[index]: index for index in self._absolute}
+        return [found[name] for name in QUATERNION_NAMES] if set(QUATERNION_NAMES) <= set(found) else []
+
+    @property
+    def _absolute(self) -> list[int]:
+        return [index for index, kind in enumerate(self.kinds) if kind is ActionKind.ABSOLUTE]
 
     @property
     def gripper_mask(self) -> NDArray[np.bool_]:

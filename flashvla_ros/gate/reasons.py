@@ -19,6 +19,8 @@ class Reason(enum.StrEnum):
     IMAGE_TIMEOUT = "image_timeout"
     INFERENCE_TIMEOUT = "inference_timeout"
     FAULT = "fault"
+    DEVIATION = "deviation"
+    DRY_RUN = "dry_run"
     DEACTIVATED = "deactivated"
 
     # The memory belongs to another run.
@@ -40,3 +42,22 @@ class Reason(enum.StrEnum):
     NO_TOKEN_SETS = "no_token_sets"  # noqa: S105 - visual tokens, no password
     PRUNING_CHANGED = "pruning_changed"
     OVERLAP = "overlap"
+
+
+# What empties the gate's memory; the step that follows names it.
+EMPTYING = frozenset(
+    {
+        Reason.START,
+        Reason.RESET,
+        Reason.EMERGENCY_STOP,
+        Reason.IMAGE_TIMEOUT,
+        Reason.INFERENCE_TIMEOUT,
+        Reason.FAULT,
+        Reason.DEVIATION,
+        Reason.DRY_RUN,
+        Reason.DEACTIVATED,
+    }
+)
+
+# What only a reset ends: going on by itself would repeat it, or defy whoever pressed the button.
+LATCHED = frozenset({Reason.EMERGENCY_STOP, Reason.DEVIATION})

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Header, String
 
 from flashvla_ros.control.latency import SlidingWindow
+from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.core.rotations import euler_of, normalised
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ImageArray, Observation
+from flashvla_ros.core.types import POSE_NAMES, ImageArray, Observation
 from flashvla_ros.images import decode_compressed, decode_image
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.rejections import Rejections
@@ -58,6 +61,23 @@ def checked_instruction(text: str) -> str:
     return stripped
 
 
+def pose_values(message: PoseStamped) -> dict[str, float]:
+    """Return a pose by the names of its dimensions, its rotation both as Euler angles and as a unit quaternion.
+
+    Raises:
+        ObservationError: It is not finite, or its quaternion is no rotation.
+    """
+    position, turn = message.pose.position, message.pose.orientation
+    place = (position.x, position.y, position.z)
+    if not all(map(math.isfinite, place)):
+        raise ObservationError("end_effector_pose: the position is not finite")
+    try:
+        quaternion = normalised((turn.x, turn.y, turn.z, turn.w))
+    except ValueError as error:
+        raise ObservationError(f"end_effector_pose: {error}") from error
+    return dict(zip(POSE_NAMES, (*place, *euler_of(quaternion), *quaternion), strict=True))
+
+
 class Inputs:
     """Everything the node hears. An observation is made whenever the first camera's image arrives.
 
@@ -66,23 +86,31 @@ class Inputs:
         listening: False while the node is not active: images are dropped without being looked at.
         rejections: Messages that could not be used.
         images: Usable images of the first camera, for their rate.
+
+    Args:
+        node: Whose subscriptions these are.
+        settings: Returns those in force; the cameras are those of now.
+        listener: Who is told.
     """
 
-    def __init__(self, node: LifecycleNode, settings: Settings, listener: Listener) -> None:
+    def __init__(self, node: LifecycleNode, settings: Callable[[], Settings], listener: Listener) -> None:
         self._node = node
+        self._settings = settings
         self._listener = listener
         self._images: dict[str, ImageArray] = {}
-        self._joints: dict[str, float] = {}
-        self.instruction = checked_instruction(settings.node.instruction) if settings.node.instruction else ""
+        self._joints, self._pose = RobotState(), RobotState()
+        given = settings().node.instruction
+        self.instruction = checked_instruction(given) if given else ""
         self.listening = False
         self.rejections = Rejections(node.get_logger().warning)
         self.images = SlidingWindow()
-        self._topics = interfaces.image_topics(settings.camera)
+        self._topics = interfaces.image_topics(settings().camera)
         self._first = next(iter(self._topics))
         subscriptions = [
             (interfaces.EMERGENCY_STOP, self._on_emergency_stop),
             (interfaces.INSTRUCTION, self._on_instruction),
             (interfaces.JOINT_STATES, self._on_joint_states),
+            (interfaces.END_EFFECTOR_POSE, self._on_pose),
             *((topic, functools.partial(self._on_image, camera)) for camera, topic in self._topics.items()),
         ]
         self._subscriptions = [
@@ -111,6 +139,15 @@ class Inputs:
             return "no instruction yet on " + self._node.resolve_topic_name(interfaces.INSTRUCTION.name)
         return ""
 
+    def positions(self) -> dict[str, float]:
+        """Return where the robot is, by the name of a joint or of a part of its pose; what is too old is left out."""
+        joints, pose = self._positions()
+        return {**joints, **pose}
+
+    def _positions(self) -> tuple[dict[str, float], dict[str, float]]:
+        now_s, most_s = time.monotonic(), self._settings().control.state_timeout_s
+        return self._joints.positions(now_s, most_s), self._pose.positions(now_s, most_s)
+
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         if not self.listening:
             return
@@ -130,12 +167,14 @@ class Inputs:
     def _observe(self, header: Header, received_s: float) -> StampedObservation:
         if header.stamp == Time():  # a driver that does not stamp
             header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=header.frame_id)
+        joints, pose = self._positions()
         return StampedObservation(
             images={camera: self._images[camera] for camera in self._topics},
             instruction=self.instruction,
             stamp_s=header.stamp.sec + header.stamp.nanosec * 1e-9,
             received_s=received_s,
-            joint_positions=dict(self._joints),
+            joint_positions=joints,
+            pose=pose,
             header=header,
         )
 
@@ -156,7 +195,20 @@ class Inputs:
         if not all(map(math.isfinite, message.position)):
             self.rejections.add("joint_states: a position is not finite")
             return
-        self._joints.update(zip(message.name, message.position, strict=True))
+        self._joints.update(time.monotonic(), dict(zip(message.name, message.position, strict=True)))
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        frame = self._settings().command.frame_id
+        if message.header.frame_id.lstrip("/") not in ("", frame):
+            self.rejections.add(
+                f"end_effector_pose: its frame is {message.header.frame_id!r}, but command.frame_id is {frame!r}: "
+                f"publish it in that frame"
+            )
+            return
+        try:
+            self._pose.update(time.monotonic(), pose_values(message))
+        except ObservationError as error:
+            self.rejections.add(str(error))
 
     def _on_emergency_stop(self, message: Bool) -> None:
         if message.data:

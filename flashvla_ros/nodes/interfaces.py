@@ -11,11 +11,12 @@ import enum
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import TwistStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64, Float64MultiArray, String
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from flashvla_ros.core.settings import CameraSettings
 from flashvla_ros.msg import EpisodeStatus, GateStatus, PolicyStatus
@@ -68,10 +69,11 @@ class Interface:
 # waits beside an image wins.
 EMERGENCY_STOP = Interface("emergency_stop", Direction.IN, (Bool,))
 INSTRUCTION = Interface("instruction", Direction.IN, (String,))
-JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), depth=1, reliable=False)
+JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), reliable=False)  # an arm's and a gripper's driver
+END_EFFECTOR_POSE = Interface("end_effector_pose", Direction.IN, (PoseStamped,), depth=1, reliable=False)
 IMAGE = Interface("image", Direction.IN, (Image, CompressedImage), depth=1, reliable=False)
 
-COMMAND = Interface("command", Direction.OUT, (TwistStamped, Float64MultiArray))
+COMMAND = Interface("command", Direction.OUT, (TwistStamped, PoseStamped, JointTrajectory, Float64MultiArray))
 GRIPPER_COMMAND = Interface("gripper_command", Direction.OUT, (Float64,))
 GATE = Interface("~/gate", Direction.OUT, (GateStatus,))
 STATUS = Interface("~/status", Direction.OUT, (PolicyStatus,))
@@ -82,12 +84,16 @@ DIAGNOSTICS = Interface("/diagnostics", Direction.OUT, (DiagnosticArray,))
 # Of the simulated robot: what it knows of its episodes, for whoever counts them, however late.
 EPISODE = Interface("episode", Direction.IN, (EpisodeStatus,), depth=100, latched=True)
 
+# Read once, while the node is configured, where limits.robot_description asks for it.
+ROBOT_DESCRIPTION = Interface("robot_description", Direction.IN, (String,), depth=1, latched=True)
+
 RESET = Interface("~/reset", Direction.SERVICE, (Trigger,))
 
 INTERFACES: tuple[Interface, ...] = (
     EMERGENCY_STOP,
     INSTRUCTION,
     JOINT_STATES,
+    END_EFFECTOR_POSE,
     IMAGE,
     COMMAND,
     GRIPPER_COMMAND,

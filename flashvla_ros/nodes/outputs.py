@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rclpy.duration import Duration
@@ -35,6 +36,7 @@ class Outputs:
     def __init__(self, node: LifecycleNode, settings: Settings, spec: ActionSpec) -> None:
         self._node = node
         self._frame_id = settings.command.frame_id
+        self._positions: dict[str, float] = {}  # of the last step: what a stop starts from where nothing newer is known
         command_type, self._encode = make_encoder(settings.command, spec)
 
         def publisher(topic: interfaces.Interface, message_type: type[Any] | None = None) -> LifecyclePublisher[Any]:
@@ -46,17 +48,24 @@ class Outputs:
         self._overlay_publisher = publisher(interfaces.OVERLAY)
         self._overlay = OverlayPublisher(self._overlay_publisher)
 
-    def step(self, result: StepResult) -> None:
-        """Publish the command of one step, then what the gate thought, then the picture of it."""
+    def step(self, result: StepResult) -> float:
+        """Publish the command of one step, then what the gate thought, then the picture of it.
+
+        In a dry run no command is published. Returns the seconds from the observation's stamp to the command.
+        """
         observation = result.observation
         header = observation.header if isinstance(observation, StampedObservation) else self._now()
-        self._send(result.command, Header(stamp=header.stamp, frame_id=self._frame_id))
+        self._positions = observation.positions
+        if not result.settings.control.dry_run:
+            self._send(result.command, Header(stamp=header.stamp, frame_id=self._frame_id), self._positions)
+        latency_s = self._node.get_clock().now().nanoseconds * 1e-9 - observation.stamp_s
         self._gate.publish(gate_status(result, header))
         self._overlay.post(result, header)
+        return latency_s
 
-    def stop(self, command: FloatArray) -> None:
-        """Publish the stop action [1, D]; no observation asked for it, so its stamp is now."""
-        self._send(command, self._now())
+    def stop(self, command: FloatArray, positions: Mapping[str, float]) -> None:
+        """Publish the stop action [1, D] from where the robot is; no observation asked for it, so its stamp is now."""
+        self._send(command, self._now(), {**self._positions, **positions})
 
     def flush(self) -> None:
         """Wait until every reader has the last command, though not for one that has died."""
@@ -69,8 +78,8 @@ class Outputs:
         for publisher in (self._command, self._gripper, self._gate, self._overlay_publisher):
             self._node.destroy_lifecycle_publisher(publisher)
 
-    def _send(self, action: FloatArray, header: Header) -> None:
-        command = self._encode(action, header)
+    def _send(self, action: FloatArray, header: Header, positions: Mapping[str, float]) -> None:
+        command = self._encode(action, header, positions)
         self._command.publish(command.motion)
         if command.gripper is not None:
             self._gripper.publish(command.gripper)

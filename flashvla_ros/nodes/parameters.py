@@ -75,6 +75,19 @@ class NodeParameters:
         node.add_on_set_parameters_callback(self._check)
         node.add_post_set_parameters_callback(self._apply)
 
+    def put(self, values: Mapping[str, Any]) -> None:
+        """Set parameters from inside the node.
+
+        Raises:
+            SettingsError: A value is refused; none is set.
+        """
+        if not values:
+            return
+        parameters = [Parameter(name, _TYPES[table.find(name).kind], value) for name, value in values.items()]
+        result = self.node.set_parameters_atomically(parameters)
+        if not result.successful:
+            raise SettingsError(result.reason)
+
     def _convert(self, parameters: Sequence[Parameter[Any]]) -> list[Parameter[Any]]:
         for parameter in parameters:
             if parameter.name not in _NAMES and not self.node.has_parameter(parameter.name):

@@ -20,7 +20,7 @@ from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.worker import State
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec
+from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.inputs import Inputs, Listener, StampedObservation
@@ -28,6 +28,7 @@ from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
 from flashvla_ros.nodes.process import run_node
 from flashvla_ros.nodes.reporter import Reporter
+from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health
 from flashvla_ros.nodes.transitions import reported
@@ -73,13 +74,14 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check what can be checked without the model, and open the topics."""
         self._release()  # what an attempt that failed half-way has left
-        action = self.settings.action
-        self._spec = ActionSpec(action.names, tuple(ActionKind(kind) for kind in action.kinds), action.dt_s)
+        self._spec = ActionSpec.of(self.settings.action)
+        self._table.put(urdf_limits(self, self.settings.limits, self._spec))
+        check_reported(self, self._spec)
         self._outputs = Outputs(self, self.settings, self._spec)
         self._close_topics.append(self._outputs.close)
         self._inputs = Inputs(
             self,
-            self.settings,
+            lambda: self.settings,
             Listener(self._on_image, self._on_observation, self._on_instruction, self._on_emergency_stop),
         )
         self._close_topics.append(self._inputs.close)
@@ -105,7 +107,7 @@ class PolicyNode(LifecycleNode):
             self.loading = False
         super().on_activate(state)
         self._publish_settings(self._loaded)
-        self._runner = Runner(stepper, settings, self._outputs, logger)
+        self._runner = Runner(stepper, settings, self._outputs, logger, self._inputs.positions)
         self._runner.start()
         if self._emergency_stop:
             self._stop_for_emergency(self._runner)
@@ -205,7 +207,7 @@ class PolicyNode(LifecycleNode):
         if self._loaded:
             self._publish_settings(self._loaded)
         if self._runner:
-            self._runner.worker.settings = settings
+            self._runner.worker.apply(settings)
 
     # What the node says of itself.
 
@@ -224,6 +226,9 @@ class PolicyNode(LifecycleNode):
             rejected=inputs.rejections.count,
             stops=runner.stops if runner else 0,
             image_rate_hz=inputs.images.rate_hz(time.monotonic()),
+            dry_run=self.settings.control.dry_run,
+            latency_budget_s=self.settings.control.latency_budget_s,
+            names=self._spec.names,
         )
         return health, runner.tally if runner else Tally()
 

@@ -38,10 +38,11 @@ class Reporter:
     def report(self) -> None:
         """Publish the state of this moment."""
         health, tally = self._facts()
-        header = Header(stamp=self._node.get_clock().now().to_msg())
-        status = policy_status(health, tally, header, time.monotonic())
+        header, now_s = Header(stamp=self._node.get_clock().now().to_msg()), time.monotonic()
+        status = policy_status(health, tally, header, now_s)
         self._status.publish(status)
-        self._diagnostics.publish(diagnostics(health, status, self._node.get_fully_qualified_name()))
+        name = self._node.get_fully_qualified_name()
+        self._diagnostics.publish(diagnostics(health, tally, status, name, now_s))
 
     def settings(self, provenance: Provenance) -> None:
         """Publish every parameter in force, and the weights, for whoever records."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable, Mapping
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
@@ -26,13 +27,28 @@ class Runner:
         watchdog: What stops the robot when a camera or the model falls silent.
         tally: Counts and latencies of the steps.
         stops: Times the robot was stopped.
+        positions: Returns where the robot is.
     """
 
-    def __init__(self, stepper: Stepper, settings: Settings, outputs: Outputs, logger: RcutilsLogger) -> None:
+    def __init__(
+        self,
+        stepper: Stepper,
+        settings: Settings,
+        outputs: Outputs,
+        logger: RcutilsLogger,
+        positions: Callable[[], Mapping[str, float]],
+    ) -> None:
         self._outputs = outputs
         self._logger = logger
         self._faults = Rejections(logger.error)
-        self.worker = Worker(stepper, settings, on_step=self._on_step, on_stop=self._on_stop, on_fault=self._on_fault)
+        self.worker = Worker(
+            stepper,
+            settings,
+            on_step=self._on_step,
+            on_stop=self._on_stop,
+            on_fault=self._on_fault,
+            positions=positions,
+        )
         self.watchdog = Watchdog(self.worker)
         self.tally = Tally()
         self.stops = 0
@@ -57,19 +73,20 @@ class Runner:
         return f"{stop.cause}: {stop.detail}" if stop else ""
 
     def _on_step(self, result: StepResult) -> None:
-        self._outputs.step(result)
-        self.tally.add(result, time.monotonic())
+        stamp_latency_s = self._outputs.step(result)
+        self.tally.add(result, time.monotonic(), stamp_latency_s)
         if not self._moving:
             self._moving = True
-            self._logger.info(f"moving: {result.observation.instruction!r}")
+            what = "dry run, no command is sent" if result.settings.control.dry_run else "moving"
+            self._logger.info(f"{what}: {result.observation.instruction!r}")
 
     def _on_stop(self, stop: Stop) -> None:
         self.stops += 1
         self._moving = False
         if stop.command is not None:
-            self._outputs.stop(stop.command)
+            self._outputs.stop(stop.command, stop.positions)
         line = f"stopped, {stop.cause}: {stop.detail}"
-        if stop.cause is Reason.DEACTIVATED:
+        if stop.cause in (Reason.DEACTIVATED, Reason.DRY_RUN):
             self._logger.info(line)
         else:  # two calls: rclpy ties a severity to the line that logs
             self._logger.error(line)

@@ -45,6 +45,8 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
         step_s=result.step_s,
         settings_digest=settings_digest(result.settings),
         **result.draft_counts,
+        dry_run=result.settings.control.dry_run,
+        speed_scale=result.speed_scale,
     )
 
 
@@ -61,6 +63,9 @@ class Health:
         rejected: Messages that could not be used.
         stops: Times the robot was stopped.
         image_rate_hz: Usable images of the first camera, per second.
+        dry_run: Commands are computed and not sent.
+        latency_budget_s: Time from an image's stamp to its command that is not to be exceeded; 0: any.
+        names: Names of the action's dimensions.
     """
 
     state: str
@@ -71,6 +76,9 @@ class Health:
     rejected: int = 0
     stops: int = 0
     image_rate_hz: float = 0.0
+    dry_run: bool = False
+    latency_budget_s: float = 0.0
+    names: tuple[str, ...] = ()
 
 
 def policy_status(health: Health, tally: Tally, header: Header, now_s: float) -> PolicyStatus:
@@ -99,24 +107,43 @@ def policy_status(health: Health, tally: Tally, header: Header, now_s: float) ->
         inference_p95_s=inference_p95_s,
         inference_p99_s=inference_p99_s,
         draft_acceptance=tally.draft_acceptance(now_s),
+        dry_run=health.dry_run,
+        speed_scale=tally.speed_scale,
     )
 
 
-def diagnostics(health: Health, status: PolicyStatus, name: str) -> DiagnosticArray:
-    """Return the same as a monitor of /diagnostics reads it: a level, one line, and every figure by name."""
-    if health.state == "stopped":
-        level, message = DiagnosticStatus.ERROR, f"stopped: {health.stop_reason}"
-    elif health.state == "waiting":
-        level, message = DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
-    else:
-        level, message = DiagnosticStatus.OK, "running"
-    values = [
-        KeyValue(key=field, value=_word(getattr(status, field)))
-        for field in status.get_fields_and_field_types()
-        if field != "header"
-    ]
+def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, now_s: float) -> DiagnosticArray:
+    """Return the same as a monitor of /diagnostics reads it: a level, one line, and every figure by name.
+
+    Beside those of the status: latency from an image's stamp, and how often each dimension was clamped.
+    """
+    percentiles_s = tally.stamp_latency.percentiles(now_s)
+    level, message = _verdict(health, status, percentiles_s[1])
+    figures = {field: getattr(status, field) for field in status.get_fields_and_field_types() if field != "header"}
+    figures.update(
+        zip(("stamp_latency_p50_s", "stamp_latency_p95_s", "stamp_latency_p99_s"), percentiles_s, strict=True)
+    )
+    figures.update({f"clamped.{name}": tally.clamped_by[index] for index, name in enumerate(health.names)})
+    values = [KeyValue(key=key, value=_word(value)) for key, value in figures.items()]
     summary = DiagnosticStatus(level=level, name=name, message=message, hardware_id="", values=values)
     return DiagnosticArray(header=status.header, status=[summary])
+
+
+def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -> tuple[bytes, str]:
+    if health.state == "stopped":
+        return DiagnosticStatus.ERROR, f"stopped: {health.stop_reason}"
+    if health.state == "waiting":
+        return DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
+    budget_s = health.latency_budget_s
+    if 0.0 < budget_s < stamp_latency_p95_s:
+        return (
+            DiagnosticStatus.WARN,
+            f"slow: {stamp_latency_p95_s:.3g} s from an image's stamp to its command (95th percentile), "
+            f"control.latency_budget_s is {budget_s:g}",
+        )
+    if health.dry_run:
+        return DiagnosticStatus.OK, "dry run: no command is sent"
+    return DiagnosticStatus.OK, "running" if status.speed_scale == 1.0 else f"running at {status.speed_scale:.0%} speed"
 
 
 def _word(value: float | str) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flashvla_ros.control import safety
+from flashvla_ros.control.limits import limit
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.settings import LimitsSettings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Inference
@@ -52,7 +53,7 @@ def test_a_policy_of_another_size_is_refused() -> None:
 
 def test_without_limits_an_action_is_left_alone() -> None:
     action = np.array([[1e9, -1e9, 0.0, 3.0]])
-    command, clamped = safety.limit(action, np.zeros(4), UNLIMITED)
+    command, clamped = limit(action, np.zeros(4), UNLIMITED, SPEC)
     np.testing.assert_array_equal(command, action)
     assert not clamped.any()
     assert command is not action
@@ -61,7 +62,7 @@ def test_without_limits_an_action_is_left_alone() -> None:
 def test_range_and_step_are_clamped_row_by_row() -> None:
     limits = LimitsSettings(lower=(-1.0,) * 4, upper=(1.0,) * 4, max_step=(0.4,) * 4)
     action = np.array([[5.0, 0.1, -5.0, 0.0]] * 3)
-    command, clamped = safety.limit(action, np.zeros(4), limits)
+    command, clamped = limit(action, np.zeros(4), limits, SPEC)
     np.testing.assert_allclose(command, [[0.4, 0.1, -0.4, 0.0], [0.8, 0.1, -0.8, 0.0], [1.0, 0.1, -1.0, 0.0]])
     assert clamped.tolist() == [[True, False, True, False]] * 3
 
@@ -69,7 +70,7 @@ def test_range_and_step_are_clamped_row_by_row() -> None:
 def test_an_unknown_reference_allows_any_first_step_inside_the_range() -> None:
     limits = LimitsSettings(lower=(-1.0,) * 4, upper=(1.0,) * 4, max_step=(0.1,) * 4)
     reference = np.array([0.0, np.nan, np.nan, 0.0])
-    command, _ = safety.limit(np.array([[5.0, 5.0, 0.7, 0.0], [5.0, 0.0, 0.7, 0.0]]), reference, limits)
+    command, _ = limit(np.array([[5.0, 5.0, 0.7, 0.0], [5.0, 0.0, 0.7, 0.0]]), reference, limits, SPEC)
     np.testing.assert_allclose(command, [[0.1, 1.0, 0.7, 0.0], [0.2, 0.9, 0.7, 0.0]])
 
 
@@ -92,7 +93,7 @@ def limited(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, LimitsSettings]:
 def test_limits_are_never_exceeded(case: tuple[np.ndarray, np.ndarray, LimitsSettings]) -> None:
     action, reference, limits = case
     kept = action.copy()
-    command, clamped = safety.limit(action, reference, limits)
+    command, clamped = limit(action, reference, limits, SPEC)
     np.testing.assert_array_equal(action, kept)
     assert np.isfinite(command).all()
     lower = np.array(limits.lower or [-np.inf] * 4)
@@ -104,7 +105,7 @@ def test_limits_are_never_exceeded(case: tuple[np.ndarray, np.ndarray, LimitsSet
         excess = np.abs(command - before) - np.array(limits.max_step)
         assert np.nanmax(excess, initial=-np.inf) <= 1e-6
     np.testing.assert_array_equal(clamped, command != action)
-    again, _ = safety.limit(command, reference, limits)
+    again, _ = limit(command, reference, limits, SPEC)
     np.testing.assert_allclose(again, command, atol=1e-6)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64, Header, String
 from std_srvs.srv import Trigger
 
@@ -26,6 +28,7 @@ from flashvla_ros.core.policy import Policy
 from flashvla_ros.images import encode_image
 from flashvla_ros.msg import GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.commands import COMMAND_TYPES
 from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
@@ -39,20 +42,33 @@ class PolicyBench:
     Args:
         policy: The model inside; a scripted one where it is None.
         factory: Instead of `policy`: what the node calls to load it.
+        files: Parameter files.
+        namespace: Of the node.
         parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``.
     """
 
     def __init__(
-        self, policy: Policy | None = None, *, factory: PolicyFactory | None = None, **parameters: Any
+        self,
+        policy: Policy | None = None,
+        *,
+        factory: PolicyFactory | None = None,
+        files: Sequence[Path] = (),
+        namespace: str = "",
+        **parameters: Any,
     ) -> None:
         self.context = Context()
-        rclpy.init(context=self.context)
+        arguments = [word for path in files for word in ("--params-file", str(path))]
+        rclpy.init(context=self.context, args=["--ros-args", *arguments])
         self.policy = policy or ScriptedPolicy()
         overrides = [Parameter(name.replace("__", "."), value=value) for name, value in parameters.items()]
         self.node = PolicyNode(
-            factory or (lambda _: LoadedPolicy(self.policy)), context=self.context, parameter_overrides=overrides
+            factory or (lambda _: LoadedPolicy(self.policy)),
+            context=self.context,
+            namespace=namespace,
+            parameter_overrides=overrides,
         )
-        self.robot = Node("robot", context=self.context)
+        self._name = self.node.get_fully_qualified_name()
+        self.robot = Node("robot", context=self.context, namespace=namespace)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         self._executor.add_node(self.robot)
@@ -62,28 +78,28 @@ class PolicyBench:
         self.commands: list[Any] = []
         self.grippers: list[Float64] = []
         self.diagnostics: list[Any] = []
-        self._parameters = AsyncParameterClient(self.robot, "flashvla")
+        self._parameters = AsyncParameterClient(self.robot, self._name)
         self.robot.create_subscription(Log, "/rosout", self.logs.append, _LOG_QOS)
         self.image = self.robot.create_publisher(interfaces.IMAGE.type, "image", interfaces.IMAGE.qos)
         self.instruction = self.robot.create_publisher(String, "instruction", 10)
         self.joint_states = self.robot.create_publisher(interfaces.JOINT_STATES.type, "joint_states", 1)
         self.emergency_stop = self.robot.create_publisher(Bool, "emergency_stop", 10)
-        self.reset = self.robot.create_client(Trigger, "/flashvla/reset")
-        self.get_state = self.robot.create_client(GetState, "/flashvla/get_state")
+        self.pose = self.robot.create_publisher(interfaces.END_EFFECTOR_POSE.type, "end_effector_pose", 1)
+        self.reset = self.robot.create_client(Trigger, f"{self._name}/reset")
+        self.get_state = self.robot.create_client(GetState, f"{self._name}/get_state")
 
     def configure(self) -> bool:
         """Trigger configure; returns whether it succeeded, and then listens to every topic."""
         if self.node.trigger_configure() is not TransitionCallbackReturn.SUCCESS:
             return False
-        command = dict(zip(("TwistStamped", "Float64MultiArray"), interfaces.COMMAND.types, strict=True))
         for topic, received, message_type in (
             (interfaces.GATE, self.gates, None),
             (interfaces.STATUS, self.statuses, None),
             (interfaces.GRIPPER_COMMAND, self.grippers, None),
             (interfaces.DIAGNOSTICS, self.diagnostics, None),
-            (interfaces.COMMAND, self.commands, command[self.node.settings.command.type]),
+            (interfaces.COMMAND, self.commands, COMMAND_TYPES[self.node.settings.command.type]),
         ):
-            name = topic.name.replace("~", "/flashvla")
+            name = topic.name.replace("~", self._name)
             self.robot.create_subscription(message_type or topic.type, name, received.append, 100)
             self.until(lambda name=name: self.node.count_subscribers(name), f"a reader of {name}")
         self.until(self.instruction.get_subscription_count, "the instruction's reader")
@@ -118,14 +134,21 @@ class PolicyBench:
         self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=5))
         self.spin(0.02)
 
-    def step(self, level: int = 100) -> GateStatus:
-        """Show a picture, wait for the command, and return what the gate says of it."""
-        gates, commands = len(self.gates), len(self.commands)
+    def step(self, level: int = 100, *, commanded: bool = True) -> GateStatus:
+        """Show a picture, wait for the command, unless none is to come, and return what the gate says of it."""
+        gates, commands = len(self.gates), len(self.commands) + commanded
         shown = self.show(level)
-        self.until(lambda: len(self.gates) > gates and len(self.commands) > commands, "the next step")
+        self.until(lambda: len(self.gates) > gates and len(self.commands) >= commands, "the next step")
         gate = self.gates[-1]
         assert gate.header.stamp == shown.stamp
         return gate
+
+    def measure(self, **positions: float) -> None:
+        """Publish where joints are and wait until the node has heard it."""
+        self.until(self.joint_states.get_subscription_count, "the reader of joint_states")
+        self.joint_states.publish(JointState(name=list(positions), position=list(positions.values())))
+        inputs = self.node._inputs
+        self.until(lambda: positions.items() <= inputs.positions().items(), "joint_states")
 
     def set(self, name: str, value: Any) -> SetParametersResult:
         """Set a parameter through the node's own service."""

@@ -1,0 +1,125 @@
+"""What the robot says of its joints, before anything moves: their names, and their limits out of a URDF."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+
+from flashvla_ros.control.limits import UNBOUNDED
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import LimitsSettings
+from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.core.urdf import JointLimits, joint_limits
+from flashvla_ros.nodes import interfaces
+
+_DESCRIPTION_S = 5.0  # longest wait for robot_description
+_JOINT_STATES_S = 1.0  # in which every joint of a robot that publishes any has been heard of
+
+
+def urdf_limits(node: Node, limits: LimitsSettings, spec: ActionSpec) -> dict[str, list[float]]:
+    """Return the parameters that the URDF sets, by name; none where no URDF is asked for.
+
+    Raises:
+        SettingsError: There is no URDF, or the action's joints are not in it; names both lists.
+    """
+    if not limits.urdf and not limits.robot_description:
+        return {}
+    text, source = _description(node) if limits.robot_description else _file(limits.urdf)
+    known = joint_limits(text, source)
+    if not spec.joints:
+        raise SettingsError(
+            f"{source} bounds joints, but action.names has none: {list(spec.names)}; leave limits.urdf empty and "
+            f"bound the end effector with limits.workspace_lower and limits.workspace_upper"
+        )
+    _check_names(spec, known, f"joints of {source}")
+    rows = [known.get(name, JointLimits()) if name in spec.joints else JointLimits() for name in spec.names]
+    return {
+        "limits.joint_lower": [max(row.lower, -UNBOUNDED) for row in rows],
+        "limits.joint_upper": [min(row.upper, UNBOUNDED) for row in rows],
+        "limits.joint_velocity": [min(row.velocity, UNBOUNDED) for row in rows],
+    }
+
+
+def check_reported(node: Node, spec: ActionSpec) -> None:
+    """Check the action's joints against those that the robot reports, where somebody does.
+
+    A robot may report its joints in several messages, so they are gathered for a while.
+
+    Raises:
+        SettingsError: Joints are reported, and not all of the action's; names both lists.
+    """
+    topic = interfaces.JOINT_STATES
+    if not spec.joints or not node.count_publishers(topic.name):
+        return
+    reported: set[str] = set()
+
+    def complete(message: JointState) -> bool:
+        reported.update(message.name)
+        return reported.issuperset(spec.joints)
+
+    _listen(node, topic, complete, _JOINT_STATES_S)
+    if reported:
+        _check_names(spec, reported, f"joints on {node.resolve_topic_name(topic.name)}")
+
+
+def _check_names(spec: ActionSpec, known: Any, what: str) -> None:
+    missing = [name for name in spec.joints if name not in known]
+    if missing:
+        raise SettingsError(
+            f"action.names is {list(spec.names)}, but {missing} are not among the {what}, {sorted(known)}: "
+            f"name the joints as the robot does, in the order of the policy's action"
+        )
+
+
+def _file(path: str) -> tuple[str, str]:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8"), path
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read limits.urdf {path}: {error}") from error
+
+
+def _description(node: Node) -> tuple[str, str]:
+    topic, texts = interfaces.ROBOT_DESCRIPTION, list[str]()
+    name = node.resolve_topic_name(topic.name)
+
+    def take(message: Any) -> bool:
+        texts.append(message.data)
+        return True
+
+    _listen(node, topic, take, _DESCRIPTION_S)
+    if not texts:
+        raise SettingsError(
+            f"limits.robot_description is true, but nothing came on {name} within {_DESCRIPTION_S:g} s: start "
+            f"robot_state_publisher, or give a file as limits.urdf"
+        )
+    return texts[-1], name
+
+
+def _listen(node: Node, topic: interfaces.Interface, enough: Callable[[Any], bool], longest_s: float) -> None:
+    """Hand a topic's messages to `enough` until it returns true; on a node of its own, for ours is in a callback."""
+    ear = rclpy.create_node(
+        f"{node.get_name()}_configure",
+        context=node.context,
+        use_global_arguments=False,
+        enable_rosout=False,
+        start_parameter_services=False,
+    )
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(ear)
+    done: list[bool] = []
+    try:
+        name = node.resolve_topic_name(topic.name)
+        ear.create_subscription(topic.type, name, lambda message: done.append(enough(message)), topic.qos)
+        end_s = time.monotonic() + longest_s
+        while not any(done) and (remaining_s := end_s - time.monotonic()) > 0.0:
+            executor.spin_once(timeout_sec=remaining_s)
+    finally:
+        executor.shutdown()
+        ear.destroy_node()
