@@ -31,6 +31,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("bringup", "flashvla_ros.nodes.bringup_command", "start the policy node and a robot, and count episodes"),
+    Command("eval", "flashvla_ros.evaluation.command", "measure success, cost and reaction in closed loop"),
     Command("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
     Command("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
     Command("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),

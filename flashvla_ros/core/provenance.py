@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
@@ -23,12 +23,16 @@ def settings_digest(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def checkpoint_fingerprint(folder: Path) -> str:
+def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
     """Return the SHA-256 of a checkpoint's files, in hexadecimal.
 
     Names, sizes and contents of the files directly in `folder` count. Of a file larger than 4 MiB, 64 evenly spaced
     blocks of 64 KiB stand for the rest, the first and the last among them: fine-tuning changes weights everywhere,
     and a node must not read 15 GB twice at start.
+
+    Args:
+        folder: The checkpoint's folder.
+        without: Names of files that do not count.
 
     Raises:
         CheckpointError: `folder` is not a readable folder with files.
@@ -36,6 +40,7 @@ def checkpoint_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        files = [path for path in files if path.name not in without]
         for path in files:
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             _add_file(digest, path)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.errors import SimulationError
-from flashvla_ros.sim.settings import RobotSettings
+from flashvla_ros.sim.settings import ACTION_SIZE, METRES_PER_UNIT, RobotSettings
 from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
-from flashvla_ros.sim.world import ACTION_SIZE, METRES_PER_UNIT, World
+
+if TYPE_CHECKING:
+    from flashvla_ros.sim.world import World
 
 HOLD_STEPS = 5  # success must last this long; Meta-World counts a single step
 
@@ -25,6 +28,7 @@ class EpisodePlan:
         instruction: In force from the first step.
         max_steps: Control steps that an instruction may take.
         switch_instruction: In force from `switch_step` on; empty: none.
+        perturbation: What disturbs the episode, a name of :mod:`flashvla_ros.sim.perturbation`.
     """
 
     task: Task
@@ -33,6 +37,7 @@ class EpisodePlan:
     max_steps: int
     switch_instruction: str = ""
     switch_step: int = 0
+    perturbation: str = "none"
 
     @classmethod
     def from_settings(cls, settings: RobotSettings, episode: int) -> EpisodePlan:

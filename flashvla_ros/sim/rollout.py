@@ -1,7 +1,8 @@
-"""Closed-loop episodes in one process and in lock-step: the simulated robot, the control step, no ROS.
+"""Closed-loop episodes in one process: the simulated robot, the control step, no ROS.
 
-The control step is the node's own (:class:`flashvla_ros.control.stepper.Stepper`), and time is the simulation's, so the
-same plan, policy and settings give the same episode again, step for step.
+The control step is the node's own (:class:`flashvla_ros.control.stepper.Stepper`), and time is the simulation's. In
+lock-step the robot waits for each command, so the same plan, policy and settings give the same episode again, step for
+step. Free-running, it does not: see :func:`roll_out`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import Observation
+from flashvla_ros.core.types import FloatArray, Observation
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
-from flashvla_ros.sim.world import World
+from flashvla_ros.sim.perturbation import Perturbation, find_perturbation
+from flashvla_ros.sim.settings import RobotSettings
+
+if TYPE_CHECKING:
+    from flashvla_ros.sim.world import World
 
 CAMERA = "image"
 
@@ -28,13 +34,17 @@ class Outcome:
     Attributes:
         plan: What was asked.
         success: The last instruction was accomplished.
-        steps: Control steps in all.
+        steps: Steps of the robot in all.
         reused: Control steps that used the last action again.
         clamped: Control steps in which safety changed the action.
         kept_ratio: Visual tokens that the layers behind the pruned one saw, as a share, over fresh steps; 1 where
             nothing was dropped.
         reasons: How often the gate gave each of its reasons.
-        latencies_s: [steps] from the observation to its command.
+        latencies_s: [control steps] from the observation to its command. There are as many control steps as steps of
+            the robot, but for images that were lost, or replaced by a newer one while the model was busy.
+        change_step: Step whose image was the first to show the change; None where none came.
+        reaction_steps: Steps from the change to the first image that the model was run on; where it was not run
+            before the end, the steps up to there. None where no change came.
     """
 
     plan: EpisodePlan
@@ -45,6 +55,17 @@ class Outcome:
     kept_ratio: float
     reasons: Mapping[str, int]
     latencies_s: tuple[float, ...]
+    change_step: int | None = None
+    reaction_steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Answer:
+    """A control step, the step of the robot whose image it answers, and when its command arrives, in steps."""
+
+    result: StepResult
+    step: int
+    due: float
 
 
 def roll_out(
@@ -53,8 +74,15 @@ def roll_out(
     plan: EpisodePlan,
     settings: Settings,
     on_step: Callable[[StepResult], None] | None = None,
+    *,
+    free_running: bool = False,
 ) -> Outcome:
     """Run one episode to its end.
+
+    Free-running, the simulation goes on while the model thinks, by the time that the control step really took: the
+    robot steps every ``action.dt_s`` with the last command that has arrived, and stands still where that is older than
+    the robot node allows. The model takes the newest image as soon as it is free. Rendering is the camera's work and
+    costs no time.
 
     Args:
         world: Is reset to the plan's start.
@@ -62,33 +90,83 @@ def roll_out(
         plan: What is asked.
         settings: In force throughout; ``action.dt_s`` is the length of a control step.
         on_step: Sees every control step, such as a recorder of videos.
+        free_running: Let the robot go on while the model thinks.
     """
     tick_s = settings.action.dt_s
-    episode = Episode(world, plan)
+    episode, perturbation = Episode(world, plan), find_perturbation(plan.perturbation)(plan)
     stepper.reset()
-    results: list[StepResult] = []
-    while not episode.ended:
-        observation = Observation({CAMERA: world.render()}, episode.instruction, stamp_s=episode.steps * tick_s)
-        result = stepper.step(observation, settings)
-        command = result.command[0]
-        episode.step(action_from_command(command[:3] / tick_s, command[3], tick_s))
-        results.append(dataclasses.replace(result, observation=dataclasses.replace(observation, images={})))
-        if on_step is not None:
-            on_step(result)
-    return _outcome(plan, episode, results, settings)
+    robot = _Robot(tick_s)
+    answers: list[_Answer] = []
+    free_at = 0.0  # when the model can take the next image, in steps
+    try:
+        while not episode.ended:
+            step = episode.steps
+            perturbation.disturb(world, step)
+            if free_at < step + 1 and not perturbation.drops(step):
+                image = perturbation.image(world.render(), step)
+                result = stepper.step(Observation({CAMERA: image}, episode.instruction, step * tick_s), settings)
+                ready = max(free_at, step) + result.step_s / tick_s if free_running else float(step)
+                free_at = ready if free_running else 0.0
+                robot.receive(result.command[0], ready + perturbation.delay_steps)
+                answers.append(_Answer(_without_image(result), step, ready))
+                if on_step is not None:
+                    on_step(result)
+            episode.step(robot.action(step + 1))
+    finally:
+        perturbation.end(world)
+    return _outcome(episode, answers, settings, perturbation, free_running=free_running)
 
 
-def _outcome(plan: EpisodePlan, episode: Episode, results: list[StepResult], settings: Settings) -> Outcome:
+class _Robot:
+    """Follows the last command that has arrived, and stands still where that is too old, as the robot node does."""
+
+    def __init__(self, tick_s: float) -> None:
+        self._tick_s = tick_s
+        self._patience = RobotSettings().command_timeout_s / tick_s
+        self._coming: collections.deque[tuple[float, FloatArray]] = collections.deque()
+        self._arrived, self._command = 0.0, np.array([0.0, 0.0, 0.0, -1.0])
+
+    def receive(self, command: FloatArray, due: float) -> None:
+        """Take a command [4] that arrives at `due`, in steps."""
+        self._coming.append((due, command))
+
+    def action(self, now: float) -> FloatArray:
+        """Return the action [4] up to `now`, the end of this step."""
+        while self._coming and self._coming[0][0] < now:
+            self._arrived, self._command = self._coming.popleft()
+        still = now - 1 - self._arrived > self._patience
+        velocity = np.zeros(3) if still else self._command[:3] / self._tick_s
+        return action_from_command(velocity, self._command[3], self._tick_s)
+
+
+def _without_image(result: StepResult) -> StepResult:
+    return dataclasses.replace(result, observation=dataclasses.replace(result.observation, images={}))
+
+
+def _outcome(
+    episode: Episode, answers: list[_Answer], settings: Settings, perturbation: Perturbation, *, free_running: bool
+) -> Outcome:
+    results = [answer.result for answer in answers]
     fresh = [result.inference for result in results if result.fresh]
-    drop = settings.pruning.drop
+    drop, tick_s = settings.pruning.drop, settings.action.dt_s
     kept = [len(run.kept) / run.visual_tokens if drop and run.kept is not None else 1.0 for run in fresh]
+    changed = perturbation.change_step
+    if changed is not None and changed >= episode.steps:
+        changed = None
+    looked = [answer.step for answer in answers if changed is not None and answer.result.fresh]
     return Outcome(
-        plan=plan,
+        plan=episode.plan,
         success=episode.success,
         steps=episode.steps,
         reused=len(results) - len(fresh),
         clamped=sum(bool(result.clamped.any()) for result in results),
         kept_ratio=float(np.mean(kept)),
         reasons=dict(collections.Counter(str(result.decision.reason) for result in results)),
-        latencies_s=tuple(result.step_s for result in results),
+        latencies_s=tuple(
+            (answer.due - answer.step) * tick_s if free_running else answer.result.step_s for answer in answers
+        ),
+        change_step=changed,
+        reaction_steps=None
+        if changed is None
+        else next((step for step in looked if step >= changed), episode.steps) - changed,
     )

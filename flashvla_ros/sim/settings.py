@@ -8,6 +8,8 @@ from typing import Any
 from flashvla_ros.core.settings import Parameter
 from flashvla_ros.sim.tasks import TASKS
 
+ACTION_SIZE = 4  # dx, dy, dz, gripper
+METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for an action of 1
 SIZE_LIMITS = (16, 1024)  # side of an image in pixels
 
 

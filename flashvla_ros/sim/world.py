@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim.errors import SimulationError
-from flashvla_ros.sim.settings import SIZE_LIMITS
+from flashvla_ros.sim.settings import ACTION_SIZE, SIZE_LIMITS
 from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
 
 try:
@@ -33,8 +33,6 @@ except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError
         "headless rendering, the Debian packages libegl1 and libgl1-mesa-dri"
     ) from error
 
-ACTION_SIZE = 4  # dx, dy, dz, gripper
-METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for an action of 1
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
 ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
 
@@ -106,6 +104,28 @@ class World:
         """Shove the scene's object aside by [3] metres, at once; tasks are judged as before, and a reset undoes it."""
         self.scene.move_object(np.asarray(offset_m, dtype=np.float64))
 
+    def place_object(self, placement_m: ArrayLike) -> None:
+        """Put the scene's object to another placement [3] in mid-episode, at once.
+
+        The scene is then as if it had been reset with that placement: goals and experts follow the object, while every
+        joint, of the robot and of the object, stays where it is.
+        """
+        self.scene.place_object(np.asarray(placement_m, dtype=np.float64))
+
+    @property
+    def placement(self) -> FloatArray:
+        """[3] where the scene's object was put, in m."""
+        return self.scene.placement.copy()
+
+    @property
+    def placement_range(self) -> tuple[FloatArray, FloatArray]:
+        """Least and greatest placement [3] of the scene's object, which a reset draws from evenly."""
+        return self.scene.placement_range
+
+    def set_light(self, factor: float) -> None:
+        """Make every light of the scene this many times its own brightness, until the next reset."""
+        self.scene.set_light(factor)
+
     def render(self) -> ImageArray:
         """Return the camera's image, RGB uint8 [size, size, 3]."""
         size = (self._image_size, self._image_size)
@@ -163,8 +183,12 @@ class _Scene:
         for environment in self._environments.values():
             environment.model, environment.data = self._model, self._data
         spaces = [environment._random_reset_space for environment in self._environments.values()]
-        self._placement_low = np.min([space.low for space in spaces], axis=0)
-        self._placement_high = np.max([space.high for space in spaces], axis=0)
+        self.placement_range = (
+            np.min([space.low for space in spaces], axis=0).astype(np.float64),
+            np.max([space.high for space in spaces], axis=0).astype(np.float64),
+        )
+        self.placement = self.placement_range[0]
+        self._lights = [light.copy() for light in self._light_arrays()]
         self._body_positions = self._model.body_pos.copy()
         self._action = np.zeros(ACTION_SIZE)
         self._active = first
@@ -175,15 +199,11 @@ class _Scene:
         self._options.sitegroup[:] = 0  # the goal marker would give the instruction away
 
     def reset(self, task: Task, seed: int, progress: float) -> None:
-        placement = np.random.default_rng(seed).uniform(self._placement_low, self._placement_high)
         self._model.body_pos[:] = self._body_positions
-        starts = {}
+        self.set_light(1.0)
         others = [row for row in self._tasks if row is not task]
-        for row in (*others, task):  # the task itself last: its start is the one that remains
-            environment = self._environments[row.name]
-            environment._last_rand_vec = placement
-            environment.reset()
-            starts[row.name] = self._data.qpos.copy()
+        order = (*others, task)  # the task itself last: its start is the one that remains
+        starts = self._place(np.random.default_rng(seed).uniform(*self.placement_range), order)
         self._active = self._environments[task.name]
         self._action = np.zeros(ACTION_SIZE)
         if progress and others:
@@ -203,6 +223,32 @@ class _Scene:
         bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
         self._model.body_pos[bodies_of_the_world[-1]] += offset_m  # the robot comes first in every scene
         mujoco.mj_forward(self._model, self._data)
+
+    def place_object(self, placement: FloatArray) -> None:
+        state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._place(placement, self._tasks)
+        mujoco.mj_setState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(self._model, self._data)
+
+    def _place(self, placement: FloatArray, order: tuple[Task, ...]) -> dict[str, FloatArray]:
+        """Reset each task's environment with the object at `placement`; return their joint positions by task."""
+        self.placement = placement
+        starts = {}
+        for row in order:
+            environment = self._environments[row.name]
+            environment._last_rand_vec = placement
+            environment.reset()
+            starts[row.name] = self._data.qpos.copy()
+        return starts
+
+    def set_light(self, factor: float) -> None:
+        for array, own in zip(self._light_arrays(), self._lights, strict=True):
+            array[:] = own * factor
+
+    def _light_arrays(self) -> list[Any]:
+        model, headlight = self._model, self._model.vis.headlight
+        return [model.light_ambient, model.light_diffuse, headlight.ambient, headlight.diffuse]
 
     def render(self, camera: Camera) -> ImageArray:
         view = mujoco.MjvCamera()

@@ -10,22 +10,27 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.bench.statistics import Rate
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.results import write_results
+from flashvla_ros.evaluation import markdown
+from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
+from flashvla_ros.evaluation.report import read_results
+from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.train.fit import CHECKPOINT, DESCRIPTION, LOG, OPTIONS
 from flashvla_ros.train.trainer import FitConfig
 from flashvla_ros.vla.checkpoint import load_config
 
-EVALUATION = "evaluation.json"
+TITLE = "Demo policy of flashvla_ros"
 
 CARD = """---
 license: apache-2.0
 pipeline_tag: robotics
 ---
-# Demo policy of flashvla_ros
+# {title}
 
 A small vision-language-action policy in OpenVLA's architecture and Hugging Face layout (DINOv2 with registers and
 SigLIP, projector, Llama decoder, 256-edge action tokens), trained from scratch by imitation of Meta-World's scripted
@@ -45,12 +50,12 @@ instructions:
 
 ## Success in closed loop
 
-Lock-step, seeds counted from {seed}, which training never saw; 95 % Wilson intervals. `dense` has gate and pruning
-off. The other modes keep {keep:.1%} of the visual tokens from layer {layer} on, by the named rule without the gate;
-`guarded` is the default, which prunes by ICS and has the guarded gate. Episodes under *then* begin with the scene's
-other instruction and change it on the way.
+Lock-step, seeds counted from {seed}, which training never saw; 95 % Wilson intervals, and McNemar's exact test against
+`dense` on the same seeds. FLOPs are multiples of the dense model's.
 
-{table}
+{modes}
+
+{tables}
 
 ## Made with
 
@@ -62,23 +67,32 @@ other instruction and change it on the way.
 COMMANDS = """python -m flashvla_ros.train.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}
     python -m flashvla_ros.train.fit --data DATA --out RUN --seed {seed} {options}
     {evaluations}
-    python -m flashvla_ros.train.publish --run RUN --evaluations EVAL-* --out models/demo"""
+    python -m flashvla_ros.train.publish --run RUN --evaluations EVAL-*.json --out models/{name}"""
 
 
-def publish(run: Path, evaluations: list[Path], out: Path, note: str = "") -> None:
-    """Copy the checkpoint of `run` to `out` and write its card and the evaluations' rows beside it."""
-    card = model_card(run, evaluations, note)
+def publish(run: Path, evaluations: list[Path], out: Path, note: str = "", title: str = TITLE) -> None:
+    """Copy the checkpoint of `run` to `out` and write its card and the evaluations' rows beside it.
+
+    Raises:
+        FlashVLAError: A file is missing, the run is not finished, or another checkpoint was evaluated.
+    """
+    results = [read_results(path) for path in evaluations]
+    checkpoint = fingerprint(run / CHECKPOINT)
+    for path, result in zip(evaluations, results, strict=True):
+        if result["meta"]["checkpoint"]["sha256"] != checkpoint:
+            raise FlashVLAError(f"{path} evaluates another checkpoint than {run / CHECKPOINT}: evaluate this one")
+    card = model_card(run, results, out.name, note, title)
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted((run / CHECKPOINT).iterdir()):
         shutil.copyfile(path, out / path.name)
     (out / "README.md").write_text(card, encoding="utf-8")
-    results = [_read(path) for path in evaluations]
-    combined = {"meta": results[0]["meta"], "rows": [row for result in results for row in result["rows"]]}
-    (out / EVALUATION).write_text(json.dumps(combined, indent=2) + "\n", encoding="utf-8")
+    rows = [row for result in results for row in result["rows"]]
+    commands = [result["meta"]["command"] for result in results]
+    write_results(out / EVALUATION, {**results[0]["meta"], "commands": commands}, rows)
 
 
-def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
-    """Return the card's text.
+def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note: str = "", title: str = TITLE) -> str:
+    """Return the text of the card of ``models/<name>``.
 
     Raises:
         FlashVLAError: A file is missing or the run is not finished.
@@ -88,10 +102,7 @@ def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
     last = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])
     if last["step"] < config["steps"]:
         raise FlashVLAError(f"{run} stopped at step {last['step']} of {config['steps']}: finish it with --resume first")
-    results = [_read(path) for path in evaluations]
-    rows = [row for result in results for row in result["rows"]]
     model = load_config(run / CHECKPOINT)
-    keep, layer = results[0]["meta"]["keep_ratio"], results[0]["meta"]["layer"]
     values = {"tasks": " ".join(data["tasks"]), "episodes": description["episodes_per_task"], "data_seed": data["seed"]}
     return (
         CARD.format(
@@ -110,12 +121,16 @@ def model_card(run: Path, evaluations: list[Path], note: str = "") -> str:
             action=last["validation"]["action"],
             state=last["validation"]["state"],
             seed=results[0]["meta"]["seeds"][0],
-            keep=keep,
-            layer=layer,
-            table=results_table(rows),
+            modes=_modes(results),
+            tables=_tables([row for result in results for row in result["rows"]]),
             commands=COMMANDS.format(
-                **values, seed=config["seed"], options=_options(config), evaluations=_evaluation_commands(rows)
+                **values,
+                seed=config["seed"],
+                options=_options(config),
+                evaluations=_evaluation_commands(results),
+                name=name,
             ),
+            title=title,
             note=note,
         ).rstrip()
         + "\n"
@@ -129,31 +144,31 @@ def _options(config: dict[str, Any]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in changed)
 
 
-def _evaluation_commands(rows: list[dict[str, Any]]) -> str:
-    """The commands that play the episodes of `rows`, one for each kind of episode."""
-    groups: dict[tuple[bool, int], list[str]] = {}
-    for row in rows:
-        groups.setdefault((row["switch"], row["episodes"]), []).append(row["mode"])
+def _evaluation_commands(results: Sequence[Mapping[str, Any]]) -> str:
     lines = []
-    for number, ((switch, episodes), modes) in enumerate(groups.items(), start=1):
-        names = " ".join(dict.fromkeys(modes))
-        options = f"--modes {names} --episodes {episodes}{' --switch' if switch else ''} --json EVAL-{number}"
-        lines.append(f"python -m flashvla_ros.train.evaluate --checkpoint RUN/checkpoint {options}")
+    for number, result in enumerate(results, start=1):
+        command = result["meta"]["command"].replace("--checkpoint DIR", "--checkpoint RUN/checkpoint")
+        lines.append(f"{command} --json EVAL-{number}.json")
     return "\n    ".join(lines)
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
-    """Return the evaluations' rows as a Markdown table: modes down, tasks across."""
-    columns = list(dict.fromkeys((row["task"], row["switch"]) for row in rows))
-    heads = [f"then {task}" if switch else task for task, switch in columns]
-    lines = ["| mode | " + " | ".join(heads) + " | reused steps |", "|---|" + "---|" * (len(columns) + 1)]
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        cells = {(row["task"], row["switch"]): row for row in rows if row["mode"] == mode}
-        rates = [str(Rate(cells[c]["successes"], cells[c]["episodes"])) if c in cells else "" for c in columns]
-        reuse = [row["reuse_rate"] for row in cells.values()]
-        shown = f"{min(reuse):.0%} to {max(reuse):.0%}" if max(reuse) else "none"
-        lines.append(f"| `{mode}` | " + " | ".join(rates) + f" | {shown} |")
-    return "\n".join(lines)
+def _modes(results: Sequence[Mapping[str, Any]]) -> str:
+    """Say what each mode's settings are."""
+    lines = {}
+    for mode, values in (pair for result in results for pair in result["meta"]["modes"].items()):
+        settings = ", ".join(f"`{name}` {value}" for name, value in values.items())
+        lines[mode] = f"- `{mode}`: {settings or 'the defaults of flashvla_ros'}"
+    return "\n".join(lines.values())
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
+        chosen = [row for row in rows if row["perturbation"] == perturbation]
+        if perturbation != NONE:
+            parts.append(f"Under `{perturbation}`:")
+        parts += [markdown.success_table(chosen), markdown.cost_table(chosen)]
+    return "\n\n".join(parts)
 
 
 def _read(path: Path) -> Any:
@@ -167,14 +182,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m flashvla_ros.train.publish", description="Make a model folder.")
     parser.add_argument("--run", type=Path, required=True, help="folder of flashvla_ros.train.fit")
-    parser.add_argument(
-        "--evaluations", type=Path, nargs="+", required=True, help="files of flashvla_ros.train.evaluate"
-    )
+    parser.add_argument("--evaluations", type=Path, nargs="+", required=True, help="files of flashvla-ros eval --json")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, such as models/demo")
+    parser.add_argument("--title", default=TITLE, help="of the card (%(default)s)")
     parser.add_argument("--note", default="", help="what a reader must know beside the figures")
     options = parser.parse_args(arguments)
     try:
-        publish(options.run, options.evaluations, options.out, options.note)
+        publish(options.run, options.evaluations, options.out, options.note, options.title)
     except FlashVLAError as error:
         print(error, file=sys.stderr)
         return 2

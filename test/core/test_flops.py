@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flashvla_ros.core.flops import DecoderSize
+from flashvla_ros.core.flops import DecoderSize, ModelSize, TowerSize
 
 LLAMA_7B = DecoderSize(layers=32, width=4096, inner=11008)
 
@@ -34,3 +34,22 @@ def test_less_is_cheaper():
     shares = [LLAMA_7B.visual_share(256, kept, 2) for kept in (16, 64, 160, 256)]
     assert shares == sorted(shares)
     assert shares[0] > 2 / 32
+
+
+def test_whole_model_by_hand():
+    tower = TowerSize(layers=1, width=2, inner=3, patches=4, extra=1, pixels=6)
+    assert tower.flops() == 2 * (4 * 6 * 2 + 5 * (4 * 4 + 2 * 2 * 3) + 2 * 25 * 2)
+    model = ModelSize((tower,), ((2, 2),), DecoderSize(layers=1, width=2, inner=3), kv_width=2, vocabulary=10)
+    weights = 4 * 4 + 3 * 2 * 3
+    prefill, decode = 7 * weights + 2 * 49 * 2, weights + 2 * 8 * 2
+    expected = tower.flops() + 2 * 4 * 4 + 2 * (prefill + decode) + 2 * 2 * 2 * 10
+    assert model.inference_flops(kept=4, layer=0, text=3, actions=2) == expected
+
+
+def test_pruning_saves_less_end_to_end_than_on_visual_tokens():
+    towers = (TowerSize(23, 1024, 4096, 256, 5, 588), TowerSize(26, 1152, 4304, 256, 0, 588))
+    projector = ((2176, 8704), (8704, 4096), (4096, 4096))
+    openvla = ModelSize(towers, projector, LLAMA_7B, kv_width=4096, vocabulary=32064)
+    whole = openvla.inference_flops(256, 2, 20, 7)
+    assert whole == pytest.approx(4.1e12, rel=0.1)
+    assert LLAMA_7B.visual_share(256, 160, 2) < openvla.inference_flops(160, 2, 20, 7) / whole < 0.75

@@ -29,7 +29,8 @@ ALLOWED_ROOMS = {
     "vla": {"core"},
     "sim": {"core", "control", "gate"},
     "view": {"core", "control", "gate"},
-    "train": {"bench", "control", "core", "gate", "sim", "vla"},
+    "train": {"bench", "control", "core", "evaluation", "gate", "sim", "vla"},
+    "evaluation": {"bench", "control", "core", "gate", "sim", "view", "vla"},
 }
 
 _IMPORT_ALL = """

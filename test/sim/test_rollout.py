@@ -15,7 +15,7 @@ from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.rollout import roll_out
-from flashvla_ros.sim.tasks import find_task, task_for_instruction
+from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
 
 try:
     from flashvla_ros.sim.world import World
@@ -32,8 +32,9 @@ class ExpertPolicy:
     visual_tokens = 64
     action_size = 4
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, start: Task = OPEN) -> None:
         self._world = world
+        self._start = start
 
     def infer(
         self,
@@ -42,7 +43,7 @@ class ExpertPolicy:
         previous: Inference | None = None,
         draft: Draft | None = None,
     ) -> Inference:
-        normalized = self._world.expert(task_for_instruction(OPEN, observation.instruction).name)[None]
+        normalized = self._world.expert(task_for_instruction(self._start, observation.instruction).name)[None]
         kept = np.arange(round(pruning.keep_ratio * self.visual_tokens))
         return Inference(normalized * [0.01, 0.01, 0.01, 1.0], normalized, np.zeros(4, dtype=np.int64), kept, 64)
 

@@ -10,10 +10,11 @@ from fakes import SPEC
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings, Settings
+from flashvla_ros.evaluation.modes import BUILT_IN
 from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.sim.perturbation import INSTRUCTION_SWITCH, plan_episode
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.train.architecture import DATASET, action_statistics
-from flashvla_ros.train.evaluate import MODES, plan
 from flashvla_ros.vla.checkpoint import load_config
 from flashvla_ros.vla.config import DINOV2, SIGLIP
 from flashvla_ros.vla.policy import OpenVLAPolicy
@@ -50,14 +51,12 @@ def test_folder_is_small_and_has_openvlas_parts() -> None:
 @pytest.mark.parametrize("mode", ["dense", "guarded"])
 @pytest.mark.parametrize("task", ["drawer-open", "drawer-close"])
 def test_robot_does_what_it_is_told(world: World, policy: OpenVLAPolicy, task: str, mode: str) -> None:
-    outcome = roll_out(
-        world, Stepper(policy, SPEC), plan(task, SEED, switch=False), Settings().with_values(MODES[mode])
-    )
+    outcome = roll_out(world, Stepper(policy, SPEC), plan_episode(task, SEED), Settings().with_values(BUILT_IN[mode]))
     assert outcome.success
     assert (outcome.reused > 0) == (mode == "guarded")
 
 
 def test_new_instruction_on_the_way_is_followed(world: World, policy: OpenVLAPolicy) -> None:
-    outcome = roll_out(world, Stepper(policy, SPEC), plan("drawer-close", SEED, switch=True), Settings())
+    outcome = roll_out(world, Stepper(policy, SPEC), plan_episode("drawer-close", SEED, INSTRUCTION_SWITCH), Settings())
     assert outcome.success
     assert outcome.reasons["new_instruction"] == 1

@@ -13,6 +13,7 @@ import torch
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
+from flashvla_ros.evaluation.meta import fingerprint, known_tasks
 from flashvla_ros.train.architecture import DemoSize, demo_config, demo_tokenizer
 from flashvla_ros.train.batches import Demonstrations
 from flashvla_ros.train.dataset import AUXILIARY, episode_path, load, write_episode, write_meta
@@ -128,18 +129,29 @@ def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrati
 def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:
     run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
     fit(data, run, dataclasses.replace(CONFIG, state_rate_from=2))
-    row = {"mode": "dense", "task": "drawer-open", "switch": False, "episodes": 50, "successes": 49, "reuse_rate": 0.0}
-    results.write_text(json.dumps({"meta": {"keep_ratio": 0.625, "layer": 2, "seeds": [0, 49]}, "rows": [row]}))
+    row = {"mode": "dense", "task": "drawer-open", "perturbation": "none", "episodes": 50, "successes": 49}
+    row |= {"reuse_rate": 0.0, "visual_flops_ratio": 1.0, "flops_ratio": 1.0, "latency_mean_ms": 30.0}
+    row |= {"latency_p50_ms": 30.0, "latency_p95_ms": 40.0, "inference_p50_ms": 30.0}
+    meta = {"checkpoint": {"name": "run", "sha256": fingerprint(run / CHECKPOINT)}, "seeds": [0, 49]}
+    meta |= {"modes": {"dense": {"gate.mode": "off"}}, "command": "flashvla-ros eval --checkpoint DIR --modes dense"}
+    rows = [row, row | {"task": "all"}]
+    results.write_text(json.dumps({"meta": meta, "rows": rows}))
     publish(run, [results], out)
     card = (out / "README.md").read_text()
     assert "49/50" in card
     assert "--steps 4" in card
     assert "--state-rate-from 2" in card
-    assert json.loads((out / "evaluation.json").read_text())["rows"] == [row]
+    assert json.loads((out / "evaluation.json").read_text())["rows"] == rows
+    assert "flashvla-ros eval --checkpoint RUN/checkpoint --modes dense --json EVAL-1.json" in card
+    assert known_tasks(out) == ["drawer-open"]
+    assert fingerprint(out) == fingerprint(run / CHECKPOINT)
     assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
     description = json.loads((run / DESCRIPTION).read_text())
     (run / DESCRIPTION).write_text(json.dumps({**description, "config": {**description["config"], "steps": 5}}))
     with pytest.raises(FlashVLAError, match="--resume"):
+        publish(run, [results], out)
+    (run / CHECKPOINT / "config.json").write_text("{}")
+    with pytest.raises(FlashVLAError, match="evaluates another checkpoint"):
         publish(run, [results], out)
 
 

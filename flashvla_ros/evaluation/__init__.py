@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: tasks, modes and seeds in, success, cost and reaction out."""

@@ -1,0 +1,92 @@
+"""Finished episodes, one a line, so that neither Ctrl-C nor a killed machine loses more than those under way.
+
+A line is appended as soon as its episode is over and carries a key made of everything that the episode depends on. A
+command that meets the key again takes the episode from here: it resumes, extends, or shares the dense run of another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.evaluation.jobs import Record
+
+_ROOMS = ("core", "gate", "control", "vla", "sim")  # whose code an episode runs
+
+
+class Ledger:
+    """The file of finished episodes; without a path they are kept in memory alone.
+
+    Attributes:
+        records: Key to record.
+        foreign: Keys of records that were played by other code than this.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        self.foreign: set[str] = set()
+        self._stream: IO[str] | None = None
+        if path is not None and path.exists():
+            self._read(path)
+
+    def add(self, key: str, record: Record) -> None:
+        """Keep one episode, on disk before this returns."""
+        self.records[key] = record
+        if self._stream is not None:
+            line = {"key": key, "code": code_digest(), "record": dataclasses.asdict(record)}
+            self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._stream.flush()
+
+    def __enter__(self) -> Ledger:
+        if self.path is None:
+            return self
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            self._stream = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise FlashVLAError(f"cannot write {self.path}: {error.strerror}") from error
+        if torn and self._stream.tell():  # a write that was cut off must not swallow the next line
+            self._stream.write("\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _read(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FlashVLAError(f"cannot read {path}: {error}; delete it to start anew") from error
+        for text in lines:
+            try:
+                line = json.loads(text)
+                self.records[line["key"]] = Record.from_dict(line["record"])
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off by a kill, or of another version: the episode is played again
+            if line.get("code") != code_digest():
+                self.foreign.add(line["key"])
+            else:
+                self.foreign.discard(line["key"])
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return 12 hexadecimal digits of the code that an episode runs."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for room in _ROOMS:
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,128 @@
+"""Tables of an evaluation, for a terminal and for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.evaluation.summary import ALL, rates
+from flashvla_ros.sim.perturbation import NONE
+
+Row = Mapping[str, Any]
+
+
+def console(rows: Sequence[Row]) -> str:
+    """Return the rows as lines of a terminal."""
+    width = max(len(row["mode"]) for row in rows)
+    lines = []
+    for row in rows:
+        parts = [
+            f"{row['mode']:{width}s} {row['task']:12s} {rates(row)!s:20s}",
+            f"reuse {row['reuse_rate']:4.0%}",
+            f"FLOPs {row['visual_flops_ratio']:.2f} visual, {row['flops_ratio']:.2f} in all",
+            f"p50 {row['latency_p50_ms']:.0f} ms p95 {row['latency_p95_ms']:.0f} ms",
+        ]
+        if row["perturbation"] != NONE:
+            parts.insert(0, f"{row['perturbation']:18s}")
+        if "reaction_steps_max" in row:
+            parts.append(f"reaction at most {row['reaction_steps_max']}")
+        lines.append("  ".join(parts))
+    return "\n".join(lines)
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return a page with the table of one evaluation and what it was made with."""
+    parts = [f"# Evaluation of `{results['meta']['checkpoint']['name']}`", provenance(results["meta"])]
+    rows = results["rows"]
+    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
+        chosen = [row for row in rows if row["perturbation"] == perturbation]
+        if perturbation != NONE:
+            parts.append(f"## {perturbation}")
+        parts += [success_table(chosen), cost_table(chosen)]
+    return "\n\n".join(parts) + "\n"
+
+
+def provenance(meta: Mapping[str, Any]) -> str:
+    """Return what a table was made with, as a paragraph and the command."""
+    checkpoint, first, last = meta["checkpoint"], *meta["seeds"]
+    timing = "free-running with the latency that was measured" if meta["free_running"] else "lock-step"
+    return (
+        f"Checkpoint `{checkpoint['name']}` ({checkpoint['sha256'][:12]}, {checkpoint['visual_tokens']} tokens), "
+        f"seeds {first} to {last} of each task, {timing}, on {meta['device']}; "
+        f"torch {meta['versions'].get('torch', '?')}, flashvla_ros {meta['versions']['flashvla_ros']}.\n\n"
+        f"    {meta['command']}"
+    )
+
+
+def success_table(rows: Sequence[Row]) -> str:
+    """Return successes with 95 % Wilson intervals, modes down and tasks across, and McNemar's test against dense."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows if row["task"] != ALL))
+    heads = ["mode", *tasks, "all tasks", "against `dense`: lost / won", "McNemar p"]
+    lines = []
+    for mode, by_task in _by_mode(rows).items():
+        total = by_task[ALL]
+        cells = [_short(by_task[task]) if task in by_task else "" for task in tasks]
+        compared = [f"{total['lost']} / {total['won']}", f"{total['mcnemar_p']:.3g}"] if "lost" in total else ["", ""]
+        lines.append([f"`{mode}`", *cells, f"{rates(total)}", *compared])
+    return table(heads, lines)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """Return what each mode costs over all tasks, and how fast it looks at a change where there was one."""
+    totals = [row for row in rows if row["task"] == ALL]
+    heads = [
+        "mode",
+        "steps reused",
+        "visual FLOPs",
+        "FLOPs end to end",
+        "p50 [ms]",
+        "p95 [ms]",
+        "mean [ms]",
+        "model [ms]",
+    ]
+    columns: list[Callable[[Row], str]] = [
+        lambda row: f"`{row['mode']}`",
+        lambda row: f"{row['reuse_rate']:.1%}",
+        lambda row: f"{row['visual_flops_ratio']:.3f}",
+        lambda row: f"{row['flops_ratio']:.3f}",
+        lambda row: f"{row['latency_p50_ms']:.1f}",
+        lambda row: f"{row['latency_p95_ms']:.1f}",
+        lambda row: f"{row['latency_mean_ms']:.1f}",
+        lambda row: f"{row['inference_p50_ms']:.1f}",
+    ]
+    if any("reaction_steps_max" in row for row in totals):
+        heads += ["reaction: max", "mean", "later than at once"]
+        columns += [
+            lambda row: str(row.get("reaction_steps_max", "")),
+            lambda row: f"{row['reaction_steps_mean']:.2f}" if "changes" in row else "",
+            lambda row: f"{row['reactions_late']} of {row['changes']}" if "changes" in row else "",
+        ]
+    return table(heads, [[column(row) for column in columns] for row in totals])
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page, or say in one line why it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _short(row: Row) -> str:
+    return f"{row['successes']}/{row['episodes']}"
+
+
+def _by_mode(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    modes: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        modes.setdefault(row["mode"], {})[row["task"]] = row
+    return modes

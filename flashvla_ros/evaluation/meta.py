@@ -1,0 +1,113 @@
+"""What a table was made with: enough to make it again, nothing of this machine's paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flashvla_ros
+from flashvla_ros.core.provenance import checkpoint_fingerprint
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.evaluation.ledger import code_digest
+from flashvla_ros.sim.perturbation import NONE
+from flashvla_ros.sim.tasks import TASKS
+
+if TYPE_CHECKING:
+    from flashvla_ros.evaluation.command import Evaluation
+
+EVALUATION = "evaluation.json"  # beside a published checkpoint
+
+
+def known_tasks(checkpoint: Path) -> list[str]:
+    """Return the tasks that a checkpoint was published with, every task of the table where that is not known."""
+    try:
+        rows = json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))["rows"]
+        tasks = dict.fromkeys(row["task"] for row in rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return list(TASKS)
+    return [task for task in tasks if task in TASKS] or list(TASKS)
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Return the fingerprint of a checkpoint that publishing it, with a card and this evaluation, does not change."""
+    return checkpoint_fingerprint(checkpoint, without=("README.md", EVALUATION))
+
+
+def checkpoint_name(folder: Path) -> str:
+    """Return a short name: the folder's own, that of the run where the folder is a run's ``checkpoint``."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "checkpoint" else folder.name
+
+
+def meta_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the ``meta`` of an evaluation's JSON."""
+    from flashvla_ros.vla.config import OpenVLAConfig
+    from flashvla_ros.vla.sizes import model_size
+
+    size = model_size(OpenVLAConfig.from_folder(evaluation.checkpoint))
+    return {
+        "checkpoint": {
+            "name": checkpoint_name(evaluation.checkpoint),
+            "sha256": fingerprint(evaluation.checkpoint),
+            "visual_tokens": size.visual_tokens,
+            "decoder": str(size.decoder),
+            "vision_flops": size.vision_flops(),
+        },
+        "command": command_line(evaluation),
+        "tasks": list(evaluation.tasks),
+        "modes": {mode.name: dict(mode.values) for mode in evaluation.modes},
+        "perturbations": list(evaluation.perturbations),
+        "seeds": [evaluation.seeds[0], evaluation.seeds[-1]],
+        "episodes": len(evaluation.seeds),
+        "free_running": evaluation.free_running,
+        "device": _device(evaluation),
+        "versions": _versions(),
+        "code": code_digest(),
+        "settings": Settings().with_values(evaluation.overrides).values(),
+    }
+
+
+def command_line(evaluation: Evaluation) -> str:
+    """Return the command that plays these episodes, with DIR for the checkpoint's folder."""
+    words = ["flashvla-ros eval --checkpoint DIR"]
+    words += ["--tasks", *evaluation.tasks, "--modes", *(mode.name for mode in evaluation.modes)]
+    words += ["--episodes", str(len(evaluation.seeds)), "--seed", str(evaluation.seeds[0])]
+    if evaluation.perturbations != (NONE,):
+        words += ["--perturb", *evaluation.perturbations]
+    for name, value in evaluation.overrides.items():
+        words += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
+    return " ".join([*words, "--free-running"] if evaluation.free_running else words)
+
+
+def _device(evaluation: Evaluation) -> str:
+    """Name what ran the model."""
+    wanted = evaluation.overrides.get("model.device", "auto")
+    if wanted != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name(0 if wanted == "auto" else wanted)
+    return f"{_processor()}, {os.cpu_count()} cores, 1 thread a model"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy", "mujoco", "metaworld"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,166 @@
+"""The results page, composed from the JSON of evaluations: ``flashvla-ros eval --report F.json … --markdown F.md``.
+
+A file's name up to its first hyphen says which section it belongs to: ``main-plain.json``, ``pruners-demo.json``. A
+section is there when one of its files is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashvla_ros.bench.statistics import mcnemar_exact
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.evaluation import markdown
+from flashvla_ros.evaluation.markdown import Row
+from flashvla_ros.evaluation.summary import ALL, DENSE, rates
+from flashvla_ros.sim.perturbation import NONE
+
+Results = Mapping[str, Any]
+
+_HEAD = """# Results
+
+<!-- Written by `flashvla-ros eval --report`; every figure comes from the JSON files named below. -->
+
+Closed loop in the simulated robot, seeds that neither training nor any choice of a setting has seen. The episode is the
+unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds by McNemar's exact
+test. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
+of a control step, reused ones included; `model` is the median of the steps that ran the model.
+[evaluation.md](evaluation.md) defines modes, perturbations and all columns.
+"""
+_SECTIONS = {
+    "main": (
+        "Success and cost",
+        "`prune` is FlashVLA's pruning (62.5 % of the visual tokens from layer 2 on) without a gate, `paper` all of it "
+        "as published, `guarded` the shipped defaults.",
+    ),
+    "ablation": ("Gate and pruning apart", "`prune` prunes without a gate, `gate` reuses without dropping a token."),
+    "pruners": (
+        "Pruning methods side by side",
+        "The same budget and layer, no gate. `prune` is ICS; `random` and `norm` are the controls that it has to beat.",
+    ),
+    "budgets": ("How many tokens", "ICS and random tokens, by the share that is kept from layer 2 on."),
+    "layers": ("From which layer on", "62.5 % of the tokens, by the first decoder layer that sees no more."),
+    "perturbations": (
+        "When the world changes",
+        "Reaction is counted in steps from the first image that shows the change to the first one that the model was "
+        "run on: 0 means that no action was reused across the change.",
+    ),
+    "freerunning": ("With real latency", "The robot goes on while the model thinks."),
+}
+_COMPARED = {"pruners": ("random", "prune"), "perturbations": ()}
+
+
+def compose(files: Sequence[Path], page: Path | None, picture: Path | None) -> int:
+    """Make the page and, where it is asked for, the plot; without a path the page is printed.
+
+    Raises:
+        FlashVLAError: A file is no result of an evaluation.
+    """
+    by_section: dict[str, list[tuple[Path, Results]]] = {}
+    for file in files:
+        by_section.setdefault(file.stem.partition("-")[0], []).append((file, read_results(file)))
+    unknown = [str(file) for name, found in by_section.items() if name not in _SECTIONS for file, _ in found]
+    if unknown:
+        raise FlashVLAError(
+            f"{', '.join(unknown)} belongs to no section: names start with {', '.join(_SECTIONS)} and a hyphen"
+        )
+    parts = [_HEAD.rstrip()]
+    if picture is not None:
+        from flashvla_ros.evaluation import plot
+
+        plot.draw([results for _, results in by_section.get("main", []) or _all(by_section)], picture)
+        link = os.path.relpath(picture, page.parent) if page is not None else picture
+        parts.append(f"![Success against visual-token FLOPs, with 95 % intervals]({link})")
+    for name, (title, text) in _SECTIONS.items():
+        if found := by_section.get(name):
+            parts += [f"## {title}", text]
+            for file, results in found:
+                parts += _evaluation(name, file, results)
+    text = "\n\n".join(parts) + "\n"
+    if page is None:
+        print(text, end="")
+    else:
+        markdown.write(page, text)
+    return 0
+
+
+def read_results(file: Path) -> Results:
+    """Read the JSON of one evaluation.
+
+    Raises:
+        FlashVLAError: It cannot be read or is no such file.
+    """
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["meta"]["checkpoint"]["name"], results["rows"][0]["visual_flops_ratio"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise FlashVLAError(f"{file} is no result of flashvla-ros eval ({error}): write it again") from error
+    return results
+
+
+def _all(by_section: Mapping[str, list[tuple[Path, Results]]]) -> list[tuple[Path, Results]]:
+    return [pair for found in by_section.values() for pair in found]
+
+
+def _evaluation(section: str, file: Path, results: Results) -> list[str]:
+    meta, rows = results["meta"], results["rows"]
+    parts = [f"### `{meta['checkpoint']['name']}`", f"{markdown.provenance(meta)}\n\nFrom `{file.name}`."]
+    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
+        chosen = [row for row in rows if row["perturbation"] == perturbation]
+        if section == "perturbations":
+            parts.append(f"#### {'undisturbed' if perturbation == NONE else perturbation}")
+        parts.append(markdown.success_table(chosen))
+        if compared := _compared(section, chosen):
+            parts.append(compared)
+        parts.append(markdown.cost_table(chosen))
+        if section == "main":
+            parts.append(_statement(chosen))
+    return parts
+
+
+def _statement(rows: Sequence[Row]) -> str:
+    """Say in words what the main table shows of each mode."""
+    totals = {row["mode"]: row for row in rows if row["task"] == ALL}
+    lines = []
+    for mode, row in totals.items():
+        if mode == DENSE or DENSE not in totals:
+            continue
+        verdict = "measurably below" if row["mcnemar_p"] < 0.05 and row["lost"] > row["won"] else "not measurably below"
+        lines.append(
+            f"- `{mode}`: {1 - row['visual_flops_ratio']:.1%} fewer visual-token FLOPs, {1 - row['flops_ratio']:.1%} "
+            f"fewer end to end; success {rates(row)} against {rates(totals[DENSE])}, {verdict} dense "
+            f"(p = {row['mcnemar_p']:.2g})."
+        )
+    return "\n".join(lines)
+
+
+def _compared(section: str, rows: Sequence[Row]) -> str:
+    """Compare every mode with the section's controls, seed by seed."""
+    controls = [name for name in _COMPARED.get(section, ()) if any(row["mode"] == name for row in rows)]
+    won = {mode: _successes(rows, mode) for mode in dict.fromkeys(row["mode"] for row in rows)}
+    lines = []
+    for mode, mine in won.items():
+        cells = []
+        for control in controls:
+            theirs = won[control]
+            lost = sum(other and not own for other, own in zip(theirs, mine, strict=True))
+            gained = sum(own and not other for other, own in zip(theirs, mine, strict=True))
+            cells.append("" if mode == control else f"{lost} / {gained}, p = {mcnemar_exact(theirs, mine):.2g}")
+        lines.append([f"`{mode}`", *cells])
+    heads = ["lost / won against", *(f"`{name}`" for name in controls)]
+    return markdown.table(heads, lines) if controls else ""
+
+
+def _successes(rows: Sequence[Row], mode: str) -> list[bool]:
+    """Return whether each episode of a mode succeeded, in an order that all modes share."""
+    found = []
+    for row in rows:
+        if row["mode"] == mode and row["task"] != ALL:
+            failed = set(row["failed_seeds"])
+            first = row["seed"]
+            found += [seed not in failed for seed in range(first, first + row["episodes"])]
+    return found

@@ -1,0 +1,120 @@
+"""From episodes to the rows of a table: one for each perturbation, mode and task, and one over all tasks."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flashvla_ros.bench.statistics import Rate, mcnemar_exact
+from flashvla_ros.evaluation.jobs import Record
+
+ALL = "all"
+DENSE = "dense"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The episodes of one mode on one task under one perturbation; seeds come in the same order in every cell."""
+
+    mode: str
+    task: str
+    perturbation: str
+    seeds: Sequence[int]
+    records: Sequence[Record]
+
+
+def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the rows in the order of the cells, each mode's ``all`` behind its tasks."""
+    by_name = {(cell.perturbation, cell.mode, cell.task): cell for cell in _with_all(cells)}
+    rows = []
+    for (perturbation, mode, task), cell in by_name.items():
+        row = _row(cell)
+        dense = by_name.get((perturbation, DENSE, task))
+        if dense is not None and mode != DENSE:
+            row |= _against(dense, cell)
+        rows.append(row)
+    return rows
+
+
+def _with_all(cells: Sequence[Cell]) -> list[Cell]:
+    groups: dict[tuple[str, str], list[Cell]] = collections.defaultdict(list)
+    for cell in cells:
+        groups[cell.perturbation, cell.mode].append(cell)
+    result = []
+    for (perturbation, mode), group in groups.items():
+        seeds = [seed for cell in group for seed in cell.seeds]
+        records = [record for cell in group for record in cell.records]
+        result += [*group, Cell(mode, ALL, perturbation, seeds, records)]
+    return result
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    records = cell.records
+    rate = Rate(sum(record.success for record in records), len(records))
+    control_steps = sum(record.control_steps for record in records)
+    latencies = np.concatenate([record.latencies_ms for record in records])
+    fresh = np.concatenate([record.fresh_latencies_ms for record in records])
+    reasons = sum((collections.Counter(record.reasons) for record in records), collections.Counter())
+    row = {
+        "mode": cell.mode,
+        "task": cell.task,
+        "perturbation": cell.perturbation,
+        "episodes": rate.trials,
+        "successes": rate.successes,
+        "wilson_95": _rounded(rate.interval),
+        "steps_median": float(np.median([record.steps for record in records])),
+        "reuse_rate": round(sum(record.reused for record in records) / control_steps, 4),
+        "visual_flops_ratio": round(sum(record.visual_flops for record in records) / control_steps, 4),
+        "flops_ratio": round(sum(record.flops for record in records) / control_steps, 4),
+        "latency_p50_ms": round(float(np.quantile(latencies, 0.5)), 2),
+        "latency_p95_ms": round(float(np.quantile(latencies, 0.95)), 2),
+        "latency_mean_ms": round(float(latencies.mean()), 2),
+        "inference_p50_ms": round(float(np.quantile(fresh, 0.5)), 2),
+        "reasons": dict(sorted(reasons.items())),
+    }
+    if cell.task != ALL:
+        row["seed"] = cell.seeds[0]
+        row["failed_seeds"] = [seed for seed, record in zip(cell.seeds, records, strict=True) if not record.success]
+    return row | _reaction(cell)
+
+
+def _reaction(cell: Cell) -> dict[str, Any]:
+    """How long it took to look at the world again; nothing where no episode has an instant of change."""
+    reactions = [(seed, record.reaction_steps) for seed, record in zip(cell.seeds, cell.records, strict=True)]
+    steps = [step for _, step in reactions if step is not None]
+    if not steps:
+        return {}
+    row = {
+        "changes": len(steps),
+        "reaction_steps_max": max(steps),
+        "reaction_steps_mean": round(float(np.mean(steps)), 3),
+        "reactions_late": sum(step > 0 for step in steps),
+    }
+    if cell.task != ALL:
+        row["late_seeds"] = sorted(seed for seed, step in reactions if step)
+    return row
+
+
+def _against(dense: Cell, cell: Cell) -> dict[str, Any]:
+    """Compare with the dense model, episode by episode."""
+    first = [record.success for record in dense.records]
+    second = [record.success for record in cell.records]
+    pairs = list(zip(first, second, strict=True))
+    return {
+        "lost": sum(before and not after for before, after in pairs),
+        "won": sum(after and not before for before, after in pairs),
+        "mcnemar_p": round(mcnemar_exact(first, second), 6),
+    }
+
+
+def _rounded(values: tuple[float, float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def rates(row: Mapping[str, Any]) -> Rate:
+    """Return a row's successes with their interval."""
+    return Rate(row["successes"], row["episodes"])

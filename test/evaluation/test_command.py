@@ -1,0 +1,111 @@
+"""``flashvla-ros eval`` for real: the demo policy in the simulation, resumed, repeated, filmed, and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+
+from flashvla_ros import cli
+from flashvla_ros.evaluation import jobs
+from flashvla_ros.evaluation.jobs import run_job
+from flashvla_ros.sim.errors import SimulationError
+
+try:
+    import flashvla_ros.sim.world  # noqa: F401
+except SimulationError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+SHORT = ["--tasks", "drawer-close", "--modes", "dense", "guarded", "--episodes", "1"]
+
+
+@pytest.fixture
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps are enough to see that an episode was played."""
+    from flashvla_ros.sim import tasks
+
+    row = tasks.TASKS["drawer-close"]
+    monkeypatch.setitem(tasks.TASKS, row.name, tasks.Task(row.name, row.instruction, row.scene, max_steps=10))
+
+
+def test_an_evaluation_is_played_once_and_films_are_the_same_episodes(
+    tmp_path: Path, short_episodes: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played = []
+    monkeypatch.setattr("flashvla_ros.evaluation.command.run_job", lambda job: played.append(job) or run_job(job))
+    file, page, films = tmp_path / "x.json", tmp_path / "x.md", tmp_path / "films"
+    command = ["eval", *SHORT, "--json", str(file)]
+    assert cli.main([*command, "--markdown", str(page)]) == 0
+    assert len(played) == 2
+    content = json.loads(file.read_text())
+    assert [(row["mode"], row["task"]) for row in content["rows"]] == [
+        (mode, task) for mode in ("dense", "guarded") for task in ("drawer-close", "all")
+    ]
+    assert content["meta"]["checkpoint"]["name"] == "demo"
+    assert str(Path.cwd()) not in file.read_text() + page.read_text()
+    assert "| `guarded` | 0/1 |" in page.read_text()
+    # Again, with one mode and one episode more, and a film: only what is new is played.
+    more = [*command[:-2], "--modes", "dense", "guarded", "gate", "dense:pruning.keep_ratio=1.0"]
+    more += ["--json", str(file), "--video", str(films), "--video-episodes", "drawer-close:dense:0"]
+    assert cli.main(more) == 0
+    assert len(played) == 4
+    assert "failure in 10 steps, 0 reused" in capsys.readouterr().out
+    (film,) = films.iterdir()
+    capture = cv2.VideoCapture(str(film))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 20  # ten steps, and a second of the last one
+    assert capture.read()[0]
+
+
+def test_the_same_seed_and_mode_give_the_same_episode_step_for_step(short_episodes: None) -> None:
+    from flashvla_ros.evaluation.command import Evaluation
+
+    seen: list[list] = [[], []]
+    for steps in seen:
+        jobs._policy.cache_clear()
+        jobs.close_worlds()
+        evaluation = Evaluation.of(_options(*SHORT, "--perturb", "camera_noise"))
+        job = evaluation.job(evaluation.modes[1], "drawer-close", "camera_noise", 3)
+        jobs.play(
+            job,
+            lambda result, steps=steps: steps.append(
+                (result.decision.reason, result.command.tolist(), result.observation.images["image"].tobytes())
+            ),
+        )
+    jobs.close_worlds()
+    assert len(seen[0]) == 10
+    assert seen[0] == seen[1]
+
+
+def _options(*arguments: str):
+    import argparse
+
+    from flashvla_ros.evaluation.command import add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "gaurded"], "did you mean guarded"),
+        (["--tasks", "drawer-opne"], "did you mean drawer-open"),
+        (["--episodes", "0"], "--episodes must be at least 1"),
+        (["--set", "gate.detla=1"], "did you mean gate.delta"),
+        (["--tasks", "door-open", "--perturb", "instruction_switch"], "needs a task that shares its scene"),
+        (["--checkpoint", "/nowhere"], "cannot read the checkpoint /nowhere"),
+        (["--video", "x", "--video-episodes", "drawer-open:0"], "--video-episodes takes TASK:MODE:SEED"),
+        (["--modes-file", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+        (["--report", "/nowhere.json"], "/nowhere.json is no result"),
+    ],
+)
+def test_what_cannot_be_played_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
