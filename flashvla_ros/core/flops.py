@@ -113,22 +113,27 @@ class ModelSize:
         projector = 2 * self.visual_tokens * sum(inputs * outputs for inputs, outputs in self.projector)
         return sum(tower.flops() for tower in self.towers) + projector
 
-    def inference_flops(self, kept: int, layer: int, text: int, actions: int) -> int:
+    def inference_flops(
+        self, kept: int, layer: int, text: int, actions: int, drafted: int = 0, settled: int = 1
+    ) -> int:
         """Return the FLOPs of one inference from image to action tokens.
 
         Args:
             kept: Visual tokens that the layers from `layer` on see.
             layer: First decoder layer without the dropped tokens.
             text: Tokens of the prompt that are no visual tokens.
-            actions: Action tokens that are decoded.
+            actions: Action tokens of one inference.
+            drafted: Tokens of a draft that are run behind the prompt.
+            settled: Action tokens that are known after the prompt; the others are decoded one by one.
         """
         before = min(layer, self.decoder.layers)
         after = self.decoder.layers - before
         flops = self.vision_flops()
         for layers, tokens in ((before, self.visual_tokens + text), (after, kept + text)):
-            flops += layers * self._layer_flops(tokens, tokens)
-            flops += layers * sum(self._layer_flops(1, tokens + step) for step in range(1, actions))
-        return flops + actions * 2 * self.decoder.width * self.vocabulary
+            flops += layers * self._layer_flops(tokens + drafted, tokens + drafted)
+            flops += layers * sum(self._layer_flops(1, tokens + step) for step in range(settled, actions))
+        outputs = 1 + drafted + actions - settled
+        return flops + outputs * 2 * self.decoder.width * self.vocabulary
 
     def _layer_flops(self, tokens: int, context: int) -> int:
         """Return the FLOPs of `tokens` new tokens in one layer that attend to `context` tokens."""

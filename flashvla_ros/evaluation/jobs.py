@@ -18,7 +18,7 @@ from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.rollout import Outcome, roll_out
 
 # What an episode without ROS depends on; the other groups of parameters concern the node.
-_GROUPS = ("model.", "pruning.", "gate.", "limits.", "action.")
+_GROUPS = ("model.", "pruning.", "decode.", "gate.", "limits.", "action.")
 _TICKS_IN_A_SECOND = 100_000  # latencies are kept in steps of 10 µs
 
 
@@ -157,8 +157,11 @@ class _Cost:
         kept = tokens if run.kept is None or not self._pruning.drop else len(run.kept)
         text, actions = len(self._policy.prompts(result.observation.instruction)), run.action.size
         self.visual += self._size.decoder.visual_share(tokens, kept, layer)
-        dense = self._size.inference_flops(tokens, layer, text, actions)
-        self.total += self._size.inference_flops(kept, layer, text, actions) / dense
+        drafted, settled = 0, 1
+        if run.draft_tokens:  # the last of them is checked without being run
+            drafted, settled = run.draft_tokens - 1, min(run.draft_accepted + 1, run.draft_tokens)
+        spent = self._size.inference_flops(kept, layer, text, actions, drafted, settled)
+        self.total += spent / self._size.inference_flops(tokens, layer, text, actions)
 
 
 def _record(outcome: Outcome, cost: _Cost) -> Record:

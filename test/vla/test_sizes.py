@@ -26,3 +26,10 @@ def test_arithmetic_agrees_with_the_matrix_products_that_are_run() -> None:
         assert start.kept is not None
         counted = size.inference_flops(len(start.kept), pruning.layer, prompt.shape[1], actions)
         assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)  # rotary angles are a product too
+    draft = torch.zeros(1, actions, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        start = prefill(model, model.visual_tokens(pixels), prompt, actions - 1, pruning, draft=draft)
+        decode(model, start, actions, draft[:, :2])
+    kept = 0 if start.kept is None else len(start.kept)
+    counted = size.inference_flops(kept, pruning.layer, prompt.shape[1], actions, drafted=actions - 1, settled=2)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
