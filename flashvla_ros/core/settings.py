@@ -99,6 +99,13 @@ class ModelSettings:
 
     checkpoint: str = _row("", "Folder of a checkpoint in OpenVLA's Hugging Face layout; empty: the demo policy.")
     unnorm_key: str = _row("", "Data set of norm_stats whose statistics un-normalise actions; empty: the only one.")
+    center_crop: float = _row(
+        1.0,
+        "Share of the image's area around its centre that the model sees, after resizing; 0.9 for a checkpoint that "
+        "OpenVLA fine-tuned with image augmentation, as for LIBERO; 1: the whole image.",
+        low=0.1,
+        high=1.0,
+    )
     device: str = _row("auto", "Torch device such as cpu or cuda:0; auto: CUDA where there is a GPU.")
     dtype: str = _row(
         "auto",

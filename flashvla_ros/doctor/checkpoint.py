@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
-from flashvla_ros.core.settings import PruningSettings, Settings
+from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import available_memory
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -36,7 +36,7 @@ def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
         return
     yield ok("model", describe(config))
     yield _weights(folder, config)
-    yield from _inputs(folder, config)
+    yield from _inputs(folder, config, settings)
     yield from _actions(config, settings)
     yield _memory(config, settings)
     yield _budgets(config, settings)
@@ -76,7 +76,7 @@ def _weights(folder: Path, config: OpenVLAConfig) -> Finding:
     return ok("weights", f"complete: {_count(parameters)} parameters, {_size(nbytes)} of {types} in {files}")
 
 
-def _inputs(folder: Path, config: OpenVLAConfig) -> Iterator[Finding]:
+def _inputs(folder: Path, config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
     try:
         longest = min(config.llm_max_length, config.llama().max_position_embeddings) - config.visual_tokens
         prompt = PromptEncoder(load_tokenizer(folder), longest)(_PROMPT)
@@ -87,9 +87,23 @@ def _inputs(folder: Path, config: OpenVLAConfig) -> Iterator[Finding]:
         yield Finding.failure_of("tokenizer", error)
     try:
         processor = ImageProcessor.from_folder(folder, config)
-        yield ok("images", f"{processor.strategy} to {processor.image_size}x{processor.image_size}")
     except CheckpointError as error:
         yield Finding.failure_of("images", error)
+        return
+    hints = [folder.name, *config.norm_stats]
+    augmented = any(word in hint.lower() for hint in hints for word in ("libero", "image_aug"))
+    yield _images(processor, augmented, settings.model)
+
+
+def _images(processor: ImageProcessor, augmented: bool, model: ModelSettings) -> Finding:
+    """How an image becomes a square; that training had augmentation is told by names alone, in no file."""
+    text = f"{processor.strategy} to {processor.image_size}x{processor.image_size}"
+    if model.center_crop < 1.0:
+        text += f", then the centre {100 * model.center_crop:g} % of its area"
+    elif augmented:
+        text += ", all of it; one that was fine-tuned with image augmentation expects the centre 90 % of its area"
+        return Finding("images", Level.WARNING, text, "set model.center_crop to 0.9 if this is such a checkpoint")
+    return ok("images", text)
 
 
 def _actions(config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:

@@ -20,18 +20,20 @@ _DIM = 0.28  # what is left of a pruned token's brightness
 _INFER, _REUSE = (52, 101, 164), (56, 142, 60)
 _DARK, _LIGHT, _GREY, _PASS, _FAIL = (24, 24, 27), (240, 240, 240), (110, 110, 115), (102, 187, 106), (239, 108, 80)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+FloatArray32 = NDArray[np.float32]
 
 
 def draw(result: StepResult) -> ImageArray:
     """Return the picture of a step, uint8 [H, W, 3]: a banner, the cameras side by side, two bars.
 
     The tokens shown are those of the fresh result behind the command. The model sees each camera's whole image,
-    squeezed into a square of patches, so a patch is a rectangle of the image.
+    or what ``model.center_crop`` leaves of it, squeezed into a square of patches, so a patch is a rectangle.
     """
     images = list(result.observation.images.values())
     inference = result.inference
     masks = token_masks(inference.kept, inference.visual_tokens, len(images))
-    row = np.hstack([_camera(image, mask) for image, mask in zip(images, masks, strict=True)])
+    area = result.settings.model.center_crop
+    row = np.hstack([_camera(image, mask, area) for image, mask in zip(images, masks, strict=True)])
     return np.vstack([_banner(result, row.shape[1]), row, _panel(result, row.shape[1])])
 
 
@@ -48,14 +50,24 @@ def token_masks(kept: IntArray | None, visual_tokens: int, cameras: int) -> list
     return list(flat.reshape(cameras, side, side))
 
 
-def _camera(image: ImageArray, mask: NDArray[np.bool_] | None) -> ImageArray:
+def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, area: float) -> ImageArray:
     height, width = image.shape[:2]
     size = (min(max(round(width * _HEIGHT / height), _HEIGHT // 2), 4 * _HEIGHT), _HEIGHT)
     shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > _HEIGHT else cv2.INTER_CUBIC)
-    if mask is None:
+    if mask is None and area == 1.0:
         return shown  # type: ignore[return-value]
-    bright = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)[..., None]
+    seen = np.ones((1, 1)) if mask is None else mask
+    bright = _centred(seen.astype(np.float32), size, area)[..., None]
     return (shown * (_DIM + (1.0 - _DIM) * bright)).astype(np.uint8)  # type: ignore[no-any-return]
+
+
+def _centred(mask: FloatArray32, size: tuple[int, int], area: float) -> FloatArray32:
+    """Spread a mask over the centre of a picture of `size` (width, height), 0 around it."""
+    inner = [max(round(math.sqrt(area) * side), 1) for side in size]
+    left, top = ((side - part) // 2 for side, part in zip(size, inner, strict=True))
+    canvas = np.zeros(size[::-1], dtype=np.float32)
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(mask, inner, interpolation=cv2.INTER_NEAREST)
+    return canvas
 
 
 def _banner(result: StepResult, width: int) -> ImageArray:

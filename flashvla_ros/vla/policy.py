@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -57,7 +58,7 @@ class OpenVLAPolicy:
         folder = checkpoint_folder(settings)
         config = load_config(folder)
         codec = ActionCodec.from_config(config, settings.unnorm_key)
-        processor = ImageProcessor.from_folder(folder, config)
+        processor = dataclasses.replace(ImageProcessor.from_folder(folder, config), crop_area=settings.center_crop)
         longest = min(config.llm_max_length, config.llama().max_position_embeddings)
         prompts = PromptEncoder(load_tokenizer(folder), longest - config.visual_tokens - codec.size)
         backend = Backend.resolve(settings)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.types import ImageArray
+from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.config import DINOV2, RESIZE_STRATEGIES, SIGLIP, OpenVLAConfig, read_json
 from flashvla_ros.vla.resample import resize
 from flashvla_ros.vla.tokenizer import BOS, SPACE
@@ -36,12 +37,14 @@ class ImageProcessor:
         strategy: resize-naive (the aspect ratio is lost), letterbox (borders are added), resize-crop (borders are cut).
         means: Mean of each channel, on a scale of 1, for each tower.
         stds: Standard deviation of each channel, for each tower.
+        crop_area: Share of the square's area around its centre that the towers see, scaled back up; 1 is all of it.
     """
 
     image_size: int
     strategy: str
     means: tuple[Triple, ...]
     stds: tuple[Triple, ...]
+    crop_area: float = 1.0
 
     @classmethod
     def from_config(cls, config: OpenVLAConfig) -> ImageProcessor:
@@ -104,7 +107,11 @@ class ImageProcessor:
         return ((square.permute(2, 0, 1).float().div_(255) - mean) / std).flatten(0, 1)[None]
 
     def to_square(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
-        """Resize to uint8 [S, S, 3], the picture that the towers see before it is normalised."""
+        """Resize and crop to uint8 [S, S, 3], the picture that the towers see before it is normalised."""
+        square = self._resized(image, device)
+        return square if self.crop_area == 1.0 else center_crop(square, self.crop_area)
+
+    def _resized(self, image: ImageArray, device: torch.device | str) -> Tensor:
         size = self.image_size
         if self.strategy == "letterbox":
             image = self._letterbox(image)

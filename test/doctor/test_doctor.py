@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,17 @@ def test_parameters_that_do_not_fit_are_told_with_the_remedy(folder: Path) -> No
     assert "set action.names" in found["mapping"].remedy
     assert found["budgets"].level is Level.FAILURE
     assert "must be below 4" in found["budgets"].text
+
+
+def test_the_centre_crop_is_told_and_libero_fine_tunes_are_reminded_of_it(folder: Path, tmp_path: Path) -> None:
+    assert examine(folder, model__center_crop=0.9)["images"].text.endswith("56x56, then the centre 90 % of its area")
+    libero = shutil.copytree(folder, tmp_path / "libero")
+    statistics = json.loads((libero / "config.json").read_text())["norm_stats"]["toy"]
+    (libero / "dataset_statistics.json").write_text(json.dumps({"libero_goal_no_noops": statistics}))
+    reminder = examine(libero)["images"]
+    assert reminder.level is Level.WARNING
+    assert "set model.center_crop to 0.9" in reminder.remedy
+    assert examine(libero, model__center_crop=0.9)["images"].level is Level.OK
 
 
 def test_memory_that_is_not_there_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.vla.decoding import prefill
 from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.processor import ImageProcessor
 
 DATA = Path(__file__).parent / "data"
 DATA_SETS = {
@@ -76,6 +77,14 @@ def check_pixels(checkpoint: str, policy: OpenVLAPolicy) -> None:
     """The image processor's pixel values are the official ones."""
     for case in cases(checkpoint):
         torch.testing.assert_close(policy.processor(case.image)[0], case.expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def check_center_crop(name: str) -> None:
+    """An image of the published size, cropped as in the official LIBERO evaluation, is the official one."""
+    half = ((0.5, 0.5, 0.5),)
+    square = ImageProcessor(224, "resize-naive", half, half, crop_area=0.9).to_square(read_image(name))
+    expected = load_file(DATA / "center_crop.expected.safetensors")[name]
+    np.testing.assert_array_equal(square.numpy(), expected.numpy())
 
 
 def check_prompts(checkpoint: str, policy: OpenVLAPolicy) -> None:

@@ -16,6 +16,7 @@ from official import (
     DATA,
     DATA_SETS,
     check_actions,
+    check_center_crop,
     check_logits,
     check_pixels,
     check_projector,
@@ -29,6 +30,7 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.vla import checkpoint as checkpoint_module
 from flashvla_ros.vla import processor as processor_module
 from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.keys import Entry, entries
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
@@ -173,6 +175,23 @@ def test_a_letterbox_filled_with_another_colour_is_noticed(monkeypatch: pytest.M
     monkeypatch.setattr(ImageProcessor, "_letterbox", lambda _, image: letterbox(black, image))
     with pytest.raises(AssertionError):
         check_pixels("single", policy)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        lambda square, area: square,
+        lambda square, area: center_crop(square, area * area),  # 90 % of each side
+        lambda square, area: torch.from_numpy(cv2.resize(square.numpy()[6:218, 6:218], (224, 224))),
+    ],
+    ids=["none", "of the sides", "other corners"],
+)
+def test_another_centre_crop_is_noticed(
+    crop: Callable[[torch.Tensor, float], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor_module, "center_crop", crop)
+    with pytest.raises(AssertionError):
+        check_center_crop("square_224")
 
 
 @pytest.mark.parametrize("shift", [-1, 1])

@@ -13,6 +13,7 @@ from official import (
     DATA_SETS,
     cases,
     check_actions,
+    check_center_crop,
     check_logits,
     check_pixels,
     check_projector,
@@ -23,6 +24,8 @@ from official import (
 )
 from safetensors.torch import load_file
 
+from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import load_tokenizer
@@ -78,6 +81,22 @@ def test_resizing_to_the_published_size() -> None:
     square = ImageProcessor(224, "resize-naive", half, half).to_square(read_image("camera_640x480"))
     expected = load_file(DATA / "processors.expected.safetensors")["naive-224/camera_640x480"]
     np.testing.assert_array_equal(square.permute(2, 0, 1).numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("name", ["square_224", "camera_640x480"])
+def test_the_centre_crop_of_the_libero_evaluation(name: str) -> None:
+    check_center_crop(name)
+
+
+def test_the_parameter_reaches_the_pixels() -> None:
+    whole, cropped = (
+        OpenVLAPolicy.load(ModelSettings(checkpoint=str(DATA / "single"), device="cpu", center_crop=area))
+        for area in (1.0, 0.9)
+    )
+    image = read_image("square_224")
+    square = center_crop(whole.processor.to_square(image), 0.9)
+    assert torch.equal(cropped.processor.to_square(image), square)
+    assert not torch.equal(cropped.processor(image), whole.processor(image))
 
 
 @pytest.mark.parametrize("names", [("tokenizer.json",), ("tokenizer.model",), None], ids=["fast", "slow", "all"])

@@ -52,6 +52,18 @@ def test_where_nothing_was_pruned_nothing_is_dimmed(kept):
     assert patches(overlay.draw(result)).min() == 255
 
 
+@pytest.mark.parametrize("kept", [None, (0, 63)])
+def test_what_the_model_does_not_see_is_dim(kept):
+    [result] = steps(kept=kept, model__center_crop=0.25)
+    bright = patches(overlay.draw(result), side=16) > 200
+    seen = np.zeros((16, 16), dtype=bool)
+    seen[4:12, 4:12] = True
+    if kept is not None:
+        seen[:] = False
+        seen[4, 4] = seen[11, 11] = True
+    np.testing.assert_array_equal(bright, seen)
+
+
 def test_infer_and_reuse_have_their_own_colour():
     results = steps(3, gate__max_reuse=5)
     assert [result.fresh for result in results] == [True, True, False]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt, pad_prompts
 from flashvla_ros.vla.resample import resize
 from flashvla_ros.vla.tokenizer import build_tokenizer
@@ -76,6 +78,26 @@ def test_letterbox_adds_borders_in_the_mean_colour():
 
 def test_letterbox_of_an_odd_difference_is_still_square():
     assert ImageProcessor(20, "letterbox", MEANS, STDS).to_square(noise(33, 20)).shape == (20, 20, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.floats(0.1, 1.0), st.integers(0, 99))
+def test_a_centre_crop_is_linear_interpolation_from_corner_to_corner(size, area, seed):
+    image = noise(size, size, seed)
+    margin = (1 - np.sqrt(area)) / 2 * (size - 1)
+    positions = np.linspace(margin, size - 1 - margin, size)
+    pixels = np.arange(size)
+    rows = np.apply_along_axis(lambda line: np.interp(positions, pixels, line), 1, image)
+    expected = np.apply_along_axis(lambda line: np.interp(positions, pixels, line), 0, rows)
+    assert np.abs(center_crop(torch.from_numpy(image), area).numpy() - expected).max() <= 1.01  # grey levels
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "letterbox", "resize-crop"])
+def test_the_crop_comes_after_resizing(strategy):
+    image = noise(30, 60)
+    whole = ImageProcessor(20, strategy, MEANS, STDS)
+    cropped = dataclasses.replace(whole, crop_area=0.81)
+    assert torch.equal(cropped.to_square(image), center_crop(whole.to_square(image), 0.81))
 
 
 @pytest.mark.parametrize("view", [lambda image: image[:, ::-1], lambda image: image[::2], np.array])
