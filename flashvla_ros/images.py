@@ -48,6 +48,7 @@ _CHANNELS = {
     "yuv422_yuy2": 2,
     "yuyv": 2,
 }
+_PROBE = 32  # every so many rows are compared first
 ENCODINGS = tuple(_CHANNELS)
 
 # Colour conversions that cv_bridge lacks, or lacks in some of its releases.
@@ -138,6 +139,13 @@ def decode_compressed(message: CompressedImage) -> ImageArray:
 def _describe(message: CompressedImage) -> str:
     name = re.sub(r"[^\x20-\x7e]", "?", message.format)[:40]
     return f"{len(message.data)} bytes of format {name!r} are not a JPEG or PNG picture"
+
+
+def same_picture(first: ImageArray, second: ImageArray) -> bool:
+    """Return whether two images are equal in every byte; where they are not, a few rows say so nearly always."""
+    if first.shape != second.shape:
+        return False
+    return np.array_equal(first[::_PROBE], second[::_PROBE]) and np.array_equal(first, second)
 
 
 def encode_image(image: ImageArray, header: Header) -> Image:

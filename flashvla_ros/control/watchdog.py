@@ -1,4 +1,4 @@
-"""Stops the robot when a camera falls silent, the model does not return, or the robot does not do as it is told."""
+"""Stops the robot: a camera is silent or frozen, the model does not return, the robot does not do as it is told."""
 
 from __future__ import annotations
 
@@ -26,12 +26,38 @@ class Watchdog:
         self._clock = clock
         self._deviation = DeviationWatch(worker.spec)
         self._arrived_s: dict[str, float] = {}
+        self._changed_s: dict[str, float] = {}
+        self._frozen: set[str] = set()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-watchdog", daemon=True)
 
-    def image_arrived(self, camera: str) -> None:
-        """Note a usable image of a camera; one that was rejected does not count."""
-        self._arrived_s[camera] = self._clock()
+    @property
+    def frozen(self) -> bool:
+        """Whether a camera shows the same picture again and again: nothing is to be answered until it does not."""
+        return bool(self._frozen)
+
+    def image_arrived(self, camera: str, *, same: bool = False) -> None:
+        """Note a usable image of a camera; one that was rejected does not count.
+
+        Args:
+            camera: Its name.
+            same: The picture is the one before it, byte for byte, as a stuck driver sends it; a sensor's noise makes
+                every picture another one. It counts while the robot is commanded: one that stands still before its
+                first command, or is stopped, may well look the same to a simulated camera.
+        """
+        now_s = self._arrived_s[camera] = self._clock()
+        limit_s = self._worker.settings.control.frozen_image_s
+        judged = same and limit_s > 0.0 and (self.frozen or self._worker.state is State.RUNNING)
+        if not judged:
+            self._changed_s[camera] = now_s
+            self._frozen.discard(camera)
+        elif (elapsed_s := now_s - self._changed_s.setdefault(camera, now_s)) > limit_s:
+            self._frozen.add(camera)
+            self._worker.stop(
+                Reason.FROZEN_IMAGE,
+                f"camera {camera!r} has sent the same picture for {elapsed_s:.2f} s (control.frozen_image_s is "
+                f"{limit_s:g}; 0 allows it, for a simulated camera)",
+            )
 
     def check(self) -> None:
         """Look once."""

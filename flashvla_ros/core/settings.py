@@ -308,6 +308,15 @@ class ControlSettings:
         high=60.0,
         dynamic=True,
     )
+    frozen_image_s: float = _row(
+        2.0,
+        "Time for which a camera may send the same picture, byte for byte, while the robot is commanded; 0: for ever, "
+        "as a simulated camera without noise may.",
+        unit="s",
+        low=0.0,
+        high=60.0,
+        dynamic=True,
+    )
     inference_timeout_s: float = _row(
         2.0,
         "Time a step may take before the robot is stopped and its result dropped.",

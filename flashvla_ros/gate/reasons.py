@@ -17,6 +17,7 @@ class Reason(enum.StrEnum):
     RESET = "reset"
     EMERGENCY_STOP = "emergency_stop"
     IMAGE_TIMEOUT = "image_timeout"
+    FROZEN_IMAGE = "frozen_image"
     INFERENCE_TIMEOUT = "inference_timeout"
     FAULT = "fault"
     DEVIATION = "deviation"

@@ -11,7 +11,9 @@ from typing import Any
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import qos_policy_name_from_kind
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Header, String
 
@@ -21,7 +23,7 @@ from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.core.rotations import euler_of, normalised
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import POSE_NAMES, ImageArray, Observation
-from flashvla_ros.images import decode_compressed, decode_image
+from flashvla_ros.images import decode_compressed, decode_image, same_picture
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.rejections import Rejections
 
@@ -39,7 +41,7 @@ class StampedObservation(Observation):
 class Listener:
     """Who is told of what arrives, on the executor's thread."""
 
-    image: Callable[[str], None]
+    image: Callable[[str, bool], None]  # camera, and whether the picture is the same as before
     observation: Callable[[StampedObservation], None]
     instruction: Callable[[str], None]
     emergency_stop: Callable[[], None]
@@ -114,7 +116,8 @@ class Inputs:
             *((topic, functools.partial(self._on_image, camera)) for camera, topic in self._topics.items()),
         ]
         self._subscriptions = [
-            node.create_subscription(topic.type, topic.name, callback, topic.qos) for topic, callback in subscriptions
+            node.create_subscription(topic.type, topic.name, callback, topic.qos, event_callbacks=self._events(topic))
+            for topic, callback in subscriptions
         ]
 
     def start(self) -> None:
@@ -148,17 +151,30 @@ class Inputs:
         now_s, most_s = time.monotonic(), self._settings().control.state_timeout_s
         return self._joints.positions(now_s, most_s), self._pose.positions(now_s, most_s)
 
+    def _events(self, topic: interfaces.Interface) -> SubscriptionEventCallbacks:
+        """Reject a publisher whose messages can never come: an emergency stop that nobody hears must not go unseen."""
+
+        def on_incompatible(event: QoSRequestedIncompatibleQoSInfo) -> None:
+            self.rejections.add(
+                f"{self._node.resolve_topic_name(topic.name)}: a publisher offers another "
+                f"{qos_policy_name_from_kind(event.last_policy_kind)} than this node asks for "
+                f"({'reliable' if topic.reliable else 'best effort'}, volatile); nothing of it is heard"
+            )
+
+        return SubscriptionEventCallbacks(incompatible_qos=on_incompatible)
+
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         if not self.listening:
             return
         received_s = time.monotonic()
         try:
             decode: Callable[[Any], ImageArray] = decode_image if isinstance(message, Image) else decode_compressed
-            self._images[camera] = decode(message)
+            image = decode(message)
         except ObservationError as error:
             self.rejections.add(f"camera {camera}: {error}")
             return
-        self._listener.image(camera)
+        before, self._images[camera] = self._images.get(camera), image
+        self._listener.image(camera, before is not None and same_picture(before, image))
         if camera == self._first:
             self.images.add(received_s)
             if not self.missing:

@@ -165,12 +165,12 @@ class PolicyNode(LifecycleNode):
 
     # What arrives, on the executor's thread.
 
-    def _on_image(self, camera: str) -> None:
+    def _on_image(self, camera: str, same: bool) -> None:
         if self._runner:
-            self._runner.watchdog.image_arrived(camera)
+            self._runner.watchdog.image_arrived(camera, same=same)
 
     def _on_observation(self, observation: StampedObservation) -> None:
-        if self._runner:
+        if self._runner and not self._runner.watchdog.frozen:
             self._runner.worker.post(observation)
 
     def _on_instruction(self, instruction: str) -> None:

@@ -24,5 +24,5 @@ def test_every_threshold_is_explained() -> None:
 def test_every_limit_and_stop_is_explained() -> None:
     page = (DOCS / "safety.md").read_text(encoding="utf-8")
     names = [f"limits.{field.name}" for field in dataclasses.fields(LimitsSettings)]
-    names += ["control.stop_action", "control.image_timeout_s", "control.inference_timeout_s"]
+    names += ["control.stop_action", "control.image_timeout_s", "control.frozen_image_s", "control.inference_timeout_s"]
     assert [name for name in names if f"`{name}`" not in page] == []

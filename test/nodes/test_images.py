@@ -18,6 +18,18 @@ from flashvla_ros.core.errors import ObservationError
 _ORDER = {"rgb": [0, 1, 2], "bgr": [2, 1, 0], "rgba": [0, 1, 2, 3], "bgra": [2, 1, 0, 3]}
 
 
+def test_pictures_are_the_same_where_every_byte_is():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (100, 64, 3), dtype=np.uint8)
+    assert images.same_picture(picture, picture.copy())
+    for row in (0, 1, 31, 99):
+        noisy = picture.copy()
+        noisy[row, 5, 1] ^= 1
+        assert not images.same_picture(picture, noisy)
+    assert not images.same_picture(picture, picture[:50])
+    assert not images.same_picture(picture, picture[:1])
+
+
 def make_message(pixels: np.ndarray, encoding: str, *, padding: int = 0, big_endian: bool = False) -> Image:
     """An image message of `pixels`, with `padding` bytes of rubbish behind each row."""
     height, width = pixels.shape[:2]

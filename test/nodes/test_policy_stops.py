@@ -12,6 +12,7 @@ import pytest
 from builtin_interfaces.msg import Time
 from fakes import ScriptedPolicy
 from policy_bench import PolicyBench
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool
@@ -21,6 +22,7 @@ from flashvla_ros.msg import GateStatus
 
 MakeBench = Callable[..., PolicyBench]
 NAN = float("nan")
+BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
 
 
 @pytest.fixture
@@ -69,6 +71,38 @@ def test_a_silent_camera_stops_the_robot_once_and_the_next_image_moves_it_again(
     assert (gate.decision, gate.reason) == (GateStatus.INFER, "image_timeout")
     assert bench.set("control.image_timeout_s", 10.0).successful
     bench.step()
+    assert bench.report().state == "running"
+
+
+def test_a_camera_that_repeats_one_picture_stops_the_robot_until_the_picture_changes(make):
+    bench = make(control__frozen_image_s=0.2).start()
+    bench.step(100)
+
+    def repeat() -> bool:
+        bench.show(100)
+        bench.spin(0.03)
+        return bool(stops(bench))
+
+    bench.until(repeat, "the stop action")
+    steps = len(bench.gates)
+    for _ in range(5):
+        repeat()
+    assert (len(bench.gates), len(stops(bench))) == (steps, 1)
+    assert bench.report().stop_reason.startswith("frozen_image: camera 'image' has sent the same picture for 0.2")
+    assert len(bench.logged("stopped, frozen_image")) == 1
+    assert bench.step(101).reason == "frozen_image"
+    assert bench.report().state == "running"
+
+
+def test_an_emergency_stop_that_can_never_be_heard_is_told_and_counted(make):
+    bench = make().start()
+    bench.step()
+    deaf = bench.robot.create_publisher(Bool, "emergency_stop", QoSProfile(depth=1, reliability=BEST_EFFORT))
+    words = "/emergency_stop: a publisher offers another RELIABILITY than this node asks for"
+    bench.until(lambda: bench.logged(words), "a warning")
+    assert bench.report().rejected == 1
+    deaf.publish(Bool(data=True))
+    bench.spin(0.2)
     assert bench.report().state == "running"
 
 
