@@ -27,10 +27,32 @@ def _by(score: Score) -> Selector:
 def values(view: LayerView) -> Tensor:
     """[N, D] value states of the layer that is looked at."""
     projections = view.projections
-    layer = projections.model.layers[projections.index]
-    entering = layer.input_layernorm(projections.entering[0, 1 : 1 + len(view.embeddings)])
-    states: Tensor = layer.self_attn.v_proj(entering)
+    return _values(view, projections.index, projections.entering[0, 1 : 1 + len(view.embeddings)])
+
+
+def next_values(view: LayerView) -> Tensor:
+    """[N, D] value states of the first layer that will not see the dropped tokens."""
+    projections = view.projections
+    index = 0 if projections.entering is view.hidden else projections.index + 1
+    return _values(view, min(index, len(projections.model.layers) - 1), view.hidden)
+
+
+def _values(view: LayerView, index: int, entering: Tensor) -> Tensor:
+    layer = view.projections.model.layers[index]
+    states: Tensor = layer.self_attn.v_proj(layer.input_layernorm(entering))
     return states
+
+
+def written(view: LayerView) -> Tensor:
+    """[N, d] what each token adds to the residual stream where it is attended to: values after output projection."""
+    projections = view.projections
+    heads = values(view)
+    layer = projections.model.layers[projections.index]
+    repeated = layer.self_attn.o_proj.in_features // heads.shape[1]
+    size = layer.self_attn.head_dim
+    heads = heads.unflatten(1, (-1, size)).repeat_interleave(repeated, dim=1).flatten(1)
+    added: Tensor = layer.self_attn.o_proj(heads)
+    return added
 
 
 def centred(rows: Tensor) -> Tensor:
@@ -107,6 +129,16 @@ CANDIDATES: Mapping[str, Selector] = {
     "ics of projector output, centred": _by(lambda view: information_contribution(centred(view.embeddings))),
     "ics of hidden, centred": _by(lambda view: information_contribution(centred(view.hidden))),
     "ics of values, centred": _by(lambda view: information_contribution(centred(values(view)))),
+    "norm of values": _by(lambda view: row_norm(values(view))),
+    "norm of values, centred": _by(lambda view: row_norm(centred(values(view)))),
+    "ics of next values": _by(lambda view: information_contribution(next_values(view))),
+    "ics of next values, centred": _by(lambda view: information_contribution(centred(next_values(view)))),
+    "ics of written values": _by(lambda view: information_contribution(written(view))),
+    "ics of values without sinks": _by(
+        lambda view: without_sinks(information_contribution(values(view)), values(view))
+    ),
+    "ics of values, then diverse": diverse_of_best(lambda view: information_contribution(values(view))),
+    "diverse values": lambda view, k, _settings: farthest_from_each_other(values(view), k).sort().values,
     "ics without sinks": _by(lambda view: without_sinks(_ics(view), view.attention)),
     "ics, rank 1": _by(lambda view: information_contribution(view.attention, 1)),
     "ics, rank 4": _by(lambda view: information_contribution(view.attention, 4)),

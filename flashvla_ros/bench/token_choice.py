@@ -244,7 +244,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="first seed (%(default)s)")
     parser.add_argument("--every", type=int, default=10, help="steps from one measured frame to the next (%(default)s)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--candidates", action="store_true", help="add the variations of ICS that were tried")
+    parser.add_argument(
+        "--candidates", nargs="*", choices=CANDIDATES, metavar="NAME", help="add variations that were tried, or all"
+    )
     parser.add_argument("--layers", nargs="+", type=int, default=[0, 1, 2, 3], help="pruning.layer (%(default)s)")
     parser.add_argument(
         "--ratios", nargs="+", type=float, default=[0.625, 0.375, 0.25], help="keep_ratio (%(default)s)"
@@ -261,9 +263,9 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _rules(methods: Iterable[str], candidates: bool) -> dict[str, Selector]:
-    rules = {name: METHODS[name].select for name in methods}
-    return {**rules, **CANDIDATES} if candidates else rules
+def _rules(methods: Iterable[str], candidates: Sequence[str] | None) -> dict[str, Selector]:
+    added = () if candidates is None else candidates or CANDIDATES
+    return {name: METHODS[name].select for name in methods} | {name: CANDIDATES[name] for name in added}
 
 
 def _run(comparison: Comparison, args: argparse.Namespace) -> list[list[Frame]]:

@@ -69,22 +69,20 @@ def windows(
                 episode = Episode(world, EpisodePlan(row, seed, row.instruction, row.max_steps))
                 window: list[Frame] = []
                 while not episode.ended:
-                    frame = _look(world, episode, side)
-                    if episode.steps % every < WINDOW:
-                        window.append(frame)
+                    wanted = episode.steps % every < WINDOW
+                    observation = _observe(world, episode) if wanted or not expert else None
+                    if observation is not None and wanted:
+                        shown = world.segmentation()
+                        shares = _shares(shown == 1, side), _shares(shown == 2, side)
+                        window.append(Frame(task, seed, episode.steps, observation, *shares))
                     if len(window) == WINDOW:
                         yield window
                         window = []
-                    episode.step(world.expert(task) if expert else _act(policy, frame))
+                    episode.step(world.expert(task) if observation is None or expert else _act(policy, observation))
 
 
-def _look(world: World, episode: Episode, side: int) -> Frame:
-    observation = Observation({CAMERA: world.render()}, episode.instruction, stamp_s=TICK_S * episode.steps)
-    shown = world.segmentation()
-    plan = episode.plan
-    return Frame(
-        plan.task.name, plan.seed, episode.steps, observation, _shares(shown == 1, side), _shares(shown == 2, side)
-    )
+def _observe(world: World, episode: Episode) -> Observation:
+    return Observation({CAMERA: world.render()}, episode.instruction, stamp_s=TICK_S * episode.steps)
 
 
 def _shares(mask: NDArray[np.bool_], side: int) -> NDArray[np.float64]:
@@ -93,6 +91,6 @@ def _shares(mask: NDArray[np.bool_], side: int) -> NDArray[np.float64]:
     return blocks.mean(axis=(1, 3)).ravel()
 
 
-def _act(policy: OpenVLAPolicy, frame: Frame) -> NDArray[np.float64]:
-    command = policy.infer(frame.observation, NOTHING).action[0]
+def _act(policy: OpenVLAPolicy, observation: Observation) -> NDArray[np.float64]:
+    command = policy.infer(observation, NOTHING).action[0]
     return action_from_command(command[:3] / TICK_S, command[3], TICK_S)
