@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other
 from flashvla_ros.vla.pruning.probe import LayerView
-from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
+from flashvla_ros.vla.pruning.scores import centred, information_contribution, row_norm
 from flashvla_ros.vla.pruning.select import Selector, top_k
 
 Score = Callable[[LayerView], Tensor]  # [N]
@@ -25,20 +25,10 @@ def _by(score: Score) -> Selector:
 
 
 def values(view: LayerView) -> Tensor:
-    """[N, D] value states of the layer that is looked at."""
+    """[N, G * D] values of the last layer that sees every token; :attr:`LayerView.values` are those of the next."""
     projections = view.projections
-    return _values(view, projections.index, projections.entering[0, 1 : 1 + len(view.embeddings)])
-
-
-def next_values(view: LayerView) -> Tensor:
-    """[N, D] value states of the first layer that will not see the dropped tokens."""
-    projections = view.projections
-    index = 0 if projections.entering is view.hidden else projections.index + 1
-    return _values(view, min(index, len(projections.model.layers) - 1), view.hidden)
-
-
-def _values(view: LayerView, index: int, entering: Tensor) -> Tensor:
-    layer = view.projections.model.layers[index]
+    layer = projections.model.layers[projections.index]
+    entering = projections.entering[0, 1 : 1 + len(view.embeddings)]
     states: Tensor = layer.self_attn.v_proj(layer.input_layernorm(entering))
     return states
 
@@ -53,11 +43,6 @@ def written(view: LayerView) -> Tensor:
     heads = heads.unflatten(1, (-1, size)).repeat_interleave(repeated, dim=1).flatten(1)
     added: Tensor = layer.self_attn.o_proj(heads)
     return added
-
-
-def centred(rows: Tensor) -> Tensor:
-    """Rows less their mean: what all tokens share tells none from another."""
-    return rows.float() - rows.float().mean(dim=0)
 
 
 def without_sinks(scores: Tensor, rows: Tensor, share: float = 0.05) -> Tensor:
@@ -131,8 +116,10 @@ CANDIDATES: Mapping[str, Selector] = {
     "ics of values, centred": _by(lambda view: information_contribution(centred(values(view)))),
     "norm of values": _by(lambda view: row_norm(values(view))),
     "norm of values, centred": _by(lambda view: row_norm(centred(values(view)))),
-    "ics of next values": _by(lambda view: information_contribution(next_values(view))),
-    "ics of next values, centred": _by(lambda view: information_contribution(centred(next_values(view)))),
+    "ics of next values": _by(lambda view: information_contribution(view.values)),
+    "norm of next values, centred": _by(lambda view: row_norm(centred(view.values))),
+    "ics of next values, centred, rank 8": _by(lambda view: information_contribution(centred(view.values), 8)),
+    "next values, centred, then diverse": diverse_of_best(lambda view: information_contribution(centred(view.values))),
     "ics of written values": _by(lambda view: information_contribution(written(view))),
     "ics of values without sinks": _by(
         lambda view: without_sinks(information_contribution(values(view)), values(view))

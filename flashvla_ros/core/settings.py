@@ -127,7 +127,7 @@ class PruningSettings:
     method: str = _row(
         "ics",
         "How visual tokens are scored; none: nothing is scored and nothing dropped.",
-        choices=("ics", "ics_hidden", "fastv", "divprune", "dart", "temporal", "norm", "random", "none"),
+        choices=("ics", "ics_hidden", "ics_values", "fastv", "divprune", "dart", "temporal", "norm", "random", "none"),
         dynamic=True,
     )
     keep_ratio: float = _row(

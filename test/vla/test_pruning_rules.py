@@ -16,6 +16,7 @@ from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
 from flashvla_ros.vla.pruning.probe import LayerView, run_and_view
+from flashvla_ros.vla.pruning.scores import centred, information_contribution
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
 
@@ -144,6 +145,31 @@ def test_attention_with_fewer_key_heads():
     torch.testing.assert_close(
         view.projections.last_attention, eager_weights(other, visual)[1].mean(dim=0)[-1], rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_ics_values_scores_what_the_next_layer_would_read(model, layer):
+    visual = rows(COUNT, WIDTH, 0)
+    with torch.inference_mode():
+        output = model.language_model(
+            inputs_embeds=model.embed(visual[None], PROMPT), use_cache=True, output_hidden_states=True
+        )
+    values = output.past_key_values.layers[layer].values[0, :, 1 : 1 + COUNT].transpose(0, 1).flatten(1).double()
+    left, sizes, _ = torch.linalg.svd(values - values.mean(dim=0), full_matrices=False)
+    scores = (left * sizes).abs().sum(dim=1)
+    for k in (1, 6, 15):
+        expected = sorted(sorted(range(COUNT), key=lambda i: -scores[i])[:k])
+        assert choose("ics_values", look(model, layer, visual), k) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.integers(0, COUNT - 1), st.floats(-100.0, 100.0))
+def test_centring_gives_a_token_that_is_the_mean_of_all_no_score(seed, index, offset):
+    """Large as its value is, attention gives that mean anyway."""
+    values = rows(COUNT, 8, seed) + offset
+    values[index] = torch.cat([values[:index], values[index + 1 :]]).mean(dim=0)
+    scores = information_contribution(centred(values))
+    assert scores[index] < 1e-2 * scores.max()
 
 
 @pytest.mark.parametrize("layer", [0, 2])

@@ -58,6 +58,7 @@ class LayerView:
         hidden: [N, d] hidden state after that layer.
         text: [P, d] the same of the prompt after the visual tokens.
         projections: Queries and keys of that layer.
+        layer: ``pruning.layer``.
         key: Tells observations apart.
         similarity: [N] cosine of each patch with the same patch of the frame before; None where there is none.
     """
@@ -67,8 +68,16 @@ class LayerView:
     hidden: Tensor
     text: Tensor
     projections: Projections
+    layer: int
     key: int = 0
     similarity: Tensor | None = None
+
+    @functools.cached_property
+    def values(self) -> Tensor:
+        """[N, G * D] values that layer ``pruning.layer``, the first to miss what is dropped, would make of all."""
+        layer = self.projections.model.layers[self.layer]
+        states: Tensor = layer.self_attn.v_proj(layer.input_layernorm(self.hidden))
+        return states
 
 
 def run_and_view(
@@ -112,6 +121,7 @@ def run_and_view(
         projections=Projections(
             model, max(layer - 1, 0), entering[:, :length], (rotary[0][:, :length], rotary[1][:, :length])
         ),
+        layer=layer,
         key=key,
         similarity=similarity,
     )

@@ -22,6 +22,12 @@ def information_contribution(tokens: Tensor, rank: int = 0) -> Tensor:
     return largest.abs().sum(dim=1)
 
 
+def centred(tokens: Tensor) -> Tensor:
+    """Rows [N, d] less their mean, in float32."""
+    rows = tokens.float()
+    return rows - rows.mean(dim=0)
+
+
 def row_norm(tokens: Tensor) -> Tensor:
     """Euclidean norm of each row of tokens [N, d], in float32."""
     return tokens.float().norm(dim=1)

@@ -13,7 +13,7 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
 from flashvla_ros.vla.pruning.probe import LayerView
-from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
+from flashvla_ros.vla.pruning.scores import centred, information_contribution, row_norm
 
 _MASK_64 = (1 << 64) - 1
 
@@ -76,6 +76,15 @@ def _fastv(view: LayerView, settings: PruningSettings) -> Tensor:  # noqa: ARG00
     return view.projections.last_attention[1 : 1 + len(view.embeddings)]
 
 
+def _ics_values(view: LayerView, settings: PruningSettings) -> Tensor:
+    """ICS of what the next layer would read and not of what the last one wrote.
+
+    Attention gives a mean of values with weights that sum to one, Σ aⱼvⱼ = v̄ + Σ aⱼ(vⱼ - v̄): a token whose value is the
+    mean of all can go unnoticed, however large it is.
+    """
+    return information_contribution(centred(view.values), settings.rank)
+
+
 def _divprune(view: LayerView, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
     return farthest_from_each_other(view.embeddings, k).sort().values
 
@@ -114,6 +123,12 @@ METHODS: Mapping[str, Method] = {
         "TokenCarve, arXiv 2503.10501",
         "hidden state",
         "projector output",
+    ),
+    "ics_values": Method(
+        _by_score(_ics_values),
+        "this package, after arXiv 2505.21200",
+        "values that layer `pruning.layer` makes, less their mean",
+        "the same, of layer 0",
     ),
     "fastv": Method(
         _by_score(_fastv),
