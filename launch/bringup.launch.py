@@ -3,7 +3,7 @@
     ros2 launch flashvla_ros bringup.launch.py
     ros2 launch flashvla_ros bringup.launch.py task:=drawer-close episodes:=3
     ros2 launch flashvla_ros bringup.launch.py camera:=/camera/image_raw checkpoint:=/models/openvla-7b \
-        instruction:="pick up the red block" params:=/robots/arm.yaml
+        instruction:="pick up the red block" params:=/robots/arm.yaml remap:="command:=/servo_node/delta_twist_cmds"
 
 The processes are those of ``flashvla-ros bringup``; both come from ``flashvla_ros.nodes.bringup``.
 """
@@ -30,6 +30,7 @@ ARGUMENTS = {
     "camera": "image topic of a real robot; nothing is simulated then",
     "checkpoint": "folder of an OpenVLA checkpoint; empty: the demo policy",
     "params": "parameter file of the policy node",
+    "remap": "topics under other names, such as command:=/servo_node/delta_twist_cmds",
 }
 DEFAULTS = {field.name: str(field.default) for field in dataclasses.fields(Bringup) if field.name in ARGUMENTS}
 
@@ -38,7 +39,7 @@ def start(context: LaunchContext) -> list[Node | RegisterEventHandler]:
     """Turn the arguments into processes; when one of them ends, all end."""
     text = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     bringup = Bringup(
-        **{name: text[name] for name in ("task", "instruction", "camera", "checkpoint", "params")},
+        **{name: text[name] for name in ("task", "instruction", "camera", "checkpoint", "params", "remap")},
         episodes=int(text["episodes"]),
         seed=int(text["seed"]),
         lock_step=text["lock_step"].lower() == "true",

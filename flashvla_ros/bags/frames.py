@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from flashvla_ros.bags.reader import Bag
 from flashvla_ros.bags.steps import RecordedStep, RunLog, StepFinder
 from flashvla_ros.bags.storage import RawMessage
 from flashvla_ros.bags.topics import Topics
+from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import BagError, ObservationError
+from flashvla_ros.core.measured import pose_values
 from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.images import decode_compressed, decode_image
@@ -42,7 +45,8 @@ class Frames:
     """Streams the observations of a recording; no more than one image of each camera is held.
 
     With the node's steps in `log`, exactly the observations that it answered come out, in their order. Otherwise
-    every image makes one, at most `rate_hz` of them in a second.
+    every image makes one, at most `rate_hz` of them in a second. Where the robot is counts for `state_timeout_s`, and a
+    pose only in the frame `frame_id`, as in the node.
 
     Attributes:
         warnings: Complete after iterating: what was left out, or is odd.
@@ -50,7 +54,15 @@ class Frames:
     """
 
     def __init__(
-        self, bag: Bag, topics: Topics, log: RunLog | None = None, *, instruction: str = "", rate_hz: float = 0.0
+        self,
+        bag: Bag,
+        topics: Topics,
+        log: RunLog | None = None,
+        *,
+        instruction: str = "",
+        rate_hz: float = 0.0,
+        state_timeout_s: float = 1.0,
+        frame_id: str = "base_link",
     ) -> None:
         self._bag = bag
         self._topics = topics
@@ -60,7 +72,8 @@ class Frames:
         self._cameras = {topic: camera for camera, topic in topics.images.items()}
         self._first = next(iter(topics.images))
         self._latest: dict[str, RawMessage] = {}
-        self._joints: dict[str, float] = {}
+        self._joints, self._pose = RobotState(), RobotState()
+        self._state_timeout_s, self._frame_id = state_timeout_s, frame_id
         self._reset: Reason | None = None
         self._sizes: dict[str, tuple[int, int]] = {}
         self._stamp_s = -float("inf")
@@ -84,7 +97,9 @@ class Frames:
 
     def __iter__(self) -> Iterator[Frame]:
         topics = self._topics
-        others = filter(None, (topics.instruction, topics.joint_states, topics.emergency_stop))
+        others = filter(
+            None, (topics.instruction, topics.joint_states, topics.end_effector_pose, topics.emergency_stop)
+        )
         for message in self._bag.messages([*topics.images.values(), *others]):
             if message.topic not in self._cameras:
                 self._note(message)
@@ -102,7 +117,11 @@ class Frames:
         if message.topic == self._topics.instruction:
             self._instruction = content.data.strip() or self._instruction
         elif message.topic == self._topics.joint_states:
-            self._joints.update(zip(content.name, map(float, content.position), strict=False))
+            positions = dict(zip(content.name, map(float, content.position), strict=False))
+            self._joints.update(message.time_ns * 1e-9, positions)
+        elif message.topic == self._topics.end_effector_pose:
+            with suppress(ObservationError):  # the node rejected it too
+                self._pose.update(message.time_ns * 1e-9, pose_values(content, self._frame_id))
         elif content.data:
             self._reset = Reason.EMERGENCY_STOP
 
@@ -131,7 +150,10 @@ class Frames:
             )
         self._stamp_s = stamp_s
         reset, self._reset = self._reset, None
-        observation = Observation(images, instruction, stamp_s, joint_positions=dict(self._joints))
+        joints, pose = (
+            state.positions(message.time_ns * 1e-9, self._state_timeout_s) for state in (self._joints, self._pose)
+        )
+        observation = Observation(images, instruction, stamp_s, joint_positions=joints, pose=pose)
         return Frame(self._count, observation, message.time_ns, recorded, reset)
 
     def _stamp(self, content: Any, message: RawMessage) -> tuple[int, int]:

@@ -15,6 +15,7 @@ DEFAULT_NODE = "/flashvla"
 _TYPES: Mapping[str, tuple[str, ...]] = {
     "instruction": (STRING,),
     "joint_states": ("sensor_msgs/msg/JointState",),
+    "end_effector_pose": ("geometry_msgs/msg/PoseStamped",),
     "emergency_stop": ("std_msgs/msg/Bool",),
     "gate": ("flashvla_ros/msg/GateStatus",),
     "settings": (STRING,),
@@ -35,6 +36,7 @@ class Topics:
     images: Mapping[str, str]
     instruction: str | None
     joint_states: str | None
+    end_effector_pose: str | None
     emergency_stop: str | None
     gate: str | None
     settings: str | None
@@ -99,9 +101,8 @@ def find_topics(bag: Bag, remappings: Mapping[str, str], node: str, cameras: Seq
         images[camera] = topic
     gate = find("gate", f"{node}/gate", alone=True)
     own = gate.rpartition("/")[0] if gate else node
-    others = {
-        role: find(role, f"{namespace}/{role}", False) for role in ("instruction", "joint_states", "emergency_stop")
-    }
+    state = ("instruction", "joint_states", "end_effector_pose", "emergency_stop")
+    others = {role: find(role, f"{namespace}/{role}", False) for role in state}
     return Topics(images, **others, gate=gate, settings=find("settings", f"{own}/settings", False), notes=tuple(notes))
 
 

@@ -52,6 +52,7 @@ EMPTYING = frozenset(
         Reason.RESET,
         Reason.EMERGENCY_STOP,
         Reason.IMAGE_TIMEOUT,
+        Reason.FROZEN_IMAGE,
         Reason.INFERENCE_TIMEOUT,
         Reason.FAULT,
         Reason.DEVIATION,

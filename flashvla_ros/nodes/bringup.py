@@ -62,6 +62,8 @@ class Bringup:
         camera: Image topic of a real robot, whose driver runs already; empty: the simulated one.
         checkpoint: Folder of an OpenVLA checkpoint; empty: the demo policy.
         params: Parameter file for the policy node; empty: none beside the demo's.
+        remap: Topics of the policy node under other names, such as ``command:=/servo_node/delta_twist_cmds``; several
+            are separated by spaces.
         overrides: Parameters of the policy node that go before the files.
     """
 
@@ -73,6 +75,7 @@ class Bringup:
     camera: str = ""
     checkpoint: str = ""
     params: str = ""
+    remap: str = ""
     overrides: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
     def processes(self) -> tuple[Process, ...]:
@@ -89,13 +92,13 @@ class Bringup:
 
     def _policy(self) -> Process:
         parameters: dict[str, Value] = {"node.autostart": True, **self.overrides}
-        remappings: tuple[tuple[str, str], ...] = ()
+        remappings = tuple(_remapping(rule) for rule in self.remap.split())
         if self.checkpoint:
             parameters["model.checkpoint"] = self.checkpoint
         if self.camera:
             compressed = self.camera.endswith(_COMPRESSED)
             parameters["camera.compressed"] = compressed
-            remappings = ((f"image{_COMPRESSED}" if compressed else "image", self.camera),)
+            remappings = ((f"image{_COMPRESSED}" if compressed else "image", self.camera), *remappings)
             parameters.update({"node.instruction": self.instruction} if self.instruction else {})
         if self.lock_step:
             parameters["use_sim_time"] = True
@@ -121,6 +124,13 @@ class Bringup:
         return Process(
             ROBOT, "robot_node", "flashvla_ros.nodes.robot_node", (share_path("config", "demo.yaml"),), parameters
         )
+
+
+def _remapping(rule: str) -> tuple[str, str]:
+    topic, arrow, name = rule.partition(":=")
+    if not (topic and arrow and name):
+        raise SettingsError(f"a remapping has the form topic:=name, such as command:=/arm/command, got {rule!r}")
+    return topic, name
 
 
 def _existing(path: str) -> Path:

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real = parser.add_argument_group("real robot")
     real.add_argument("--camera", default="", metavar="TOPIC", help="image topic of its driver; nothing is simulated")
     real.add_argument("--checkpoint", default="", metavar="DIR", help="OpenVLA checkpoint (the demo policy)")
+    real.add_argument(
+        "--remap", action="append", default=[], metavar="TOPIC:=NAME", help="name of the controller's topic, …"
+    )
     parser.add_argument("--instruction", default="", metavar="TEXT", help="in place of the task's own")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="parameter of the policy node")
     parser.add_argument("--params", default="", metavar="FILE", help="parameter file of the policy node")
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         camera=args.camera,
         checkpoint=args.checkpoint,
         params=args.params,
+        remap=" ".join(args.remap),
         overrides=parse_overrides(args.set),
     )
     commands = {

@@ -20,9 +20,9 @@ from std_msgs.msg import Bool, Header, String
 from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import ObservationError
-from flashvla_ros.core.rotations import euler_of, normalised
+from flashvla_ros.core.measured import pose_values
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import POSE_NAMES, ImageArray, Observation
+from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.images import decode_compressed, decode_image, same_picture
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.rejections import Rejections
@@ -61,23 +61,6 @@ def checked_instruction(text: str) -> str:
             f"an instruction must have at most {MAX_INSTRUCTION} characters, got {len(stripped)}: {stripped[:40]!r}…"
         )
     return stripped
-
-
-def pose_values(message: PoseStamped) -> dict[str, float]:
-    """Return a pose by the names of its dimensions, its rotation both as Euler angles and as a unit quaternion.
-
-    Raises:
-        ObservationError: It is not finite, or its quaternion is no rotation.
-    """
-    position, turn = message.pose.position, message.pose.orientation
-    place = (position.x, position.y, position.z)
-    if not all(map(math.isfinite, place)):
-        raise ObservationError("end_effector_pose: the position is not finite")
-    try:
-        quaternion = normalised((turn.x, turn.y, turn.z, turn.w))
-    except ValueError as error:
-        raise ObservationError(f"end_effector_pose: {error}") from error
-    return dict(zip(POSE_NAMES, (*place, *euler_of(quaternion), *quaternion), strict=True))
 
 
 class Inputs:
@@ -214,15 +197,8 @@ class Inputs:
         self._joints.update(time.monotonic(), dict(zip(message.name, message.position, strict=True)))
 
     def _on_pose(self, message: PoseStamped) -> None:
-        frame = self._settings().command.frame_id
-        if message.header.frame_id.lstrip("/") not in ("", frame):
-            self.rejections.add(
-                f"end_effector_pose: its frame is {message.header.frame_id!r}, but command.frame_id is {frame!r}: "
-                f"publish it in that frame"
-            )
-            return
         try:
-            self._pose.update(time.monotonic(), pose_values(message))
+            self._pose.update(time.monotonic(), pose_values(message, self._settings().command.frame_id))
         except ObservationError as error:
             self.rejections.add(str(error))
 

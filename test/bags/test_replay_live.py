@@ -53,6 +53,14 @@ def drive(bench: PolicyBench) -> None:
     show(4)
     assert bench.set("decode.accept_bins", 40).successful
     show(4)
+    assert bench.set("control.ramp_s", 1.0).successful
+    assert bench.set("control.speed_scale", 0.6).successful
+    bench.call(bench.reset, Trigger.Request())
+    show(4)
+    assert bench.set("control.dry_run", True).successful
+    show(3)
+    assert bench.set("control.dry_run", False).successful
+    show(3)
     bench.emergency_stop.publish(Bool(data=True))
     bench.until(lambda: bench.logged("emergency_stop"), "the stop")
     bench.call(bench.reset, Trigger.Request())
@@ -89,11 +97,14 @@ def replay(bag, tmp_path, *options):
 
 def test_the_run_reuses_resets_and_follows_every_change(run):
     _, _, gates = run
-    assert len(gates) == 41
+    assert len(gates) == 51
     assert sum(gate.draft_tokens for gate in gates) > 0
-    assert {"reuse", "start", "new_instruction", "reset", "max_reuse"} <= {gate.reason for gate in gates}
-    assert len({gate.settings_digest for gate in gates}) == 5
-    assert len({gate.epoch for gate in gates}) == 3
+    assert {"reuse", "start", "new_instruction", "reset", "max_reuse", "dry_run"} <= {gate.reason for gate in gates}
+    assert len({gate.settings_digest for gate in gates}) == 7
+    assert len({gate.epoch for gate in gates}) == 5
+    slow = [gate for gate in gates if gate.speed_scale < 1.0]
+    assert len({gate.speed_scale for gate in slow}) > 4  # on their way up, twice
+    assert sum(gate.dry_run for gate in gates) == 3
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -104,9 +115,9 @@ def test_a_replay_is_identical_in_both_storages(run, tmp_path, capsys, storage):
     code, row = replay(bag, tmp_path)
     output = capsys.readouterr()
     assert code == 0, output
-    assert (row["steps"], row["identical"], row["first_difference"]) == (33, True, None)
+    assert (row["steps"], row["identical"], row["first_difference"]) == (51, True, None)
     assert row["reuse_rate"] == pytest.approx(np.mean([gate.decision for gate in gates]))
-    assert "identical: every decision and action of all 33 steps" in output.out
+    assert "identical: every decision and action of all 51 steps" in output.out
 
 
 def test_remapped_topics_are_found_or_named(run, tmp_path):
@@ -142,7 +153,7 @@ def test_a_bag_without_decisions_replays_every_image(run, tmp_path, capsys):
     copy = copy_bag(bag, tmp_path / "copy", "mcap", {"/flashvla/gate": "", "/flashvla/settings": ""})
     code, row = replay(copy, tmp_path, "--set", f"model.checkpoint={checkpoint}")
     assert code == 0
-    assert (row["steps"], row["identical"]) == (33, None)
+    assert (row["steps"], row["identical"]) == (51, None)
     assert "nothing to compare with" in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ from fakes import SPEC, ScriptedPolicy, make_observation
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.control.worker import State, Stop, Worker
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec
 from flashvla_ros.gate.reasons import Reason
 
 LONG_S = 20.0  # a test that waits this long has failed
@@ -364,3 +365,66 @@ def test_a_model_that_hangs_is_held_to_its_deadline_whatever_is_forgotten(
     rig.go.set()
     rig.step()
     assert rig.worker.running_since_s is None
+
+
+def settings_of(**values: Any) -> Settings:
+    return Settings().with_values({f"control.{name}": value for name, value in values.items()})
+
+
+def test_a_dry_run_begins_with_a_stop_and_nothing_is_stopped_in_it(rig: Rig) -> None:
+    rig.step()
+    assert rig.worker.in_force is not None
+    rig.worker.apply(settings_of(dry_run=True))
+    assert [stop.cause for stop in rig.stops] == [Reason.DRY_RUN]
+    assert rig.stops[0].command is not None
+    rig.step()
+    assert rig.worker.in_force is None
+    assert rig.steps[-1].settings.control.dry_run
+    rig.worker.stop(Reason.IMAGE_TIMEOUT, "silent")
+    assert rig.stops[-1].command is None  # something else may be moving the robot
+    rig.worker.apply(settings_of())
+    rig.step()
+    assert rig.worker.in_force is not None
+
+
+def test_a_step_under_way_is_not_sent_once_a_dry_run_began(rig: Rig) -> None:
+    rig.hang()
+    rig.worker.apply(settings_of(dry_run=True))
+    rig.go.set()
+    rig.step()
+    assert [result.settings.control.dry_run for result in rig.steps] == [True]
+    assert rig.worker.late == 1
+
+
+def test_a_deviation_holds_until_a_reset_and_an_emergency_stop_outranks_it(rig: Rig) -> None:
+    rig.step()
+    rig.worker.stop(Reason.DEVIATION, "elbow")
+    rig.worker.stop(Reason.IMAGE_TIMEOUT, "silent")
+    rig.worker.stop(Reason.EMERGENCY_STOP, "button")
+    rig.worker.stop(Reason.EMERGENCY_STOP, "button")
+    assert [stop.cause for stop in rig.stops] == [Reason.DEVIATION, Reason.EMERGENCY_STOP]
+    rig.worker.reset()
+    rig.step()
+    assert rig.worker.state is State.RUNNING
+
+
+def test_a_stop_starts_from_where_the_robot_is_now() -> None:
+    stops: list[Stop] = []
+    positions = {"elbow": 0.25}
+    stepped = threading.Semaphore(0)
+    worker = Worker(
+        Stepper(ScriptedPolicy(actions=[[1.0]]), ActionSpec(("elbow",), (ActionKind.ABSOLUTE,), 0.1)),
+        Settings(),
+        on_step=lambda _: stepped.release(),
+        on_stop=stops.append,
+        on_fault=lambda error: pytest.fail(str(error)),
+        positions=lambda: positions,
+    )
+    worker.start()
+    worker.post(make_observation(1.0))
+    assert stepped.acquire(timeout=LONG_S)
+    positions = {"elbow": 0.5}
+    worker.stop(Reason.IMAGE_TIMEOUT, "silent")
+    worker.close()
+    assert stops[0].command is not None
+    assert stops[0].command.tolist() == [[0.5]]

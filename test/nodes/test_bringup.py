@@ -80,6 +80,7 @@ def test_a_real_camera_needs_no_robot(topic, compressed, remapping):
         (Bringup(task="drawer-opne"), "did you mean drawer-open"),
         (Bringup(camera="/image", episodes=2), "belong to the simulated robot"),
         (Bringup(params="/nowhere.yaml"), "no parameter file /nowhere.yaml"),
+        (Bringup(camera="/image", remap="command:=/a gripper_command=/b"), "got 'gripper_command=/b'"),
     ],
 )
 def test_what_cannot_be_started_is_refused_before_anything_is(bringup, words):
@@ -87,8 +88,16 @@ def test_what_cannot_be_started_is_refused_before_anything_is(bringup, words):
         bringup.processes()
 
 
+def test_topics_of_a_controller_are_remapped():
+    remap = "command:=/servo_node/delta_twist_cmds joint_states:=/arm/joint_states"
+    (policy,) = Bringup(camera="/front/image_raw", remap=remap).processes()
+    words = policy.arguments()
+    assert "image:=/front/image_raw" in words
+    assert {"command:=/servo_node/delta_twist_cmds", "joint_states:=/arm/joint_states"} <= set(words)
+
+
 def test_the_launch_file_takes_every_option_that_the_description_has():
     text = (Path(__file__).parents[2] / "launch" / "bringup.launch.py").read_text(encoding="utf-8")
     compile(text, "bringup.launch.py", "exec")
-    for name in ("task", "instruction", "episodes", "seed", "lock_step", "camera", "checkpoint", "params"):
+    for name in ("task", "instruction", "episodes", "seed", "lock_step", "camera", "checkpoint", "params", "remap"):
         assert f'    "{name}": "' in text
