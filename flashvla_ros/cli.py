@@ -36,6 +36,7 @@ COMMANDS = (
     Command("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
     Command("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),
     Command("tune", "flashvla_ros.bags.tune", "find the thresholds that reuse most within an error you allow"),
+    Command("bench", "flashvla_ros.bench.command", "what a step costs, against the plain model and the other pruners"),
     Command("params", "flashvla_ros.core.reference", "print every parameter with default, range and meaning"),
 )
 

@@ -25,6 +25,23 @@ def write_results(path: Path, meta: Mapping[str, Any], rows: Sequence[Mapping[st
         raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_results` wrote.
+
+    Raises:
+        FlashVLAError: The file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FlashVLAError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise FlashVLAError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not {"meta", "rows"} <= content.keys():
+        raise FlashVLAError(f"{path} holds no results: it must be an object with meta and rows")
+    return content
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -7,6 +7,7 @@ would be without it, and each row of the draft predicts the token after it as de
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,6 +63,10 @@ class Prefill:
     kept: Tensor | None
 
 
+def _untimed(_stage: str) -> None:
+    """Nobody asks how long a stage takes."""
+
+
 def prefill(
     model: OpenVLA,
     visual: Tensor,
@@ -71,6 +76,8 @@ def prefill(
     key: int = 0,
     similarity: Tensor | None = None,
     draft: Tensor | None = None,
+    *,
+    done: Callable[[str], None] = _untimed,
 ) -> Prefill:
     """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
 
@@ -83,6 +90,7 @@ def prefill(
         key: Tells observations apart for the random method.
         similarity: [N] of each patch with the frame before, for the temporal method; None: there was none.
         draft: [1, n] guess of the action, at most ``room + 1`` tokens; the last is checked without being run.
+        done: Called as a part of the prefill ends, so that ``scoring`` is timed apart from ``prefill`` before it.
 
     Raises:
         SettingsError: ``pruning.layer`` is not a layer of this decoder.
@@ -105,7 +113,9 @@ def prefill(
             hidden, view = run_and_view(
                 model, hidden, count, first, rotary, mask, cache, drafted=drafted, key=key, similarity=similarity
             )
+            done("prefill")
             kept = METHODS[pruning.method].select(view, k, pruning)
+            done("scoring")
             if pruning.drop:
                 hidden, rotary = _drop(hidden, rotary, kept, count)
                 mask = model.causal_mask(hidden)

@@ -100,7 +100,9 @@ class OpenVLAPolicy:
         previous: Inference | None = None,
         draft: Draft | None = None,
     ) -> Inference:
-        """Run the model on one observation; timings are those of preprocess, vision, prefill (with scoring) and decode.
+        """Run the model on one observation.
+
+        Its timings are those of preprocess, vision, prefill, decode and, where tokens are scored, scoring.
 
         Raises:
             ObservationError: Not one camera, not an RGB image, or an instruction that is empty or too long.
@@ -118,7 +120,8 @@ class OpenVLAPolicy:
         key = round(observation.stamp_s * 1e9)
         drafted = usable_tokens(draft, self.action_size, self.model.config.llama().vocab_size)
         guess = torch.tensor([drafted], device=device) if drafted else None
-        start = prefill(self.model, visual, input_ids, self.action_size - 1, pruning, key, similarity, guess)
+        room, done = self.action_size - 1, stages.done
+        start = prefill(self.model, visual, input_ids, room, pruning, key, similarity, guess, done=done)
         stages.done("prefill")
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
         known = torch.tensor([verdict.tokens], device=device) if drafted else None
@@ -163,7 +166,7 @@ class OpenVLAPolicy:
 
 
 class _Stages:
-    """Seconds that each stage of one inference took, with the device synchronised at both ends."""
+    """Seconds that each stage of one inference took, with the device synchronised at both ends; parts of one add up."""
 
     def __init__(self, backend: Backend) -> None:
         self.seconds: dict[str, float] = {}
@@ -174,7 +177,7 @@ class _Stages:
     def done(self, name: str) -> None:
         self._backend.synchronize()
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
 

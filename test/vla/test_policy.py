@@ -43,7 +43,7 @@ def test_inference_has_everything(policy):
     assert result.tokens.shape == (4,)
     assert result.kept.shape == (8,)
     assert result.visual_tokens == 16
-    assert list(result.timings_s) == ["preprocess", "vision", "prefill", "decode"]
+    assert list(result.timings_s) == ["preprocess", "vision", "prefill", "scoring", "decode"]
     assert min(result.timings_s.values()) > 0
 
 

@@ -1,0 +1,112 @@
+"""The plain model to compare with: the same weights in transformers' own ``generate`` loop, dense and greedy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import PruningSettings
+from flashvla_ros.core.types import Draft, Inference, Observation
+from flashvla_ros.vla.policy import OpenVLAPolicy
+
+# Share of the largest logit by which two ways of computing the same may differ, and with it the likeliest token.
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 5e-3}
+
+
+class PlainPolicy:
+    """Runs the model as OpenVLA's own code does: towers, projector, then ``LlamaForCausalLM.generate``.
+
+    Implements :class:`flashvla_ros.core.policy.Policy`; pruning and drafts change nothing.
+
+    Args:
+        policy: Gives weights, image processor, prompt and codec; its own decoding is not used.
+    """
+
+    def __init__(self, policy: OpenVLAPolicy) -> None:
+        self._policy = policy
+        self.action_size, self.visual_tokens = policy.action_size, policy.visual_tokens
+        self._options = {
+            "max_new_tokens": policy.action_size,
+            "do_sample": False,
+            "use_cache": True,
+            "return_dict_in_generate": True,
+            # An action has as many tokens as dimensions, whatever they are. No token has this number; None would stand
+            # for the checkpoint's own.
+            "eos_token_id": policy.model.config.llama().vocab_size,
+            "pad_token_id": policy.model.config.pad_token_id,
+        }
+
+    def reset(self) -> None:
+        """Do nothing: no result depends on an earlier observation."""
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,  # noqa: ARG002
+        previous: Inference | None = None,  # noqa: ARG002
+        draft: Draft | None = None,  # noqa: ARG002
+    ) -> Inference:
+        """Run the model on one observation; every token is kept, and no draft is taken."""
+        policy = self._policy
+        policy.backend.synchronize()
+        started_s = time.perf_counter()
+        embeddings = self._embeddings(observation)
+        policy.backend.synchronize()
+        embedded_s = time.perf_counter()
+        tokens = self._generate(embeddings).sequences[0].cpu().numpy()
+        ended_s = time.perf_counter()
+        normalized = policy.codec.decode(tokens)[None]
+        return Inference(
+            action=policy.codec.unnormalize(normalized),
+            normalized=normalized,
+            tokens=tokens,
+            kept=None,
+            visual_tokens=self.visual_tokens,
+            timings_s={"vision": embedded_s - started_s, "generate": ended_s - embedded_s},
+        )
+
+    @torch.inference_mode()
+    def check(self, observation: Observation, tokens: np.ndarray, name: str) -> bool:
+        """Compare the tokens that `name` decoded densely for `observation` with those of ``generate``.
+
+        Returns:
+            True where they are equal; false where the first that differs was a tie within the rounding of the type.
+
+        Raises:
+            FlashVLAError: They differ by more: the two do not compute the same, and no ratio means anything.
+        """
+        output = self._generate(self._embeddings(observation), logits=True)
+        own = output.sequences[0].cpu().numpy()
+        if np.array_equal(own, tokens):
+            return True
+        step = int(np.flatnonzero(own != tokens)[0])
+        logits: Tensor = output.logits[step][0].float()
+        gap = float(logits[own[step]] - logits[tokens[step]])
+        if gap > _ROUNDING[self._policy.backend.dtype] * float(logits.abs().max()):
+            raise FlashVLAError(
+                f"{name} decodes {tokens.tolist()} where transformers' generate gives {own.tolist()}: "
+                f"the logits differ by {gap:.3g} at token {step}, which rounding does not explain; report this"
+            )
+        return False
+
+    def _embeddings(self, observation: Observation) -> Tensor:
+        """[1, N + P, d]: what goes into the decoder."""
+        policy = self._policy
+        (image,) = observation.images.values()
+        pixels = policy.processor(image, policy.backend.device).to(policy.backend.dtype)
+        ids = torch.tensor([policy.prompts(observation.instruction)], device=policy.backend.device)
+        return policy.model.embed(policy.model.visual_tokens(pixels), ids)
+
+    def _generate(self, embeddings: Tensor, *, logits: bool = False) -> Any:
+        return self._policy.model.language_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
+            generation_config=GenerationConfig(**self._options, output_logits=logits),
+        )

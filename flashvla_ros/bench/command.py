@@ -1,0 +1,51 @@
+"""``flashvla-ros bench``: what a step costs, against the plain model and other pruners, timed in turn in one run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flashvla_ros.bench.trace import DEFAULT_TRACE
+from flashvla_ros.core.results import read_results, write_results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``bench``."""
+    parser.add_argument("--model", default="demo", help="demo, mid or 7b (random weights), or a folder (%(default)s)")
+    parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="timed rounds (%(default)s)")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="configurations such as 'ics*'")
+    parser.add_argument("--trace", type=Path, default=DEFAULT_TRACE, metavar="FILE", help="decisions to mix by (CSV)")
+    parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (torch's default)")
+    parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--markdown", action="store_true", help="print tables for a page")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: take the results of an earlier run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure or read, print a table, write what was asked for."""
+    if args.plot is not None:
+        from flashvla_ros.bench.plot import draw  # now: matplotlib may be missing, and minutes of measuring be lost
+    if args.read is not None:
+        results = read_results(args.read)
+    else:
+        from flashvla_ros.bench.session import measure_all
+
+        results = measure_all(args)
+    from flashvla_ros.bench.tables import markdown, text
+
+    print(markdown(results) if args.markdown else text(results))
+    if args.json is not None:
+        write_results(args.json, results["meta"], results["rows"])
+    if args.plot is not None:
+        draw(results, args.plot)
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)

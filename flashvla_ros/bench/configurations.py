@@ -1,0 +1,63 @@
+"""The settings that ``flashvla-ros bench`` compares, as one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from fnmatch import fnmatch
+
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import Settings, Value, find
+
+PLAIN = "plain generate"
+DENSE = "dense"
+KEPT = (0.625, 0.5, 0.25)  # 160, 128 and 64 of OpenVLA's 256 visual tokens
+LAYERS = (0, 2)
+PAPER = {"pruning.method": "ics", "pruning.keep_ratio": 0.625, "pruning.layer": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One row of the table: a name and the parameters that make it."""
+
+    name: str
+    values: Mapping[str, Value]
+
+    def settings(self, base: Settings) -> Settings:
+        """Return `base` with this row's parameters."""
+        return base.with_values(self.values)
+
+
+def table(visual_tokens: int) -> list[Configuration]:
+    """Return every configuration, for a model of that many visual tokens."""
+    rows = [Configuration(DENSE, {"pruning.method": "none"})]
+    for layer in LAYERS:
+        for ratio in KEPT:
+            values = {"pruning.method": "ics", "pruning.keep_ratio": ratio, "pruning.layer": layer}
+            rows.append(Configuration(_name("ics", ratio, layer, visual_tokens), values))
+    others = [method for method in find("pruning.method").choices if method not in ("none", "ics")]
+    for method in others:
+        name = _name(method, 0.625, 2, visual_tokens)
+        rows += [Configuration(name, {**PAPER, "pruning.method": method})]
+    return rows
+
+
+def _name(method: str, ratio: float, layer: int, visual_tokens: int) -> str:
+    return f"{method} k={round(ratio * visual_tokens)} layer {layer}"
+
+
+def default_name(visual_tokens: int) -> str:
+    """Return the name of the paper's setting, which is this package's default too."""
+    return _name("ics", 0.625, 2, visual_tokens)
+
+
+def select(rows: list[Configuration], patterns: list[str]) -> list[Configuration]:
+    """Return the rows whose name matches one of `patterns`, shell's kind; all where there is none.
+
+    Raises:
+        FlashVLAError: A pattern matches nothing.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(row.name, pattern) for row in rows):
+            raise FlashVLAError(f"--only {pattern!r} matches none of: {', '.join(row.name for row in rows)}")
+    return [row for row in rows if not patterns or any(fnmatch(row.name, pattern) for pattern in patterns)]

@@ -1,0 +1,104 @@
+"""Configurations timed in turn, so that whatever else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashvla_ros.core.types import FloatArray, Inference, Observation
+
+Runner = Callable[[Observation], Inference]
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass
+class Series:
+    """What one configuration did, round by round.
+
+    Attributes:
+        seconds: Time of each step.
+        cpu_seconds: Processor time of each step, all threads together; empty where a GPU does the work. On a busy
+            machine it says more than the clock.
+        inferences: Result of each step.
+    """
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu_seconds: list[float] = dataclasses.field(default_factory=list)
+    inferences: list[Inference] = dataclasses.field(default_factory=list)
+
+    @property
+    def array(self) -> FloatArray:
+        """[rounds] seconds."""
+        return np.asarray(self.seconds)
+
+    def stages(self) -> dict[str, FloatArray]:
+        """Stage name to its seconds [rounds]."""
+        names = self.inferences[0].timings_s
+        return {name: np.array([run.timings_s[name] for run in self.inferences]) for name in names}
+
+
+def measure(
+    runners: Mapping[str, Runner],
+    observations: Sequence[Observation],
+    rounds: int,
+    synchronize: Callable[[], None],
+    after_round: Callable[[int], None],
+    *,
+    cpu: bool,
+    warm_up: int = 1,
+) -> dict[str, Series]:
+    """Time every runner once a round on the same observation, each round beginning with another one.
+
+    Args:
+        runners: Name to what runs one step.
+        observations: Round r sees number r, and then from the start again.
+        rounds: Timed rounds.
+        synchronize: Waits until the device has done all that was asked of it.
+        after_round: Called with the number of the round, from 1, as it ends.
+        cpu: Whether processor time is the device's time.
+        warm_up: Rounds before them that do not count.
+    """
+    names = list(runners)
+    series = {name: Series() for name in names}
+    for number in range(-warm_up, rounds):
+        observation = observations[number % len(observations)]
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            synchronize()
+            started_s, cpu_s = time.perf_counter(), time.process_time()
+            inference = runners[name](observation)
+            synchronize()
+            elapsed_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
+            if number >= 0:
+                series[name].seconds.append(elapsed_s)
+                series[name].cpu_seconds += [cpu_s] * cpu
+                series[name].inferences.append(inference)
+        if number >= 0:
+            after_round(number + 1)
+    return series
+
+
+@dataclasses.dataclass(frozen=True)
+class Speedup:
+    """Ratio of a baseline's time to another's, paired by round.
+
+    Attributes:
+        median: Of the rounds' ratios.
+        low, high: 95 % bootstrap interval of that median (percentile method, 2000 resamples of rounds).
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, baseline: FloatArray, other: FloatArray, seed: int = 0) -> Speedup:
+        """Compare seconds [rounds] of the same rounds."""
+        ratios = baseline / other
+        drawn: NDArray[np.intp] = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
+        low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
+        return cls(float(np.median(ratios)), float(low), float(high))

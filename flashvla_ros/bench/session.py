@@ -1,0 +1,143 @@
+"""One run of ``flashvla-ros bench``: load, check against the plain model, time in turn, count, and report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flashvla_ros.bench import device, models
+from flashvla_ros.bench.baselines import PlainPolicy
+from flashvla_ros.bench.configurations import DENSE, PLAIN, Configuration, select, table
+from flashvla_ros.bench.frames import load_observations
+from flashvla_ros.bench.mix import mixes
+from flashvla_ros.bench.report import Row, model_row, side_row
+from flashvla_ros.bench.reuse import gate_seconds, publish_seconds
+from flashvla_ros.bench.roofline import Prober, Roofline
+from flashvla_ros.bench.rounds import Runner, Series, measure
+from flashvla_ros.bench.trace import TraceStep, read_trace, relative
+from flashvla_ros.bench.work import Work, count_stages
+from flashvla_ros.core.settings import Settings, find
+from flashvla_ros.core.types import Observation
+from flashvla_ros.vla.policy import OpenVLAPolicy
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the benchmark that the command line asks for and return its results."""
+    overrides = {f"model.{name}": getattr(args, name) for name in ("device", "dtype", "threads")}
+    settings = Settings().with_values({name: find(name).parse(value) for name, value in overrides.items()})
+    policy = models.load_subject(args.model, settings.model)
+    trace = read_trace(args.trace, policy.action_size)
+    rows = select(table(policy.visual_tokens), args.only)
+    return Session(policy, settings, rows, trace, load_observations(models.INSTRUCTION)).run(args)
+
+
+class Session:
+    """Everything that one run shares.
+
+    Args:
+        policy: What is measured.
+        settings: What every configuration starts from.
+        rows: Configurations to time beside the plain model.
+        trace: Decisions to mix by.
+        observations: Frames; each round sees one of them.
+    """
+
+    def __init__(
+        self,
+        policy: OpenVLAPolicy,
+        settings: Settings,
+        rows: Sequence[Configuration],
+        trace: Sequence[TraceStep],
+        observations: Sequence[Observation],
+    ) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.rows = list(rows)
+        self.trace = trace
+        self.observations = observations
+        self.plain = PlainPolicy(policy)
+        self.roofline = Roofline()
+        self._memory: list[int] = []
+
+    def run(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Measure and return ``{"meta": …, "rows": …}``."""
+        load_before = os.getloadavg()[0]
+        series = self._timed(args.rounds)
+        equal = self._check_tokens(series)
+        works = {row.name: self._work(row) for row in self.rows}
+        first = series[self.rows[0].name].inferences[0]
+        gate = gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
+        publish, obstacle = publish_seconds()
+        side_s = float(np.median(gate)) + (0.0 if publish is None else float(np.median(publish)))
+        plain = series[PLAIN]
+        rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
+        rows += mixes(series, self.trace, side_s)
+        meta = {
+            "command": "bench",
+            **device.describe(self.policy.backend),
+            "versions": device.versions(),
+            "model": args.model,
+            "sizes": models.describe(self.policy),
+            "rounds": args.rounds,
+            "load": [load_before, os.getloadavg()[0]],
+            "note": args.note,
+            "tokens_equal_plain": equal,
+            "roofline": vars(self.roofline),
+            "gate": side_row(gate),
+            "publish": side_row(publish) if publish is not None else {"not_measured": obstacle},
+            "trace": {"file": relative(args.trace), "steps": len(self.trace)},
+            "memory": self._memory_row(),
+        }
+        return {"meta": meta, "rows": rows}
+
+    def _timed(self, rounds: int) -> dict[str, Series]:
+        backend = self.policy.backend
+        prober = Prober(backend)
+        with tqdm(total=rounds, unit="round", disable=not sys.stderr.isatty()) as bar:
+
+            def after_round(_number: int) -> None:
+                prober.probe(self.roofline)
+                self._memory.append(device.allocated_bytes(backend))
+                bar.update()
+
+            return measure(
+                self._runners(),
+                self.observations,
+                rounds,
+                backend.synchronize,
+                after_round,
+                cpu=backend.device.type == "cpu",
+            )
+
+    def _runners(self) -> dict[str, Runner]:
+        runners: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(seen, self.settings.pruning)}
+        for row in self.rows:
+            pruning = row.settings(self.settings).pruning
+            runners[row.name] = lambda seen, pruning=pruning: self.policy.infer(seen, pruning)
+        return runners
+
+    def _check_tokens(self, series: Mapping[str, Series]) -> str:
+        """Hold the dense path to the plain one, frame by frame; say in how many frames the tokens were equal."""
+        if DENSE not in series:
+            return "not checked: dense was left out"
+        checked = list(zip(self.observations, series[DENSE].inferences, strict=False))
+        equal = sum(self.plain.check(seen, run.tokens, DENSE) for seen, run in checked)
+        return f"{equal} of {len(checked)} frames"
+
+    def _work(self, row: Configuration) -> dict[str, Work]:
+        return count_stages(self.policy, self.observations[0], row.settings(self.settings).pruning)
+
+    def _memory_row(self) -> Row:
+        """Peak, and growth from the end of the first round to that of the last."""
+        growth = self._memory[-1] - self._memory[0]
+        return {
+            "peak_bytes": device.peak_bytes(self.policy.backend),
+            "growth_bytes": growth,
+            "steps": (len(self.rows) + 1) * (len(self._memory) - 1),
+        }

@@ -1,0 +1,102 @@
+"""Results of ``flashvla-ros bench`` as text for a terminal and as Markdown for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STAGES = ("preprocess", "vision", "prefill", "scoring", "decode", "generate")
+_COUNTED, _MOVED = ("vision", "prefill", "decode"), ("weights", "inputs", "activations")
+
+Results = Mapping[str, Any]
+
+
+def text(results: Results) -> str:
+    """Return a table of times and ratios, aligned."""
+    rows = [("configuration", "p50 ms", "p95 ms", "speedup", "95 % interval")]
+    for row in results["rows"]:
+        low, high = row["speedup_95"]
+        times = _ms(row["p50_ms"]), _ms(row["p95_ms"])
+        rows.append((row["name"], *times, f"{row['speedup']:.2f}", f"{low:.2f}-{high:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{row[0]:{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
+    return "\n".join([*lines, "", *_words(results["meta"])])
+
+
+def markdown(results: Results) -> str:
+    """Return every table of the page."""
+    parts = ["\n".join(_words(results["meta"])), steps_table(results), stages_table(results), work_table(results)]
+    return "\n\n".join(parts)
+
+
+def steps_table(results: Results) -> str:
+    """Return the table of whole steps."""
+    rows = []
+    for row in results["rows"]:
+        low, high = row["speedup_95"]
+        cpu = f"{row['cpu_speedup']:.2f}" if "cpu_speedup" in row else "–"
+        least = f"{row['over_least']:.2f}" if "over_least" in row else "–"
+        reuse = f"{100 * row['reuse_rate']:.0f} %" if "reuse_rate" in row else "–"
+        ratio = f"**{row['speedup']:.2f}** ({low:.2f}-{high:.2f})"
+        times = [_ms(row[name]) for name in ("p50_ms", "p95_ms", "mean_ms")]
+        rows.append([row["name"], *times, ratio, cpu, reuse, least])
+    head = ["step", "p50 [ms]", "p95 [ms]", "mean [ms]", "speedup (95 %)", "by CPU time", "reused", "p50 / least"]
+    return _table(head, rows)
+
+
+def stages_table(results: Results) -> str:
+    """Return the table of stages: median milliseconds, and how many times the least possible in brackets."""
+    rows = []
+    for row in results["rows"]:
+        if "stages" not in row:
+            continue
+        cells = []
+        for name in STAGES:
+            stage = row["stages"].get(name)
+            over = f" ({stage['over_least']:.1f})" if stage and "over_least" in stage else ""
+            cells.append(f"{_ms(stage['p50_ms'])}{over}" if stage else "–")
+        rows.append([row["name"], *cells])
+    return _table(["median [ms]", *STAGES], rows)
+
+
+def work_table(results: Results) -> str:
+    """Return the table of counted work."""
+    rows = []
+    for row in results["rows"]:
+        stages = {name: stage for name, stage in row.get("stages", {}).items() if "flops" in stage}
+        if not stages:
+            continue
+        flops = [f"{stages[name]['flops'] / 1e9:.2f}" for name in _COUNTED]
+        moved = [f"{sum(stage[kind] for stage in stages.values()) / 1e6:.1f}" for kind in _MOVED]
+        rows.append([row["name"], *flops, *moved, _ms(row["least_ms"])])
+    units = [f"{name} [GFLOP]" for name in _COUNTED] + [f"{name} [MB]" for name in _MOVED]
+    return _table(["work of one step", *units, "least [ms]"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _words(meta: Mapping[str, Any]) -> list[str]:
+    """What the figures hold for, in sentences."""
+    roofline, memory, versions = meta["roofline"], meta["memory"], meta["versions"]
+    publish = meta["publish"]
+    published = f"{publish['p50_ms']:.2f} ms" if "p50_ms" in publish else f"not measured ({publish['not_measured']})"
+    lines = [
+        f"{meta['model']} on {meta['device']}, {meta['cores']} cores, {meta['threads']} threads, {meta['dtype']}, "
+        f"attention {meta['attention']}; torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"{meta['rounds']} rounds; load average {meta['load'][0]:.1f} before and {meta['load'][1]:.1f} after.",
+        f"Best rates in this run: {roofline['flops_per_s'] / 1e9:.0f} GFLOP/s in matrix products, "
+        f"{roofline['copy_bytes_per_s'] / 1e9:.1f} GB/s in copies, {roofline['gemv_bytes_per_s'] / 1e9:.1f} GB/s in "
+        f"matrix-vector products.",
+        f"Gate: {meta['gate']['p50_ms']:.3f} ms (p95 {meta['gate']['p95_ms']:.3f}); publishing: {published}.",
+        f"Dense tokens equal to those of generate in {meta['tokens_equal_plain']}.",
+        f"Memory: peak {memory['peak_bytes'] / 2**20:.0f} MiB, {memory['growth_bytes'] / 2**20:+.1f} MiB over "
+        f"{memory['steps']} steps.",
+    ]
+    return [*lines, meta["note"]] if meta["note"] else lines
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

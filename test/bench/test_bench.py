@@ -1,0 +1,296 @@
+"""``flashvla-ros bench`` on tiny models: what it counts, reports and refuses. No test looks at how long things take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import random_model, tiny_config, write_checkpoint
+
+from flashvla_ros import cli
+from flashvla_ros.bench import models, reuse
+from flashvla_ros.bench.baselines import PlainPolicy
+from flashvla_ros.bench.configurations import DENSE, PLAIN, select, table
+from flashvla_ros.bench.frames import load_observations
+from flashvla_ros.bench.report import mix_row
+from flashvla_ros.bench.roofline import Prober, Roofline
+from flashvla_ros.bench.rounds import Speedup, measure
+from flashvla_ros.bench.trace import DEFAULT_TRACE, read_trace
+from flashvla_ros.bench.work import Work, count_stages
+from flashvla_ros.core.errors import CheckpointError, FlashVLAError
+from flashvla_ros.core.flops import DecoderSize
+from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
+from flashvla_ros.core.types import Inference
+from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.random_checkpoint import config_of_size
+
+NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)
+FRAMES = load_observations("open the drawer")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def policy(folder: Path) -> OpenVLAPolicy:
+    return OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), threads=1))
+
+
+# The work
+
+
+def llama_flops(size: DecoderSize, tokens: int, against: int) -> int:
+    """Of `tokens` new ones that attend to `against`: the papers' formula, with Llama's third MLP matrix, times two."""
+    formula = size.layer_flops(tokens) - 2 * tokens**2 * size.width + 2 * tokens * against * size.width
+    return 2 * (formula + tokens * size.width * size.inner)
+
+
+@pytest.mark.parametrize("pruning", [NONE, ICS], ids=["dense", "pruned"])
+def test_counted_flops_are_those_of_the_formula(policy, pruning):
+    size, vocabulary = DecoderSize(4, 32, 64), 1088
+    works = count_stages(policy, FRAMES[0], pruning)
+    prompt = len(policy.prompts(FRAMES[0].instruction))
+    dense = pruning is NONE
+    full, short = 16 + prompt, (16 if dense else 8) + prompt
+    head = 2 * size.width * vocabulary
+    assert works["prefill"].flops == 2 * llama_flops(size, full, full) + 2 * llama_flops(size, short, short) + head
+    decoded = 0
+    for step in range(policy.action_size - 1):
+        decoded += 2 * llama_flops(size, 1, full + step + 1) + 2 * llama_flops(size, 1, short + step + 1) + head
+    assert works["decode"].flops == decoded
+
+
+def test_counted_bytes_are_those_of_weights_and_cache(policy):
+    works = count_stages(policy, FRAMES[0], NONE)
+    model, passes = policy.model, policy.action_size - 1
+    layers = sum(parameter.nbytes for parameter in model.layers.parameters())
+    tail = model.language_model.model.norm.weight.nbytes + model.language_model.lm_head.weight.nbytes
+    row = model.language_model.model.embed_tokens.weight[0].nbytes
+    assert works["decode"].weights == passes * (layers + tail + row)
+    assert works["vision"].weights <= sum(p.nbytes for p in [*model.towers.parameters(), *model.projector.parameters()])
+    length = model.config.visual_tokens + len(policy.prompts(FRAMES[0].instruction))
+    cache = sum(2 * 4 * 4 * 32 * (length + step) for step in range(passes))  # keys and values, 4 layers, float32
+    assert cache <= works["decode"].inputs <= 1.2 * cache
+
+
+def test_pruning_takes_work_away_and_scoring_is_a_stage_of_its_own(policy):
+    dense, pruned = (count_stages(policy, FRAMES[0], pruning) for pruning in (NONE, ICS))
+    assert list(pruned) == ["vision", "prefill", "scoring", "decode"] and "scoring" not in dense
+    assert pruned["prefill"].flops < dense["prefill"].flops
+    assert pruned["scoring"].flops == 2 * 16 * 16 * 32  # the Gram matrix; eigh is not counted
+    assert pruned["vision"] == dense["vision"]
+
+
+def test_the_count_does_not_change_the_result(policy):
+    before = policy.infer(FRAMES[0], ICS)
+    count_stages(policy, FRAMES[0], ICS)
+    np.testing.assert_array_equal(policy.infer(FRAMES[0], ICS).tokens, before.tokens)
+
+
+# The baseline
+
+
+def test_plain_generate_gives_our_tokens(policy):
+    plain = PlainPolicy(policy)
+    for seen in FRAMES[:3]:
+        np.testing.assert_array_equal(plain.infer(seen, ICS).tokens, policy.infer(seen, NONE).tokens)
+        assert plain.check(seen, policy.infer(seen, NONE).tokens, "dense")
+
+
+def test_other_tokens_than_generates_end_the_run(policy):
+    tokens = policy.infer(FRAMES[0], NONE).tokens.copy()
+    tokens[2] -= 40
+    with pytest.raises(FlashVLAError, match="dense decodes .* where transformers' generate gives .* at token 2"):
+        PlainPolicy(policy).check(FRAMES[0], tokens, "dense")
+
+
+def test_plain_generate_goes_on_past_the_end_token(tmp_path):
+    model = random_model(tiny_config())
+    policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(write_checkpoint(tmp_path / "c")), threads=1))
+    policy.model = model
+    ours = policy.infer(FRAMES[0], NONE).tokens
+    model.language_model.config.eos_token_id = int(ours[0])
+    model.language_model.generation_config.eos_token_id = int(ours[0])
+    np.testing.assert_array_equal(PlainPolicy(policy).infer(FRAMES[0], NONE).tokens, ours)
+
+
+# The device
+
+
+def test_roofline_is_positive_and_keeps_the_best(policy):
+    roofline = Roofline(flops_per_s=1e30)
+    Prober(policy.backend, matrix=64, stream_bytes=1 << 20).probe(roofline)
+    assert roofline.flops_per_s == 1e30
+    assert roofline.copy_bytes_per_s > 0 and roofline.gemv_bytes_per_s > 0
+    assert roofline.bytes_per_s == max(roofline.copy_bytes_per_s, roofline.gemv_bytes_per_s)
+
+
+def test_least_time_is_that_of_arithmetic_or_of_memory():
+    roofline = Roofline(flops_per_s=100.0, copy_bytes_per_s=10.0, gemv_bytes_per_s=5.0)
+    assert roofline.least_s(Work(flops=300, weights=10, inputs=10)) == 3.0
+    assert roofline.least_s(Work(flops=300, weights=40, inputs=10, activations=999)) == 5.0
+
+
+# Rounds and ratios
+
+
+def test_every_runner_sees_every_frame_once_a_round_and_none_is_always_first():
+    calls: list[tuple[str, float]] = []
+
+    def runner(name: str):
+        def run(seen):
+            calls.append((name, seen.stamp_s))
+            return Inference(np.zeros((1, 4)), np.zeros((1, 4)), np.zeros(4, np.int64), None, 16)
+
+        return run
+
+    rounds: list[int] = []
+    series = measure({n: runner(n) for n in "abc"}, FRAMES[:2], 4, lambda: None, rounds.append, cpu=True)
+    assert rounds == [1, 2, 3, 4]
+    assert all(len(one.seconds) == len(one.inferences) == len(one.cpu_seconds) == 4 for one in series.values())
+    timed = [calls[start : start + 3] for start in range(3, 15, 3)]  # behind the warm-up
+    assert [{stamp for _, stamp in one} for one in timed] == [{0.1}, {0.2}, {0.1}, {0.2}]
+    assert [one[0][0] for one in timed] == ["a", "b", "c", "a"]
+
+
+def test_speedup_is_paired_by_round():
+    baseline = np.array([1.0, 10.0, 2.0, 4.0])
+    speedup = Speedup.of(baseline, baseline / 2)
+    assert (speedup.median, speedup.low, speedup.high) == (2.0, 2.0, 2.0)
+    wide = Speedup.of(baseline, np.ones(4))
+    assert wide.low < wide.median == 3.0 < wide.high
+
+
+def test_mix_takes_each_step_at_the_time_of_its_kind():
+    trace = read_trace(DEFAULT_TRACE, 4)[:4]
+    fresh = [np.array([1.0, 3.0])] * sum(step.fresh for step in trace)
+    row = mix_row("mix", trace, fresh, 0.5, np.array([2.0, 6.0]))
+    share = len(fresh) / len(trace)
+    assert row["mean_ms"] == pytest.approx(1e3 * (2.0 * share + 0.5))
+    assert row["reuse_rate"] == 1 - share
+
+
+def test_gate_decides_on_real_frames(policy):
+    seconds = reuse.gate_seconds(FRAMES, policy.infer(FRAMES[0], ICS), Settings(), repeats=20)
+    assert len(seconds) == 20 and (seconds > 0).all()
+
+
+# Models
+
+
+def test_random_weights_in_memory_run_without_a_folder():
+    policy = models.random_policy(config_of_size("tiny"), ModelSettings(threads=1))
+    assert policy.action_size == 7
+    plain = PlainPolicy(policy)
+    assert plain.check(FRAMES[0], policy.infer(FRAMES[0], NONE).tokens, "dense")
+    sizes = models.describe(policy)["parameters"]
+    assert sum(sizes.values()) + 32 == sum(p.numel() for p in policy.model.parameters())  # and the last norm
+
+
+def test_weights_larger_than_the_machine_are_refused(monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 1 << 10)
+    with pytest.raises(CheckpointError, match=r"the weights need .* GB, this machine has .*--dtype bfloat16"):
+        models.random_policy(config_of_size("tiny"), ModelSettings())
+
+
+def test_mid_is_a_small_openvla_of_256_visual_tokens():
+    config, large = config_of_size("mid"), config_of_size("7b")
+    assert config.visual_tokens == large.visual_tokens == 256 and config.fused
+
+
+# The table
+
+
+def test_every_method_and_budget_is_in_the_table():
+    names = [row.name for row in table(256)]
+    assert names[0] == DENSE and len(set(names)) == len(names)
+    assert {f"ics k={k} layer 2" for k in (160, 128, 64)} < set(names)
+    methods = {row.settings(Settings()).pruning.method for row in table(256)}
+    assert methods >= {"none", "ics", "ics_hidden", "norm", "random"}
+
+
+def test_only_selects_by_pattern():
+    assert [row.name for row in select(table(256), ["dense", "ics k=64*"])][:2] == [DENSE, "ics k=64 layer 2"]
+    with pytest.raises(FlashVLAError, match=r"--only 'nope' matches none of: dense, "):
+        select(table(256), ["nope"])
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("out") / "bench.json"
+    patch = pytest.MonkeyPatch()
+    patch.setattr("flashvla_ros.bench.session.publish_seconds", lambda: (None, "not here"))
+    patch.setattr("flashvla_ros.bench.roofline._STREAM_BYTES", {"cpu": 1 << 20})
+    command = ["bench", "--model", str(folder), "--rounds", "2", "--threads", "1", "--json", str(out)]
+    assert cli.main([*command, "--only", "dense", "--only", "ics k=10 *", "--note", "a shared machine"]) == 0
+    patch.undo()
+    return json.loads(out.read_text())
+
+
+def test_rows_have_the_fixed_keys_and_what_a_page_needs(results):
+    rows = {row["name"]: row for row in results["rows"]}
+    assert {PLAIN, DENSE, "ics k=10 layer 2"} < rows.keys()
+    for row in rows.values():
+        assert row["p95_ms"] >= row["p50_ms"] > 0 and row["speedup"] > 0
+        assert row["speedup_95"][0] <= row["speedup"] <= row["speedup_95"][1]
+    assert rows[PLAIN]["speedup"] == 1.0
+    stages = rows["ics k=10 layer 2"]["stages"]
+    assert list(stages) == ["preprocess", "vision", "prefill", "scoring", "decode"]
+    assert all(stages[name]["least_ms"] > 0 for name in ("vision", "prefill", "decode"))
+    assert {"guarded gate, dense", "paper gate, ics k=10 layer 2"} <= rows.keys()
+
+
+def test_meta_names_device_versions_and_roofline(results):
+    meta = results["meta"]
+    assert meta["device"] and meta["versions"]["torch"] == torch.__version__
+    assert min(meta["roofline"].values()) > 0
+    assert meta["tokens_equal_plain"] == "2 of 2 frames"
+    assert meta["gate"]["p50_ms"] > 0 and meta["publish"] == {"not_measured": "not here"}
+    assert meta["note"] == "a shared machine" and meta["memory"]["peak_bytes"] > 0
+
+
+def test_results_are_read_back_as_tables_and_drawn(results, tmp_path, capsys):
+    source, picture = tmp_path / "b.json", tmp_path / "b.png"
+    source.write_text(json.dumps(results))
+    assert cli.main(["bench", "--read", str(source), "--markdown", "--plot", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "| ics k=10 layer 2 |" in printed and "a shared machine" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "nowhere"], "--model is a checkpoint folder or one of demo, mid, 7b, got 'nowhere'"),
+        (["--dtype", "int8"], "model.dtype must be one of"),
+        (["--only", "nope"], "--only 'nope' matches none of"),
+        (["--trace", "/nowhere.csv"], "cannot read the trace /nowhere.csv: No such file"),
+        (["--read", "/nowhere.json"], "cannot read /nowhere.json: No such file"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_2(arguments, message, folder, capsys):
+    assert cli.main(["bench", "--model", str(folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("flashvla-ros: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--rounds", "x"], ["--threads", "-1"]])
+def test_counts_must_be_positive(arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["bench", *arguments])
+    assert exit_info.value.code == 2
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path, capsys):
+    for content, message in (("{", "is not JSON"), ("[]", "holds no results")):
+        (tmp_path / "r.json").write_text(content)
+        assert cli.main(["bench", "--read", str(tmp_path / "r.json")]) == 2
+        assert message in capsys.readouterr().err
