@@ -13,15 +13,22 @@ PLAIN = "plain generate"
 DENSE = "dense"
 KEPT = (0.625, 0.5, 0.25)  # 160, 128 and 64 of OpenVLA's 256 visual tokens
 LAYERS = (0, 2)
-PAPER = {"pruning.method": "ics", "pruning.keep_ratio": 0.625, "pruning.layer": 2}
+PAPER: Mapping[str, Value] = {"pruning.method": "ics", "pruning.keep_ratio": 0.625, "pruning.layer": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One row of the table: a name and the parameters that make it."""
+    """One row of the table.
+
+    Attributes:
+        name: Of the row.
+        values: The parameters that make it.
+        draft: Share of a draft's tokens that the model confirms, 0 or 1; None: no draft.
+    """
 
     name: str
     values: Mapping[str, Value]
+    draft: int | None = None
 
     def settings(self, base: Settings) -> Settings:
         """Return `base` with this row's parameters."""
@@ -30,15 +37,18 @@ class Configuration:
 
 def table(visual_tokens: int) -> list[Configuration]:
     """Return every configuration, for a model of that many visual tokens."""
-    rows = [Configuration(DENSE, {"pruning.method": "none"})]
+    dense = Configuration(DENSE, {"pruning.method": "none"})
+    rows = [dense]
     for layer in LAYERS:
         for ratio in KEPT:
             values = {"pruning.method": "ics", "pruning.keep_ratio": ratio, "pruning.layer": layer}
             rows.append(Configuration(_name("ics", ratio, layer, visual_tokens), values))
+    paper = next(row for row in rows if row.name == paper_name(visual_tokens))
+    for row in (dense, paper):
+        rows += [Configuration(draft_name(row.name, share), row.values, share) for share in (1, 0)]
     others = [method for method in find("pruning.method").choices if method not in ("none", "ics")]
     for method in others:
-        name = _name(method, 0.625, 2, visual_tokens)
-        rows += [Configuration(name, {**PAPER, "pruning.method": method})]
+        rows.append(Configuration(_name(method, 0.625, 2, visual_tokens), {**PAPER, "pruning.method": method}))
     return rows
 
 
@@ -46,9 +56,14 @@ def _name(method: str, ratio: float, layer: int, visual_tokens: int) -> str:
     return f"{method} k={round(ratio * visual_tokens)} layer {layer}"
 
 
-def default_name(visual_tokens: int) -> str:
-    """Return the name of the paper's setting, which is this package's default too."""
+def paper_name(visual_tokens: int) -> str:
+    """Return the name of the paper's setting, 62.5 % of the tokens from layer 2 on."""
     return _name("ics", 0.625, 2, visual_tokens)
+
+
+def draft_name(name: str, share: int) -> str:
+    """Return the name of configuration `name` with a draft that is accepted or refused as a whole."""
+    return f"{name}, draft {'accepted' if share else 'refused'}"
 
 
 def select(rows: list[Configuration], patterns: list[str]) -> list[Configuration]:
@@ -59,5 +74,5 @@ def select(rows: list[Configuration], patterns: list[str]) -> list[Configuration
     """
     for pattern in patterns:
         if not any(fnmatch(row.name, pattern) for row in rows):
-            raise FlashVLAError(f"--only {pattern!r} matches none of: {', '.join(row.name for row in rows)}")
+            raise FlashVLAError(f"--only {pattern!r} matches none of: {'; '.join(row.name for row in rows)}")
     return [row for row in rows if not patterns or any(fnmatch(row.name, pattern) for pattern in patterns)]

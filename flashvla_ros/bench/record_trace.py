@@ -65,12 +65,12 @@ def _steps(mode: str, task: str, seed: int, results: list[StepResult]) -> Iterat
     before: IntArray | None = None
     for index, result in enumerate(results):
         agreeing = None
+        tokens = result.inference.tokens
         if result.fresh:
-            tokens = result.inference.tokens
             agreeing = None if before is None else _common(before, tokens)
             before = tokens
         decision = INFER if result.fresh else REUSE
-        yield TraceStep(mode, task, seed, index, decision, str(result.decision.reason), agreeing)
+        yield TraceStep(mode, task, seed, index, decision, str(result.decision.reason), agreeing, tokens.size)
 
 
 def _common(first: IntArray, second: IntArray) -> int:

@@ -31,6 +31,7 @@ def model_row(name: str, series: Series, plain: Series, works: Mapping[str, Work
     row = _times(name, series.array, plain.array) | {
         "kept": last.visual_tokens if last.kept is None else len(last.kept),
         "visual_tokens": last.visual_tokens,
+        "draft_accepted": last.draft_accepted if last.draft_tokens else None,
         "stages": _stages(series, works, roofline),
     }
     if works:

@@ -22,8 +22,8 @@ from flashvla_ros.bench.roofline import Prober, Roofline
 from flashvla_ros.bench.rounds import Runner, Series, measure
 from flashvla_ros.bench.trace import TraceStep, read_trace, relative
 from flashvla_ros.bench.work import Work, count_stages
-from flashvla_ros.core.settings import Settings, find
-from flashvla_ros.core.types import Observation
+from flashvla_ros.core.settings import PruningSettings, Settings, find
+from flashvla_ros.core.types import Draft, Inference, IntArray, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
 
 
@@ -32,9 +32,10 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     overrides = {f"model.{name}": getattr(args, name) for name in ("device", "dtype", "threads")}
     settings = Settings().with_values({name: find(name).parse(value) for name, value in overrides.items()})
     policy = models.load_subject(args.model, settings.model)
-    trace = read_trace(args.trace, policy.action_size)
+    trace = read_trace(args.trace)
     rows = select(table(policy.visual_tokens), args.only)
-    return Session(policy, settings, rows, trace, load_observations(models.INSTRUCTION)).run(args)
+    observations = load_observations(models.INSTRUCTION)[: max(args.rounds, 2)]
+    return Session(policy, settings, rows, trace, observations).run(args)
 
 
 class Session:
@@ -64,6 +65,7 @@ class Session:
         self.plain = PlainPolicy(policy)
         self.roofline = Roofline()
         self._memory: list[int] = []
+        self._tokens: dict[tuple[float, PruningSettings], IntArray] = {}
 
     def run(self, args: argparse.Namespace) -> dict[str, Any]:
         """Measure and return ``{"meta": …, "rows": …}``."""
@@ -116,11 +118,35 @@ class Session:
             )
 
     def _runners(self) -> dict[str, Runner]:
-        runners: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(seen, self.settings.pruning)}
-        for row in self.rows:
-            pruning = row.settings(self.settings).pruning
-            runners[row.name] = lambda seen, pruning=pruning: self.policy.infer(seen, pruning)
-        return runners
+        plain: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(seen, self.settings.pruning)}
+        return plain | {row.name: self._runner(row) for row in self.rows}
+
+    def _runner(self, row: Configuration) -> Runner:
+        """Return what runs one step of a configuration; each step follows on that of the round before."""
+        pruning = row.settings(self.settings).pruning
+        previous: Inference | None = None
+
+        def run(seen: Observation) -> Inference:
+            nonlocal previous
+            previous = self.policy.infer(seen, pruning, previous, drafts.get(seen.stamp_s))
+            return previous
+
+        drafts = {} if row.draft is None else self._drafts(pruning, row.draft)
+        return run
+
+    def _drafts(self, pruning: PruningSettings, share: int) -> dict[float, Draft]:
+        """Return a draft for each frame: the tokens that the model itself decodes, or others from the first on."""
+        drafts = {}
+        for seen in self.observations:
+            tokens = self._decoded(seen, pruning)
+            drafts[seen.stamp_s] = Draft(tokens if share else tokens - 1, accept_bins=0, max_near=0)
+        return drafts
+
+    def _decoded(self, seen: Observation, pruning: PruningSettings) -> IntArray:
+        known = (seen.stamp_s, pruning)
+        if known not in self._tokens:
+            self._tokens[known] = self.policy.infer(seen, pruning).tokens
+        return self._tokens[known]
 
     def _check_tokens(self, series: Mapping[str, Series]) -> str:
         """Hold the dense path to the plain one, frame by frame; say in how many frames the tokens were equal."""
@@ -131,7 +157,9 @@ class Session:
         return f"{equal} of {len(checked)} frames"
 
     def _work(self, row: Configuration) -> dict[str, Work]:
-        return count_stages(self.policy, self.observations[0], row.settings(self.settings).pruning)
+        run = self._runner(row)
+        run(self.observations[0])  # so that the one that is counted has a step before it
+        return count_stages(self.policy, lambda: run(self.observations[1]))
 
     def _memory_row(self) -> Row:
         """Peak, and growth from the end of the first round to that of the last."""

@@ -1,8 +1,8 @@
 """A recorded trace of decisions: what the gate said at every control step of some episodes, as CSV.
 
-Columns: mode, task, seed, step, decision (infer or reuse), reason, agreeing. The last one is the number of leading
-action tokens that a fresh action shares with the fresh action before it, empty where there is none: exactly what a
-draft of that action would have had accepted with ``decode.accept_bins`` 0.
+Columns: mode, task, seed, step, decision (infer or reuse), reason, agreeing, tokens. Of the `tokens` tokens of a fresh
+action, `agreeing` leading ones are those of the fresh action before it, empty where there is none: exactly what a draft
+of that action would have had accepted with ``decode.accept_bins`` 0.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class TraceStep:
         decision: ``infer`` or ``reuse``.
         reason: The gate's reason.
         agreeing: See the module; None where nothing came before, and on a reused step.
+        tokens: Tokens of an action.
     """
 
     mode: str
@@ -41,6 +42,7 @@ class TraceStep:
     decision: str
     reason: str
     agreeing: int | None
+    tokens: int
 
     @property
     def fresh(self) -> bool:
@@ -48,15 +50,12 @@ class TraceStep:
         return self.decision == INFER
 
 
+_NEEDED = ("mode", "decision", "agreeing", "tokens")
 _COLUMNS = tuple(field.name for field in dataclasses.fields(TraceStep))
 
 
-def read_trace(path: Path, action_size: int) -> list[TraceStep]:
-    """Read a trace.
-
-    Args:
-        path: CSV as :func:`write_trace` makes it.
-        action_size: Dimensions of the measured model's action; agreement is scaled to it by share.
+def read_trace(path: Path) -> list[TraceStep]:
+    """Read a CSV as :func:`write_trace` makes it.
 
     Raises:
         FlashVLAError: The file is no such trace; names the line.
@@ -64,7 +63,7 @@ def read_trace(path: Path, action_size: int) -> list[TraceStep]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
-            if missing := [name for name in ("mode", "decision", "agreeing") if name not in (reader.fieldnames or ())]:
+            if missing := [name for name in _NEEDED if name not in (reader.fieldnames or ())]:
                 raise FlashVLAError(
                     f"{path} is no trace of decisions: it has no column {', '.join(missing)}; record one with "
                     f"python -m flashvla_ros.bench.record_trace"
@@ -74,9 +73,6 @@ def read_trace(path: Path, action_size: int) -> list[TraceStep]:
         raise FlashVLAError(f"cannot read the trace {path}: {getattr(error, 'strerror', None) or error}") from error
     if not any(step.fresh for step in steps):
         raise FlashVLAError(f"{path} has no step with decision {INFER}: there is nothing to time")
-    longest = max((step.agreeing or 0 for step in steps), default=0)
-    if longest > action_size:
-        raise FlashVLAError(f"{path} has {longest} agreeing tokens, but this model's action has {action_size}")
     return steps
 
 
@@ -85,6 +81,9 @@ def _step(path: Path, number: int, row: dict[str, str]) -> TraceStep:
     decision = row["decision"]
     if decision not in (INFER, REUSE):
         raise FlashVLAError(f"{where}: decision must be {INFER} or {REUSE}, got {decision!r}")
+    agreeing, tokens = _number(where, "agreeing", row["agreeing"]), _number(where, "tokens", row["tokens"]) or 0
+    if agreeing is not None and agreeing > tokens:
+        raise FlashVLAError(f"{where}: {agreeing} agreeing tokens of {tokens} cannot be")
     return TraceStep(
         mode=row["mode"],
         task=row.get("task") or "",
@@ -92,7 +91,8 @@ def _step(path: Path, number: int, row: dict[str, str]) -> TraceStep:
         step=_number(where, "step", row.get("step")) or 0,
         decision=decision,
         reason=row.get("reason") or "",
-        agreeing=_number(where, "agreeing", row["agreeing"]),
+        agreeing=agreeing,
+        tokens=tokens,
     )
 
 

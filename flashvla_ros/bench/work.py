@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.core.types import Observation
-from flashvla_ros.vla.decoding import decode, prefill
+from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.policy import OpenVLAPolicy
 
 aten = torch.ops.aten
@@ -142,18 +140,12 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-@torch.inference_mode()
-def count_stages(policy: OpenVLAPolicy, observation: Observation, pruning: PruningSettings) -> dict[str, Work]:
-    """Return the work of vision, prefill, scoring and decode of one inference on the plain eager path."""
-    model, device = policy.model, policy.backend.device
-    (image,) = observation.images.values()
-    pixels = policy.processor(image, device).to(policy.backend.dtype)
-    ids = torch.tensor([policy.prompts(observation.instruction)], device=device)
-    with Ledger(model.parameters()) as ledger:
-        visual = model.visual_tokens(pixels)
-        ledger.done("vision")
-        start = prefill(model, visual, ids, policy.action_size - 1, pruning, done=ledger.done)
-        ledger.done("prefill")
-        decode(model, start, policy.action_size)
-        ledger.done("decode")
+def count_stages(policy: OpenVLAPolicy, infer: Callable[[], Inference]) -> dict[str, Work]:
+    """Run one inference of `policy` and return the work of each of its stages."""
+    with Ledger(policy.model.parameters()) as ledger:
+        policy.on_stage = ledger.done
+        try:
+            infer()
+        finally:
+            policy.on_stage = lambda _stage: None
     return ledger.stages

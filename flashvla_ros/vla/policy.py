@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,11 @@ _WARM_UP_INSTRUCTION = "pick up the object"
 
 
 class OpenVLAPolicy:
-    """Implements :class:`flashvla_ros.core.policy.Policy`. The same observation and settings give the same result."""
+    """Implements :class:`flashvla_ros.core.policy.Policy`. The same observation and settings give the same result.
+
+    Attributes:
+        on_stage: Called with a stage's name as it ends, for whoever counts what the stages do.
+    """
 
     def __init__(
         self, model: OpenVLA, processor: ImageProcessor, prompts: PromptEncoder, codec: ActionCodec, backend: Backend
@@ -42,6 +47,7 @@ class OpenVLAPolicy:
         self.prompts = prompts
         self.codec = codec
         self.backend = backend
+        self.on_stage: Callable[[str], None] = lambda _stage: None
         self._prompt: tuple[str, Tensor] | None = None
 
     @classmethod
@@ -108,7 +114,7 @@ class OpenVLAPolicy:
             ObservationError: Not one camera, not an RGB image, or an instruction that is empty or too long.
             SettingsError: ``pruning.layer`` is not a layer of this decoder.
         """
-        stages = _Stages(self.backend)
+        stages = _Stages(self.backend, self.on_stage)
         device = self.backend.device
         square = self.processor.to_square(_only_image(observation), device)
         pixels = self.processor.normalize(square).to(self.backend.dtype)
@@ -168,14 +174,16 @@ class OpenVLAPolicy:
 class _Stages:
     """Seconds that each stage of one inference took, with the device synchronised at both ends; parts of one add up."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, on_stage: Callable[[str], None]) -> None:
         self.seconds: dict[str, float] = {}
         self._backend = backend
+        self._on_stage = on_stage
         self._backend.synchronize()
         self._last = time.perf_counter()
 
     def done(self, name: str) -> None:
         self._backend.synchronize()
+        self._on_stage(name)
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

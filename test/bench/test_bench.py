@@ -13,19 +13,20 @@ from checkpoints import random_model, tiny_config, write_checkpoint
 from flashvla_ros import cli
 from flashvla_ros.bench import models, reuse
 from flashvla_ros.bench.baselines import PlainPolicy
-from flashvla_ros.bench.configurations import DENSE, PLAIN, select, table
+from flashvla_ros.bench.configurations import DENSE, PLAIN, draft_name, paper_name, select, table
 from flashvla_ros.bench.frames import load_observations
+from flashvla_ros.bench.mix import mixes
 from flashvla_ros.bench.report import mix_row
 from flashvla_ros.bench.roofline import Prober, Roofline
-from flashvla_ros.bench.rounds import Speedup, measure
-from flashvla_ros.bench.trace import DEFAULT_TRACE, read_trace
+from flashvla_ros.bench.rounds import Series, Speedup, measure
+from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, read_trace
 from flashvla_ros.bench.work import Work, count_stages
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
-from flashvla_ros.core.flops import DecoderSize
-from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
-from flashvla_ros.core.types import Inference
+from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings, find
+from flashvla_ros.core.types import Draft, Inference
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.random_checkpoint import config_of_size
+from flashvla_ros.vla.sizes import model_size
 
 NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)
 FRAMES = load_observations("open the drawer")
@@ -44,52 +45,54 @@ def policy(folder: Path) -> OpenVLAPolicy:
 # The work
 
 
-def llama_flops(size: DecoderSize, tokens: int, against: int) -> int:
-    """Of `tokens` new ones that attend to `against`: the papers' formula, with Llama's third MLP matrix, times two."""
-    formula = size.layer_flops(tokens) - 2 * tokens**2 * size.width + 2 * tokens * against * size.width
-    return 2 * (formula + tokens * size.width * size.inner)
+def counted(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None = None) -> dict[str, Work]:
+    return count_stages(policy, lambda: policy.infer(FRAMES[1], pruning, None, draft))
 
 
-@pytest.mark.parametrize("pruning", [NONE, ICS], ids=["dense", "pruned"])
-def test_counted_flops_are_those_of_the_formula(policy, pruning):
-    size, vocabulary = DecoderSize(4, 32, 64), 1088
-    works = count_stages(policy, FRAMES[0], pruning)
-    prompt = len(policy.prompts(FRAMES[0].instruction))
-    dense = pruning is NONE
-    full, short = 16 + prompt, (16 if dense else 8) + prompt
-    head = 2 * size.width * vocabulary
-    assert works["prefill"].flops == 2 * llama_flops(size, full, full) + 2 * llama_flops(size, short, short) + head
-    decoded = 0
-    for step in range(policy.action_size - 1):
-        decoded += 2 * llama_flops(size, 1, full + step + 1) + 2 * llama_flops(size, 1, short + step + 1) + head
-    assert works["decode"].flops == decoded
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("kept", [16, 8])
+@pytest.mark.parametrize("agreeing", [None, 0, 2, 4])
+def test_counted_flops_are_those_of_the_formula(policy, layer, kept, agreeing):
+    pruning = PruningSettings(keep_ratio=kept / 16, layer=layer)
+    own = policy.infer(FRAMES[1], pruning).tokens
+    guess = np.where(np.arange(4) < (agreeing or 0), own, own - 1)
+    works = counted(policy, pruning, None if agreeing is None else Draft(guess))
+    scored = works.pop("scoring", Work()).flops
+    works.pop("preprocess")
+    drafted, settled = (0, 1) if agreeing is None else (3, min(agreeing + 1, 4))
+    text = len(policy.prompts(FRAMES[1].instruction))
+    formula = model_size(policy.model.config).inference_flops(kept, layer, text, 4, drafted, settled)
+    assert sum(work.flops for work in works.values()) == formula
+    assert scored == (0 if kept == 16 else 2 * 16 * 16 * 32)  # the Gram matrix; eigh is not counted
 
 
 def test_counted_bytes_are_those_of_weights_and_cache(policy):
-    works = count_stages(policy, FRAMES[0], NONE)
+    works = counted(policy, NONE)
     model, passes = policy.model, policy.action_size - 1
     layers = sum(parameter.nbytes for parameter in model.layers.parameters())
     tail = model.language_model.model.norm.weight.nbytes + model.language_model.lm_head.weight.nbytes
     row = model.language_model.model.embed_tokens.weight[0].nbytes
     assert works["decode"].weights == passes * (layers + tail + row)
-    assert works["vision"].weights <= sum(p.nbytes for p in [*model.towers.parameters(), *model.projector.parameters()])
-    length = model.config.visual_tokens + len(policy.prompts(FRAMES[0].instruction))
+    vision = sum(p.nbytes for p in [*model.towers.parameters(), *model.projector.parameters()])
+    assert 0.9 * vision < works["vision"].weights <= 1.1 * vision
+    length = model.config.visual_tokens + len(policy.prompts(FRAMES[1].instruction))
     cache = sum(2 * 4 * 4 * 32 * (length + step) for step in range(passes))  # keys and values, 4 layers, float32
     assert cache <= works["decode"].inputs <= 1.2 * cache
 
 
 def test_pruning_takes_work_away_and_scoring_is_a_stage_of_its_own(policy):
-    dense, pruned = (count_stages(policy, FRAMES[0], pruning) for pruning in (NONE, ICS))
-    assert list(pruned) == ["vision", "prefill", "scoring", "decode"] and "scoring" not in dense
+    dense, pruned = counted(policy, NONE), counted(policy, ICS)
+    assert list(pruned) == ["preprocess", "vision", "prefill", "scoring", "decode"] and "scoring" not in dense
     assert pruned["prefill"].flops < dense["prefill"].flops
-    assert pruned["scoring"].flops == 2 * 16 * 16 * 32  # the Gram matrix; eigh is not counted
+    assert pruned["prefill"].activations < dense["prefill"].activations
     assert pruned["vision"] == dense["vision"]
 
 
-def test_the_count_does_not_change_the_result(policy):
-    before = policy.infer(FRAMES[0], ICS)
-    count_stages(policy, FRAMES[0], ICS)
-    np.testing.assert_array_equal(policy.infer(FRAMES[0], ICS).tokens, before.tokens)
+def test_the_count_does_not_change_the_result_and_ends_with_the_run(policy):
+    before = policy.infer(FRAMES[1], ICS)
+    works = counted(policy, ICS)
+    np.testing.assert_array_equal(policy.infer(FRAMES[1], ICS).tokens, before.tokens)
+    assert counted(policy, ICS) == works
 
 
 # The baseline
@@ -167,12 +170,28 @@ def test_speedup_is_paired_by_round():
 
 
 def test_mix_takes_each_step_at_the_time_of_its_kind():
-    trace = read_trace(DEFAULT_TRACE, 4)[:4]
+    trace = read_trace(DEFAULT_TRACE)[:4]
     fresh = [np.array([1.0, 3.0])] * sum(step.fresh for step in trace)
     row = mix_row("mix", trace, fresh, 0.5, np.array([2.0, 6.0]))
     share = len(fresh) / len(trace)
     assert row["mean_ms"] == pytest.approx(1e3 * (2.0 * share + 0.5))
     assert row["reuse_rate"] == 1 - share
+
+
+def test_mix_with_a_draft_pays_for_the_passes_that_the_draft_leaves():
+    def timed(seconds: float) -> Series:
+        run = Inference(np.zeros((1, 7)), np.zeros((1, 7)), np.zeros(7, np.int64), None, 256)
+        return Series([seconds] * 2, [], [run] * 2)
+
+    name = paper_name(256)
+    series = {PLAIN: timed(10.0), name: timed(8.0), draft_name(name, 1): timed(2.0), draft_name(name, 0): timed(8.0)}
+    # no draft; none, half and all of four tokens, carried over to seven: 6, 3 and no passes after the prompt
+    agreeing = [None, 0, 2, 4]
+    trace = [TraceStep("mine", "t", 0, n, "infer", "", share, 4) for n, share in enumerate(agreeing)]
+    greedy, drafted = mixes(series, trace, 0.0)
+    assert (greedy["name"], drafted["name"]) == (f"mine gate, {name}", f"mine gate, {name}, draft")
+    assert greedy["mean_ms"] == 8000.0
+    assert drafted["mean_ms"] == pytest.approx(1e3 * (8.0 + 8.0 + 5.0 + 2.0) / 4)
 
 
 def test_gate_decides_on_real_frames(policy):
@@ -209,14 +228,15 @@ def test_mid_is_a_small_openvla_of_256_visual_tokens():
 def test_every_method_and_budget_is_in_the_table():
     names = [row.name for row in table(256)]
     assert names[0] == DENSE and len(set(names)) == len(names)
-    assert {f"ics k={k} layer 2" for k in (160, 128, 64)} < set(names)
+    assert {f"ics k={k} layer {layer}" for k in (160, 128, 64) for layer in (0, 2)} < set(names)
     methods = {row.settings(Settings()).pruning.method for row in table(256)}
-    assert methods >= {"none", "ics", "ics_hidden", "norm", "random"}
+    assert methods == set(find("pruning.method").choices)
 
 
 def test_only_selects_by_pattern():
-    assert [row.name for row in select(table(256), ["dense", "ics k=64*"])][:2] == [DENSE, "ics k=64 layer 2"]
-    with pytest.raises(FlashVLAError, match=r"--only 'nope' matches none of: dense, "):
+    chosen = [row.name for row in select(table(256), ["dense", "ics k=64*"])]
+    assert chosen == [DENSE, "ics k=64 layer 0", "ics k=64 layer 2"]
+    with pytest.raises(FlashVLAError, match=r"--only 'nope' matches none of: dense; "):
         select(table(256), ["nope"])
 
 
@@ -230,7 +250,22 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     patch.setattr("flashvla_ros.bench.session.publish_seconds", lambda: (None, "not here"))
     patch.setattr("flashvla_ros.bench.roofline._STREAM_BYTES", {"cpu": 1 << 20})
     command = ["bench", "--model", str(folder), "--rounds", "2", "--threads", "1", "--json", str(out)]
-    assert cli.main([*command, "--only", "dense", "--only", "ics k=10 *", "--note", "a shared machine"]) == 0
+    assert (
+        cli.main(
+            [
+                *command,
+                "--only",
+                "dense*",
+                "--only",
+                "ics k=10 layer 2*",
+                "--only",
+                "temporal*",
+                "--note",
+                "a shared machine",
+            ]
+        )
+        == 0
+    )
     patch.undo()
     return json.loads(out.read_text())
 
@@ -245,7 +280,9 @@ def test_rows_have_the_fixed_keys_and_what_a_page_needs(results):
     stages = rows["ics k=10 layer 2"]["stages"]
     assert list(stages) == ["preprocess", "vision", "prefill", "scoring", "decode"]
     assert all(stages[name]["least_ms"] > 0 for name in ("vision", "prefill", "decode"))
-    assert {"guarded gate, dense", "paper gate, ics k=10 layer 2"} <= rows.keys()
+    assert {"guarded gate, dense", "paper gate, ics k=10 layer 2, draft"} <= rows.keys()
+    assert [rows[draft_name(DENSE, share)]["draft_accepted"] for share in (1, 0)] == [4, 0]
+    assert rows["temporal k=10 layer 2"]["kept"] == 10
 
 
 def test_meta_names_device_versions_and_roofline(results):

@@ -9,11 +9,11 @@ import pytest
 from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, read_trace, relative, write_trace
 from flashvla_ros.core.errors import FlashVLAError
 
-HEAD = "mode,task,seed,step,decision,reason,agreeing\n"
+HEAD = "mode,task,seed,step,decision,reason,agreeing,tokens\n"
 
 
 def test_the_trace_that_ships_has_both_modes_and_both_decisions():
-    steps = read_trace(DEFAULT_TRACE, 7)
+    steps = read_trace(DEFAULT_TRACE)
     assert {step.mode for step in steps} == {"guarded", "paper"}
     for mode in ("guarded", "paper"):
         reused = [not step.fresh for step in steps if step.mode == mode]
@@ -24,30 +24,33 @@ def test_the_trace_that_ships_has_both_modes_and_both_decisions():
 
 def test_a_trace_comes_back_as_it_was_written(tmp_path: Path):
     steps = [
-        TraceStep("guarded", "drawer-open", 3, 0, "infer", "start", None),
-        TraceStep("guarded", "drawer-open", 3, 1, "infer", "too_few_fresh", 2),
-        TraceStep("guarded", "drawer-open", 3, 2, "reuse", "reuse", None),
+        TraceStep("guarded", "drawer-open", 3, 0, "infer", "start", None, 4),
+        TraceStep("guarded", "drawer-open", 3, 1, "infer", "too_few_fresh", 2, 4),
+        TraceStep("guarded", "drawer-open", 3, 2, "reuse", "reuse", None, 4),
     ]
     write_trace(tmp_path / "t" / "trace.csv", steps)
-    assert read_trace(tmp_path / "t" / "trace.csv", 4) == steps
+    assert read_trace(tmp_path / "t" / "trace.csv") == steps
 
 
 def test_columns_that_only_explain_may_be_missing(tmp_path: Path):
     path = tmp_path / "trace.csv"
-    path.write_text("mode,decision,agreeing\nmine,infer,\nmine,reuse,\n")
-    assert [step.fresh for step in read_trace(path, 4)] == [True, False]
+    path.write_text("mode,decision,agreeing,tokens\nmine,infer,,7\nmine,reuse,,7\n")
+    assert [step.fresh for step in read_trace(path)] == [True, False]
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "it has no column mode, decision, agreeing; record one with python -m"),
-        ("mode,agreeing\nx,1\n", "it has no column decision"),
+        ("", "it has no column mode, decision, agreeing, tokens; record one with python -m"),
+        ("mode,agreeing\nx,1\n", "it has no column decision, tokens;"),
         (HEAD, "has no step with decision infer"),
-        (HEAD + "g,t,0,0,reuse,reuse,\n", "has no step with decision infer"),
-        (HEAD + "g,t,0,0,perhaps,x,\n", "line 2: decision must be infer or reuse, got 'perhaps'"),
-        (HEAD + "g,t,0,0,infer,x,\ng,t,0,1,infer,x,-1\n", "line 3: agreeing must be a whole number or empty, got '-1'"),
-        (HEAD + "g,t,0,0,infer,x,5\n", "has 5 agreeing tokens, but this model's action has 4"),
+        (HEAD + "g,t,0,0,reuse,reuse,,4\n", "has no step with decision infer"),
+        (HEAD + "g,t,0,0,perhaps,x,,4\n", "line 2: decision must be infer or reuse, got 'perhaps'"),
+        (
+            HEAD + "g,t,0,0,infer,x,,4\ng,t,0,1,infer,x,-1,4\n",
+            "line 3: agreeing must be a whole number or empty, got '-1'",
+        ),
+        (HEAD + "g,t,0,0,infer,x,5,4\n", "line 2: 5 agreeing tokens of 4 cannot be"),
         (HEAD + "g,t,0\n", "line 2: decision must be infer or reuse, got None"),
     ],
 )
@@ -55,7 +58,7 @@ def test_what_is_no_trace_is_refused_with_the_line(content: str, message: str, t
     path = tmp_path / "trace.csv"
     path.write_text(content)
     with pytest.raises(FlashVLAError) as error_info:
-        read_trace(path, 4)
+        read_trace(path)
     assert message in str(error_info.value) and str(path) in str(error_info.value)
 
 
@@ -63,7 +66,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
     path = tmp_path / "trace.csv"
     path.write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(FlashVLAError, match="cannot read the trace"):
-        read_trace(path, 4)
+        read_trace(path)
 
 
 def test_results_name_files_without_the_machines_own_folders(tmp_path: Path):
