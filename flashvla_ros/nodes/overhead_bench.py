@@ -42,7 +42,7 @@ from flashvla_ros.bench.usage import Usage, processor
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import CameraSettings, PruningSettings, Settings
-from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.images import encode_compressed, encode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
@@ -74,7 +74,13 @@ class WaitingModel:
         self._duration_s = duration_s
         self._kept = np.arange(160)
 
-    def infer(self, observation: Observation, pruning: PruningSettings) -> Inference:  # noqa: ARG002
+    def infer(
+        self,
+        observation: Observation,
+        pruning: PruningSettings,  # noqa: ARG002
+        previous: Inference | None = None,  # noqa: ARG002
+        draft: Draft | None = None,  # noqa: ARG002
+    ) -> Inference:
         """Wait, and return arrival, start and end on the monotonic clock."""
         started_s = time.monotonic()
         time.sleep(self._duration_s)
