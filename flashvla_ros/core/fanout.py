@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -54,7 +57,7 @@ def fan_out(
 def _over_processes(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
     # A forked child of a process that has used torch or CUDA may hang, so children are spawned.
     context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_leave_ctrl_c_to_parent)
+    executor = concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_follow_parent)
     try:
         yield from executor.map(function, items)
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -68,8 +71,16 @@ def _over_processes(function: Callable[[Item], Result], items: Sequence[Item], j
         executor.shutdown()
 
 
-def _leave_ctrl_c_to_parent() -> None:
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a worker of a killed parent would wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address: str, gpus: float) -> Iterator[Result]:

@@ -17,8 +17,8 @@ from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.rollout import Outcome, roll_out
 
-# What an episode without ROS depends on; the other groups of parameters concern the node.
-_GROUPS = ("model.", "pruning.", "decode.", "gate.", "limits.", "action.")
+# Groups of parameters that reach no episode without ROS.
+_IGNORED = ("node.", "camera.")
 _TICKS_IN_A_SECOND = 100_000  # latencies are kept in steps of 10 µs
 
 
@@ -42,7 +42,7 @@ class Job:
         Args:
             checkpoint: Fingerprint of the checkpoint's files; the folder's name does not count.
         """
-        values = {name: value for name, value in self.settings.values().items() if name.startswith(_GROUPS)}
+        values = {name: value for name, value in self.settings.values().items() if not name.startswith(_IGNORED)}
         plan = {**dataclasses.asdict(self.plan), "task": self.plan.task.name}
         content = [flashvla_ros.__version__, values | {"model.checkpoint": checkpoint}, plan, self.free_running]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]

@@ -1,6 +1,10 @@
 """Fanning out: the same results in the same order, however the work is spread; one line where it fails."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,11 @@ def square_of(number):
 
 def die(number):
     os._exit(number)
+
+
+def linger(_):
+    print(os.getpid(), flush=True)
+    time.sleep(100)
 
 
 def squares(numbers, **how):
@@ -42,6 +51,17 @@ def test_an_error_of_the_work_comes_through(jobs):
 def test_a_killed_process_is_one_line():
     with pytest.raises(FlashVLAError, match="lower --jobs"):
         list(fan_out(die, [1, 2], jobs=2))
+
+
+def test_workers_of_a_killed_parent_end_too():
+    code = "import test_fanout; list(test_fanout.fan_out(test_fanout.linger, [1, 2], jobs=2))"
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent, **pipe) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    for worker in workers:
+        while Path(f"/proc/{worker}").exists():  # the test's own time limit ends a wait for ever
+            time.sleep(0.05)
 
 
 @pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
