@@ -87,7 +87,8 @@ class Inputs:
         given = settings().node.instruction
         self.instruction = checked_instruction(given) if given else ""
         self.listening = False
-        self.rejections = Rejections(node.get_logger().warning)
+        logger = node.get_logger()
+        self.rejections = Rejections(lambda line: logger.warning(line))
         self.images = SlidingWindow()
         self._topics = interfaces.image_topics(settings().camera)
         self._first = next(iter(self._topics))

@@ -18,7 +18,8 @@ class Rejections:
     sends another wrong size each time cannot flood the log.
 
     Args:
-        log: Gets one line of text.
+        log: Gets one line of text. Not a method of rclpy's logger itself: rclpy ties a severity to the line of code
+            that calls it, which would be one in here for warnings and errors alike, and raises at the second severity.
         every_s: Time before a kind is logged again.
         clock: Monotonic seconds.
     """

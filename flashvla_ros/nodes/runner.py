@@ -40,7 +40,7 @@ class Runner:
     ) -> None:
         self._outputs = outputs
         self._logger = logger
-        self._faults = Rejections(logger.error)
+        self._faults = Rejections(lambda line: logger.error(line))
         self.worker = Worker(
             stepper,
             settings,

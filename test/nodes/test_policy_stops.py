@@ -123,6 +123,20 @@ def test_an_exception_of_the_policy_stops_the_robot_and_the_node_lives(make, err
     assert bench.step().reason == "fault"
 
 
+def test_a_policy_that_raised_does_not_make_the_next_bad_message_fatal(make):
+    def before(call: int) -> None:
+        if call == 1:
+            raise RuntimeError("the GPU fell off")
+
+    bench = make(ScriptedPolicy(before=before), gate__mode="off").start()
+    bench.step()
+    bench.show()
+    bench.until(lambda: bench.logged("Traceback"), "the traceback, an error")
+    bench.image.publish(Image(encoding="rgb8", height=1, width=1, step=3))
+    bench.until(lambda: bench.logged("it is truncated"), "the rejection, a warning")
+    bench.step()
+
+
 def test_an_action_that_is_not_finite_is_never_published(make):
     bench = make(ScriptedPolicy(actions=[[0.5, 0, 0, 1], [0.5, NAN, 0, 1], [0.5, 0, 0, 1]])).start()
     bench.step()
