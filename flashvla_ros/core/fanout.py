@@ -92,7 +92,9 @@ def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address
     try:
         ray.init(address=address, log_to_driver=False, **({"include_dashboard": False} if address == "local" else {}))
     except Exception as error:  # among them plain Exception, where the cluster starts too slowly
-        raise FlashVLAError(f"cannot use the Ray cluster {address}: {' '.join(str(error).split())}") from error
+        # Ray's clusters want a token once ~/.ray/auth_token exists, but a driver sends it only where it is told to.
+        hint = "" if address == "local" else "; if it wants a token, set RAY_AUTH_MODE=token"
+        raise FlashVLAError(f"cannot use the Ray cluster {address}: {' '.join(str(error).split())}{hint}") from error
     try:
         task = ray.remote(num_cpus=1, num_gpus=gpus)(function)
         for reference in [task.remote(item) for item in items]:

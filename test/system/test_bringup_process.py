@@ -16,6 +16,8 @@ pytest.importorskip("flashvla_ros.sim.world", exc_type=Exception, reason="EGL or
 
 from checkpoints import write_checkpoint
 
+from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
+
 pytestmark = pytest.mark.timeout(600)  # each starts a model; far less where the machine is idle
 
 BRINGUP = [sys.executable, "-m", "flashvla_ros.cli", "bringup"]
@@ -37,7 +39,10 @@ def children_of(pid: int) -> set[int]:
 def test_one_episode_is_counted_recorded_and_written(tmp_path):
     results, bag = tmp_path / "out" / "results.json", tmp_path / "bag"
     options = ["--task", "drawer-close", "--episodes", "1", "--lock-step", "--seed", "3"]
-    options += ["--checkpoint", str(write_checkpoint(tmp_path / "model")), "--json", str(results), "--record", str(bag)]
+    # OpenVLA-7B's layout at a small size: shards with an index, two towers, two data sets to choose from, bfloat16.
+    write_random_checkpoint(tmp_path / "model", config_of_size("tiny"), shard_bytes=2_100_000)
+    options += ["--checkpoint", str(tmp_path / "model"), "--json", str(results), "--record", str(bag)]
+    options += ["--set", "model.unnorm_key=random_4d", "--set", "model.dtype=bfloat16"]
     run = subprocess.run([*BRINGUP, *options], capture_output=True, text=True, timeout=550, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stderr == ""
