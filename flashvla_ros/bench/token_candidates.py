@@ -92,6 +92,34 @@ def spread_over_image(score: Score, groups: int = 16) -> Selector:
     return select
 
 
+def spanning(rows: Tensor, k: int) -> Tensor:
+    """Ascending indices [k]: always the row farthest from the span of those chosen, pivoted Gram-Schmidt."""
+    left = centred(rows).clone()
+    chosen: list[int] = []
+    for _ in range(k):
+        sizes = left.square().sum(dim=1)
+        sizes[chosen] = -1.0
+        index = int(sizes.argmax())
+        chosen.append(index)
+        axis = normalize(left[index], dim=0)
+        left -= (left @ axis)[:, None] * axis
+    return torch.tensor(sorted(chosen), device=rows.device)
+
+
+def representing(rows: Tensor, k: int) -> Tensor:
+    """Ascending indices [k] of rows that are distributed as all are: kernel herding, Gaussian of median width."""
+    squares = torch.cdist(rows.float(), rows.float()).square()
+    kernel = (-squares / squares.median().clamp(min=1e-12)).exp()
+    wanted, had = kernel.mean(dim=1), torch.zeros(len(rows), device=rows.device)
+    chosen: list[int] = []
+    for number in range(k):
+        scores = wanted - had / (number + 1)
+        scores[chosen] = -torch.inf
+        chosen.append(int(scores.argmax()))
+        had += kernel[chosen[-1]]
+    return torch.tensor(sorted(chosen), device=rows.device)
+
+
 def grid(view: LayerView, k: int, _settings: PruningSettings) -> Tensor:
     """Evenly spaced tokens, whatever they show."""
     count = len(view.embeddings)
@@ -126,6 +154,10 @@ CANDIDATES: Mapping[str, Selector] = {
     ),
     "ics of values, then diverse": diverse_of_best(lambda view: information_contribution(values(view))),
     "diverse values": lambda view, k, _settings: farthest_from_each_other(values(view), k).sort().values,
+    "spanning next values": lambda view, k, _settings: spanning(view.values, k),
+    "spanning hidden": lambda view, k, _settings: spanning(view.hidden, k),
+    "representing next values": lambda view, k, _settings: representing(view.values, k),
+    "representing hidden": lambda view, k, _settings: representing(view.hidden, k),
     "ics without sinks": _by(lambda view: without_sinks(_ics(view), view.attention)),
     "ics, rank 1": _by(lambda view: information_contribution(view.attention, 1)),
     "ics, rank 4": _by(lambda view: information_contribution(view.attention, 4)),
