@@ -135,23 +135,21 @@ def run(args: argparse.Namespace) -> int:
         from flashvla_ros.evaluation import plot  # before the episodes: where matplotlib is missing, it says so now
     evaluation = Evaluation.of(args)
     films = video.parse_episodes(evaluation, args.video_episodes) if args.video else []
-    started_s = time.monotonic()
+    meta, started_s = meta_of(evaluation), time.monotonic()
     try:
-        cells = play(evaluation, args)
+        rows = table_rows(play(evaluation, args))
+        results = {"meta": meta | {"seconds": round(time.monotonic() - started_s)}, "rows": rows}
+        print(markdown.console(rows))
+        if args.json:
+            write_results(args.json, results["meta"], rows)
+        if args.markdown:
+            markdown.write(args.markdown, markdown.page(results))
+        if args.plot:
+            plot.draw([results], args.plot)
         for film in films:
             print(video.write(film, args.video))
     finally:
         close_worlds()
-    rows = table_rows(cells)
-    meta = meta_of(evaluation) | {"seconds": round(time.monotonic() - started_s)}
-    results = {"meta": meta, "rows": rows}
-    print(markdown.console(rows))
-    if args.json:
-        write_results(args.json, meta, rows)
-    if args.markdown:
-        markdown.write(args.markdown, markdown.page(results))
-    if args.plot:
-        plot.draw([results], args.plot)
     return 0
 
 

@@ -44,11 +44,19 @@ def checkpoint_name(folder: Path) -> str:
 
 
 def meta_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the ``meta`` of an evaluation's JSON."""
-    from flashvla_ros.vla.config import OpenVLAConfig
+    """Return the ``meta`` of an evaluation's JSON.
+
+    Raises:
+        CheckpointError: There is no checkpoint in the folder.
+        SettingsError: A mode asks for what this checkpoint does not have.
+    """
+    from flashvla_ros.vla.checkpoint import load_config
+    from flashvla_ros.vla.pruning.select import check_layer
     from flashvla_ros.vla.sizes import model_size
 
-    size = model_size(OpenVLAConfig.from_folder(evaluation.checkpoint))
+    size = model_size(load_config(evaluation.checkpoint))
+    for mode in evaluation.modes:
+        check_layer(mode.settings(evaluation.overrides).pruning, size.decoder.layers)
     return {
         "checkpoint": {
             "name": checkpoint_name(evaluation.checkpoint),
