@@ -1,6 +1,6 @@
-"""The README's picture: two steps of the demo policy on the simulated robot, one that infers and the reuse after it.
+"""The documents' pictures: two steps of the demo policy on the simulated robot, one that infers and the reuse after it.
 
-python -m flashvla_ros.bench.picture docs/images/overlay.png
+``python -m flashvla_ros.bench.picture docs/images`` writes infer.png, reuse.png, and overlay.png with both.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from flashvla_ros.view.overlay import draw
 
 _RENDERED = 448  # pixels; the policy's own preprocessing makes them fewer
 _GAP = 12
+_LEVELS = 0xF0  # of each colour channel: a rendered scene shows no difference, and the files are half as large
 
 
 def main() -> None:
     """Run one episode and write the picture of the pair of steps nearest to its middle."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="PNG file to write")
+    parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--task", default="drawer-open", help="%(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the scene (%(default)s)")
     args = parser.parse_args()
@@ -33,11 +34,17 @@ def main() -> None:
     if not reused:
         raise SystemExit("no step of this episode reused an action: try another seed")
     chosen = min(reused, key=lambda index: abs(index - len(results) // 2))
-    picture = side_by_side([draw(result) for result in results[chosen - 1 : chosen + 1]])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    best = (cv2.IMWRITE_PNG_COMPRESSION, 9)
-    cv2.imwrite(str(args.out), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), best)
+    infer, reuse = (draw(result) for result in results[chosen - 1 : chosen + 1])
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, picture in (("infer", infer), ("reuse", reuse), ("overlay", side_by_side([infer, reuse]))):
+        write(args.out / f"{name}.png", picture)
     print(f"{args.out}: steps {chosen - 1} and {chosen} of {len(results)}")
+
+
+def write(path: Path, picture: ImageArray) -> None:
+    """Write a PNG file, as small as it may be and look the same."""
+    smaller = cv2.cvtColor(picture & _LEVELS | 0x08, cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(path), smaller, (cv2.IMWRITE_PNG_COMPRESSION, 9))
 
 
 def episode(task: str, seed: int) -> list[StepResult]:

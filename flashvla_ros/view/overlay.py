@@ -76,10 +76,17 @@ def _banner(result: StepResult, width: int) -> ImageArray:
     kept, tokens = result.inference.kept, result.inference.visual_tokens
     count = f"{tokens if kept is None else len(kept)}/{tokens}"
     _text(strip, decision, 10, 23, 0.65, 2)
-    if result.fresh:
-        _text(strip, str(result.decision.reason).replace("_", " "), 100, 23, 0.5)
+    _text(strip, _why(result), 100, 23, 0.5)
     _text(strip, count, width - 12 - cv2.getTextSize(count, _FONT, 0.5, 1)[0][0], 23, 0.5)
     return strip
+
+
+def _why(result: StepResult) -> str:
+    """The condition that made the model run, or how far the reuse has gone."""
+    decision = result.decision
+    if result.fresh:
+        return str(decision.reason).replace("_", " ")
+    return f"{decision.reused_in_a_row} of {decision.settings.max_reuse}, {decision.age_s:.2f} s old"
 
 
 def _panel(result: StepResult, width: int) -> ImageArray:

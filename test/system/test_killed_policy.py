@@ -90,9 +90,12 @@ def test_the_robot_stops_by_itself_and_obeys_the_next_node(robot, start):
     robot.until(lambda: robot.steps > 0)
     robot.until(lambda: robot.step()[0] > MOVING_M)
     first.process.kill()
-    killed_s = time.monotonic()
-    robot.until(lambda: time.monotonic() > killed_s + COMMAND_TIMEOUT_S + 1.5 * TICK_S)
-    for _ in range(10):
-        assert np.abs(robot.step()).max() < STILL_M
+    still = 0
+    while still < 5:
+        began_s = time.monotonic()
+        moved = np.abs(robot.step()).max() > STILL_M
+        still = 0 if moved else still + 1
+        # From the last command that it heard: a loaded machine delivers some long after the kill.
+        assert not moved or began_s - robot.node._command_at < COMMAND_TIMEOUT_S + 1.5 * TICK_S
     start()
     robot.until(lambda: robot.step()[0] > MOVING_M)
