@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,12 @@ def compose(files: Sequence[Path], page: Path | None, picture: Path | None) -> i
         FlashVLAError: A file is no result of an evaluation.
     """
     by_section: dict[str, list[tuple[Path, Results]]] = {}
+    others = [file for file in files if _is_of_another_command(file)]  # such as those of bench in the same folder
+    if others:
+        print(f"left out, not of flashvla-ros eval: {', '.join(map(str, others))}", file=sys.stderr)
     for file in files:
-        by_section.setdefault(file.stem.partition("-")[0], []).append((file, read_results(file)))
+        if file not in others:
+            by_section.setdefault(file.stem.partition("-")[0], []).append((file, read_results(file)))
     unknown = [str(file) for name, found in by_section.items() if name not in _SECTIONS for file, _ in found]
     if unknown:
         raise FlashVLAError(
@@ -100,6 +105,15 @@ def read_results(file: Path) -> Results:
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise FlashVLAError(f"{file} is no result of flashvla-ros eval ({error}): write it again") from error
     return results
+
+
+def _is_of_another_command(file: Path) -> bool:
+    """Say whether a file is JSON, but has no rows of an evaluation."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        return not all({"mode", "task", "visual_flops_ratio"} <= row.keys() for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _all(by_section: Mapping[str, list[tuple[Path, Results]]]) -> list[tuple[Path, Results]]:

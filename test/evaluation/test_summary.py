@@ -89,6 +89,8 @@ def test_report_has_the_sections_whose_files_are_there(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "bench.json").write_text(json.dumps({"meta": {}, "rows": [{"name": "dense", "p50_ms": 1.0}]}))
+    files["bench.json"] = {}  # left out: no evaluation
     page, picture = tmp_path / "docs" / "results.md", tmp_path / "docs" / "images" / "results.png"
     assert compose([tmp_path / name for name in files], page, picture) == 0
     text = page.read_text()
