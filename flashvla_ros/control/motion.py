@@ -30,6 +30,17 @@ def ramped(scale: float, resting: bool, elapsed_s: float, control: ControlSettin
     return min(control.speed_scale, scale + counted_s / control.ramp_s)
 
 
+def slowed(reference: FloatArray, before: float, scale: float, spec: ActionSpec) -> FloatArray:
+    """Return the reference [D] of the step limits after a scale has fallen from `before` to `scale`.
+
+    Its deltas and velocities fall with the scale: a step limit must not keep a robot moving that is to be slower.
+    """
+    if scale >= before:
+        return reference
+    moving = [kind in (ActionKind.DELTA, ActionKind.VELOCITY) for kind in spec.kinds]
+    return np.where(moving, reference * (scale / before), reference)
+
+
 def oriented(action: FloatArray, reference: FloatArray, spec: ActionSpec) -> FloatArray:
     """Return an action [T, D] whose quaternions have length 1 and the sign that is nearer to the one before them.
 

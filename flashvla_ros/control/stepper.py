@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flashvla_ros.control import safety, targets
 from flashvla_ros.control.limits import limit
-from flashvla_ros.control.motion import oriented, ramped, scaled
+from flashvla_ros.control.motion import oriented, ramped, scaled, slowed
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
@@ -207,6 +207,7 @@ class Stepper:
         if reference is None or state.resting:
             reference, elapsed_s = safety.resting(self.spec, reference, positions), 0.0
         speed_scale = ramped(state.speed_scale, state.resting, elapsed_s, settings.control)
+        reference = slowed(reference, state.speed_scale, speed_scale, self.spec)
         wanted = oriented(action, reference, self.spec)
         wanted = scaled(wanted, reference, speed_scale, settings.limits, self.spec)
         command, clamped = limit(

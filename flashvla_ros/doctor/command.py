@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import flashvla_ros
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.overrides import parse_overrides
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.results import write_results
@@ -25,7 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as if the node had this value of a parameter"
     )
-    parser.add_argument("--wait", type=float, default=3.0, metavar="S", help="longest wait for a camera (%(default)s)")
+    parser.add_argument(
+        "--remap",
+        action="append",
+        default=[],
+        metavar="TOPIC:=NAME",
+        help="as the node's, such as image:=/cam/image_raw",
+    )
+    parser.add_argument(
+        "--wait", type=float, default=3.0, metavar="S", help="longest wait for a camera or a controller (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
 
 
@@ -33,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings as they come; return 1 where something does not work, else 0."""
     settings = Settings().with_values(parse_overrides(args.set))
     findings = []
-    for finding in _findings(args.checkpoint, settings, args.wait):
+    if wrong := [rule for rule in args.remap if not all(rule.partition(":="))]:
+        raise SettingsError(f"--remap takes TOPIC:=NAME, such as image:=/camera/image_raw, got {wrong[0]!r}")
+    for finding in _findings(args.checkpoint, settings, args.wait, args.remap):
         findings.append(finding)
         print("\n".join(render([finding])), flush=True)
     if args.json is not None:
@@ -45,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _findings(checkpoint: Path | None, settings: Settings, wait_s: float) -> Iterator[Finding]:
+def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remappings: list[str]) -> Iterator[Finding]:
     if checkpoint is None:
         yield from check_machine(settings.model)
-        yield from check_ros(settings, wait_s)
+        yield from check_ros(settings, wait_s, remappings)
     try:
         folder = checkpoint or Path(settings.model.checkpoint or share_path("models", "demo"))
     except FlashVLAError as error:

@@ -1,34 +1,70 @@
-"""ROS 2 on this machine: distribution, middleware, the package's messages, and the camera that the node would read."""
+"""ROS 2 on this machine: distribution, middleware, the package's messages, and who is at the node's two ends.
+
+One end is the camera that the node would read, the other the controller that would read its commands.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flashvla_ros.core.settings import CameraSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 
 _INSTALL = "pip install 'flashvla_ros[ros]', or source /opt/ros/<distribution>/setup.bash"
+_RMW_TRIAL = "import rclpy; print(rclpy.get_rmw_implementation_identifier())"
+# Message type of each value of command.type; the node's own table is out of reach without rclpy.
+COMMAND_TYPES = {
+    "TwistStamped": "geometry_msgs/msg/TwistStamped",
+    "PoseStamped": "geometry_msgs/msg/PoseStamped",
+    "JointTrajectory": "trajectory_msgs/msg/JointTrajectory",
+    "Float64MultiArray": "std_msgs/msg/Float64MultiArray",
+}
 _FRAMES = 10  # that are enough to tell the rate
 _OLDEST = ("jazzy", "kilted", "lyrical", "rolling")
 
 
-def check_ros(settings: Settings, wait_s: float) -> Iterator[Finding]:
-    """Look at the installation and, where it works, at the cameras; a camera's publisher is awaited for `wait_s`."""
-    try:
-        import rclpy
-    except ImportError as error:
-        yield Finding("ROS 2", Level.FAILURE, f"rclpy cannot be imported: {error}", _INSTALL)
+def check_ros(settings: Settings, wait_s: float, remappings: Sequence[str] = ()) -> Iterator[Finding]:
+    """Look at the installation and, where it works, at cameras and controller; each is awaited for `wait_s`.
+
+    Args:
+        settings: Those that the node would have.
+        wait_s: Longest wait for somebody at the other end of a topic, and for images.
+        remappings: Topics under other names, such as ``image:=/camera/image_raw``.
+    """
+    if importlib.util.find_spec("rclpy") is None:
+        yield Finding("ROS 2", Level.FAILURE, "rclpy is not installed", _INSTALL)
+        return
+    middleware = _middleware()
+    yield middleware
+    if middleware.level is Level.FAILURE:
         return
     yield _distribution()
-    yield ok("RMW", f"{rclpy.get_rmw_implementation_identifier()}, {_scope()}")
     messages = _messages()
     yield messages
     if messages.level is Level.OK:
-        yield from _cameras(settings, wait_s)
+        yield from _ends(settings, wait_s, remappings)
+
+
+def _middleware() -> Finding:
+    """Name the RMW. One that is asked for and not there ends the process that imports rclpy, so try in another."""
+    trial = subprocess.run(  # noqa: S603  # our own interpreter and code
+        [sys.executable, "-c", _RMW_TRIAL], capture_output=True, text=True, timeout=60, check=False
+    )
+    if trial.returncode == 0:
+        return ok("RMW", f"{trial.stdout.strip()}, {_scope()}")
+    lines = [line for line in trial.stderr.splitlines() if line.strip()] or [f"exit code {trial.returncode}"]
+    asked = os.environ.get("RMW_IMPLEMENTATION")
+    if asked is None:
+        return Finding("RMW", Level.FAILURE, f"rclpy cannot be imported: {lines[-1]}", _INSTALL)
+    remedy = f"install {asked}, or unset RMW_IMPLEMENTATION"
+    return Finding("RMW", Level.FAILURE, f"RMW_IMPLEMENTATION={asked} cannot be used: {lines[-1]}", remedy)
 
 
 def _distribution() -> Finding:
@@ -62,19 +98,21 @@ def _messages() -> Finding:
     return ok("messages", "this package's messages and cv_bridge load")
 
 
-def _cameras(settings: Settings, wait_s: float) -> Iterator[Finding]:
+def _ends(settings: Settings, wait_s: float, remappings: Sequence[str]) -> Iterator[Finding]:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
     context = rclpy.Context()
     rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node("flashvla_doctor", context=context)
+    rules = [word for rule in remappings for word in ("-r", rule)]
+    node = rclpy.create_node("flashvla_doctor", context=context, cli_args=["--ros-args", *rules])
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:
         for topic in image_topics(settings.camera):
             yield _camera(node, executor, topic, settings.camera, wait_s)
+        yield _controller(node, executor, settings.command.type, wait_s)
     finally:
         executor.shutdown()
         node.destroy_node()
@@ -97,7 +135,7 @@ def _camera(node: Any, executor: Any, name: str, camera: CameraSettings, wait_s:
     reliability = ReliabilityPolicy.RELIABLE if camera.reliable else ReliabilityPolicy.BEST_EFFORT
     qos = QoSProfile(depth=1, reliability=reliability)
     topic = node.create_subscription(kind, name, arrived.append, qos).topic_name
-    publishers = _await_publishers(node, executor, topic, wait_s)
+    publishers = _await(executor, lambda: node.get_publishers_info_by_topic(topic), wait_s)
     if not publishers:
         remedy = f"start the camera, or remap {name}; ros2 topic list shows what there is"
         return Finding("camera", Level.WARNING, f"nobody publishes {topic} within {wait_s:g} s", remedy)
@@ -116,11 +154,36 @@ def _camera(node: Any, executor: Any, name: str, camera: CameraSettings, wait_s:
     return _frames(executor, arrived, f"{topic}, {kinds}", wait_s)
 
 
-def _await_publishers(node: Any, executor: Any, topic: str, wait_s: float) -> list[Any]:
+def _controller(node: Any, executor: Any, command_type: str, wait_s: float) -> Finding:
+    """Find who reads the commands, and whether it could; ROS connects topics of different types without a word."""
+    from rclpy.duration import Infinite
+    from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
+
+    # Written out: what the graph reports of a reader has infinite times, and the check takes 0 for something else.
+    offered = QoSProfile(depth=10, deadline=Infinite, liveliness_lease_duration=Infinite)
+    topic, wanted = node.resolve_topic_name("command"), COMMAND_TYPES[command_type]
+    readers = _await(executor, lambda: node.get_subscriptions_info_by_topic(topic), wait_s)
+    if not readers:
+        remedy = "start the controller, and remap command to its topic; docs/controllers.md has several"
+        return Finding("controller", Level.WARNING, f"nobody reads {topic} within {wait_s:g} s", remedy)
+    if others := sorted({info.topic_type for info in readers} - {wanted}):
+        remedy = "set command.type to what the controller reads, or remap command to another of its topics"
+        text = f"{topic} is read as {', '.join(others)}, the node sends {wanted}"
+        return Finding("controller", Level.FAILURE, text, remedy)
+    for info in readers:
+        verdict, reason = qos_check_compatible(offered, info.qos_profile)
+        if verdict == QoSCompatibility.ERROR:
+            remedy = "the node sends reliable and volatile: let the controller ask for no more than that"
+            return Finding("controller", Level.FAILURE, f"QoS of {topic} does not fit: {reason.rstrip('; ')}", remedy)
+    names = ", ".join(sorted(info.node_name for info in readers))
+    return ok("controller", f"{topic} is read as {wanted} by {names}")
+
+
+def _await(executor: Any, look: Callable[[], list[Any]], wait_s: float) -> list[Any]:
     end_s = time.monotonic() + wait_s
-    while not (publishers := node.get_publishers_info_by_topic(topic)) and time.monotonic() < end_s:
+    while not (found := look()) and time.monotonic() < end_s:
         executor.spin_once(timeout_sec=0.1)
-    return publishers
+    return found
 
 
 def _frames(executor: Any, arrived: list[Any], what: str, wait_s: float) -> Finding:

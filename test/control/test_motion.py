@@ -128,6 +128,16 @@ def test_a_higher_scale_is_reached_on_the_ramp_and_a_lower_one_at_once() -> None
     assert steps(stepper, control(speed_scale=0.7), 1, start_s=1.6)[0].speed_scale == 0.7
 
 
+def test_a_step_limit_does_not_keep_a_slower_robot_moving() -> None:
+    stepper = Stepper(ScriptedPolicy(), SPEC)
+    steady = {"limits.max_step": [0.0001] * 4}
+    moving = steps(stepper, control().with_values(steady), 60)[-1].command[0, 0]
+    assert moving == pytest.approx(0.005)
+    half = steps(stepper, control(speed_scale=0.5).with_values(steady), 1, start_s=7.0)[0].command[0, 0]
+    assert half == pytest.approx(0.5 * moving)
+    assert steps(stepper, control(speed_scale=0.0).with_values(steady), 1, start_s=7.1)[0].command[0, 0] == 0.0
+
+
 @pytest.mark.parametrize("jump_s", [-1e6, -1.0, 1e6])
 def test_a_clock_that_jumps_does_not_end_the_ramp(jump_s: float) -> None:
     values = ControlSettings(ramp_s=10.0, image_timeout_s=0.5)

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 import rclpy
 from checkpoints import write_checkpoint
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from geometry_msgs.msg import TwistStamped
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from flashvla_ros.cli import main
 from flashvla_ros.core.settings import CameraSettings, ModelSettings, Settings
+from flashvla_ros.doctor import ros
 from flashvla_ros.doctor.checkpoint import check_checkpoint
 from flashvla_ros.doctor.finding import Finding, Level
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros, image_topics
-from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes import commands, interfaces
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +121,9 @@ def camera(kind: type[Any], reliability: ReliabilityPolicy) -> Iterator[None]:
         context.try_shutdown()
 
 
-def look(wait_s: float = 20.0, **values: Any) -> Finding:
-    settings = Settings().with_values({name.replace("__", "."): value for name, value in values.items()})
-    return next(finding for finding in check_ros(settings, wait_s=wait_s) if finding.name == "camera")
+def look(wait_s: float = 20.0, name: str = "camera", remap: tuple[str, ...] = (), **values: Any) -> Finding:
+    settings = Settings().with_values({key.replace("__", "."): value for key, value in values.items()})
+    return next(finding for finding in check_ros(settings, wait_s, remap) if finding.name == name)
 
 
 def test_a_camera_is_found_with_what_it_sends_and_its_quality_of_service() -> None:
@@ -152,3 +155,58 @@ def test_an_absent_camera_is_told() -> None:
     finding = look(wait_s=0.5)
     assert finding.level is Level.WARNING
     assert "nobody publishes /image" in finding.text
+
+
+@pytest.fixture
+def arm() -> Iterator[Node]:
+    """A controller's node."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("arm_controller", context=context)
+    yield node
+    node.destroy_node()
+    context.try_shutdown()
+
+
+def test_a_controller_is_found_by_its_own_topic_and_its_type_compared(arm: Node) -> None:
+    arm.create_subscription(TwistStamped, "/servo_node/delta_twist_cmds", lambda _: None, 10)
+    remap = ("command:=/servo_node/delta_twist_cmds",)
+    found = look(5.0, "controller", remap)
+    text = "/servo_node/delta_twist_cmds is read as geometry_msgs/msg/TwistStamped by arm_controller"
+    assert (found.level, found.text) == (Level.OK, text)
+    spec = {"command__type": "JointTrajectory", "action__names": ["elbow"], "action__kinds": ["absolute"]}
+    other = look(5.0, "controller", remap, **spec)
+    assert other.level is Level.FAILURE
+    assert "read as geometry_msgs/msg/TwistStamped, the node sends trajectory_msgs/msg/JointTrajectory" in other.text
+    absent = look(0.2, "controller")
+    assert absent.level is Level.WARNING
+    assert "nobody reads /command" in absent.text
+
+
+def test_a_controller_that_asks_for_more_than_the_node_offers_is_told(arm: Node) -> None:
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    arm.create_subscription(TwistStamped, "command", lambda _: None, latched)
+    found = look(5.0, "controller")
+    assert found.level is Level.FAILURE
+    assert found.text == ("QoS of /command does not fit: ERROR: Volatile publisher and transient local subscription")
+    assert "no more than that" in found.remedy
+
+
+def test_the_command_types_are_those_of_the_node() -> None:
+    types = {
+        name: f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}" for name, kind in commands.COMMAND_TYPES.items()
+    }
+    assert types == ros.COMMAND_TYPES
+
+
+def test_a_middleware_that_is_not_there_is_told_and_does_not_end_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
+    [finding] = check_ros(Settings(), 0.1)
+    assert (finding.name, finding.level) == ("RMW", Level.FAILURE)
+    assert finding.text.startswith("RMW_IMPLEMENTATION=rmw_cyclonedds_cpp cannot be used: ")
+    assert finding.remedy == "install rmw_cyclonedds_cpp, or unset RMW_IMPLEMENTATION"
+
+
+def test_a_remapping_of_another_form_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--remap", "image=/camera"]) == 2
+    assert "got 'image=/camera'" in capsys.readouterr().err
