@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashvla_ros
+from flashvla_ros.core.processor import processor_name
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest
@@ -99,16 +100,7 @@ def _device(evaluation: Evaluation) -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name(0 if wanted == "auto" else wanted)
-    return f"{_processor()}, {os.cpu_count()} cores, 1 thread a model"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{processor_name()}, {os.cpu_count()} cores, 1 thread a model"
 
 
 def _versions() -> dict[str, str]:

@@ -199,10 +199,8 @@ def _report(futures: Iterable[concurrent.futures.Future[tuple[str, int, bool]]],
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m flashvla_ros.train.collect", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--tasks", nargs="+", default=["drawer-open", "drawer-close"], choices=list(TASKS), metavar="TASK"
-    )
-    parser.add_argument("--episodes", type=int, default=160, help="episodes of each task (default %(default)s)")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument("--episodes", type=int, default=120, help="episodes of each task (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="data sets of different seeds share no scene")
     parser.add_argument(
         "--image-size", type=int, default=108, help="side of the images in pixels (default %(default)s)"

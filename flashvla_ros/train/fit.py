@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.processor import processor_name
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.train.architecture import DemoSize, demo_config, demo_tokenizer
 from flashvla_ros.train.batches import Demonstrations
@@ -38,7 +38,6 @@ OPTIONS = (  # fields of FitConfig that the command line sets
     "dropout_share",
     "state_weight",
     "state_rate",
-    "state_rate_from",
     "lighting",
     "precision",
     "compile",
@@ -95,7 +94,7 @@ def _describe(trainer: Trainer, data: Demonstrations, meta: dict[str, Any]) -> d
         "frames": len(data.training),
         "validation_frames": len(data.validation),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "device": f"{_processor()}, {torch.get_num_threads()} threads, {trainer.config.precision}",
+        "device": f"{processor_name()}, {torch.get_num_threads()} threads, {trainer.config.precision}",
         "torch": torch.__version__,
     }
 
@@ -106,17 +105,7 @@ def _history(init: Path | None) -> list[dict[str, Any]]:
         return []
     before = json.loads((init / DESCRIPTION).read_text(encoding="utf-8"))
     last = json.loads((init / LOG).read_text(encoding="utf-8").splitlines()[-1])
-    return [*before["init"], {"config": before["config"], "seconds": last["seconds"], "device": before["device"]}]
-
-
-def _processor() -> str:
-    """Name of the CPU where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return [*before["init"], {key: before[key] for key in ("config", "device", "torch")} | {"seconds": last["seconds"]}]
 
 
 def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:

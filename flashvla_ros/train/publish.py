@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ instructions:
 | image, visual tokens | {image} px square, {tokens} |
 | action | dx, dy, dz in metres over 0.1 s within ±0.01 m, gripper from -1 (open) to 1 (closed); `unnorm_key` {key} |
 | data | {frames:,} frames of {episodes} expert episodes, noise on what was executed; scenes drawn from 10⁹ on |
-| training | {steps} steps of {batch} frames, {minutes:.0f} min on {device}, torch {torch} |
+| training | {training} |
 | loss on held-out episodes | {action:.3f} nats above the targets' entropy; positions {state:.2%} of their variance |
 
 ## Success in closed loop
@@ -65,7 +65,7 @@ Lock-step, seeds counted from {seed}, which training never saw; 95 % Wilson inte
 """
 
 COMMANDS = """python -m flashvla_ros.train.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}
-    python -m flashvla_ros.train.fit --data DATA --out RUN --seed {seed} {options}
+    {fits}
     {evaluations}
     python -m flashvla_ros.train.publish --run RUN --evaluations EVAL-*.json --out models/{name}"""
 
@@ -102,6 +102,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
     last = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])
     if last["step"] < config["steps"]:
         raise FlashVLAError(f"{run} stopped at step {last['step']} of {config['steps']}: finish it with --resume first")
+    parts = [*description["init"], description | {"seconds": last["seconds"]}]
     model = load_config(run / CHECKPOINT)
     values = {"tasks": " ".join(data["tasks"]), "episodes": description["episodes_per_task"], "data_seed": data["seed"]}
     return (
@@ -113,11 +114,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
             key="`" + "`, `".join(model.norm_stats) + "`",
             frames=description["frames"],
             episodes=description["episodes"],
-            steps=config["steps"],
-            batch=config["batch"],
-            minutes=last["seconds"] / 60,
-            device=description["device"],
-            torch=description["torch"],
+            training="; then ".join(_training(part) for part in parts),
             action=last["validation"]["action"],
             state=last["validation"]["state"],
             seed=results[0]["meta"]["seeds"][0],
@@ -125,8 +122,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
             tables=_tables([row for result in results for row in result["rows"]]),
             commands=COMMANDS.format(
                 **values,
-                seed=config["seed"],
-                options=_options(config),
+                fits="\n    ".join(_fit_commands(parts)),
                 evaluations=_evaluation_commands(results),
                 name=name,
             ),
@@ -137,11 +133,34 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
     )
 
 
-def _options(config: dict[str, Any]) -> str:
-    """The options of a training run that are not the defaults, and its number of steps."""
+def _training(part: Mapping[str, Any]) -> str:
+    """One run in words: how long, on what, with how much token dropout."""
+    config = part["config"]
+    share = config["dropout_share"]
+    dropout = f", token dropout in {share:.0%} of them" if share else ""
+    minutes = part["seconds"] / 60
+    return (
+        f"{config['steps']} steps of {config['batch']} frames{dropout}: {minutes:.0f} min on {part['device']}, "
+        f"torch {part['torch']}"
+    )
+
+
+def _fit_commands(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The commands of the runs that a checkpoint comes from, each starting from the weights of the one before."""
+    for number, part in enumerate(parts):
+        out = "RUN" if number == len(parts) - 1 else f"RUN-{number}"
+        start = f" --init RUN-{number - 1}" if number else ""
+        config = part["config"]
+        command = f"python -m flashvla_ros.train.fit --data DATA{start} --out {out} --seed {config['seed']}"
+        yield f"{command} {_options(config)}".rstrip()
+
+
+def _options(config: Mapping[str, Any]) -> str:
+    """The options of a training run that are not the defaults."""
     default = dataclasses.asdict(FitConfig())
-    changed = [name for name in OPTIONS if name == "steps" or (name != "seed" and config[name] != default[name])]
-    return " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in changed)
+    changed = {name: config[name] for name in OPTIONS if name != "seed" and config[name] != default[name]}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    return " ".join(flag if value is True else f"{flag} {value}" for flag, value in flags.items())
 
 
 def _evaluation_commands(results: Sequence[Mapping[str, Any]]) -> str:

@@ -26,7 +26,6 @@ class FitConfig:
         state_weight: Weight of the loss of the auxiliary head.
         state_rate: Learning rate of that head as a share of `learning_rate`. The head has a hundred times the inputs
             of any other layer, and a step of Adam changes its output by as much more.
-        state_rate_from: Step from which `state_rate` holds; before it the head learns at the model's own rate.
         lighting: Largest change of an image's gain and offset, as a share.
         dropout_share: Share of the steps in which only some visual tokens pass beyond a layer of `dropout_layers`.
         dropout_keep: Shares of the visual tokens kept in such a step, one drawn for each step.
@@ -38,7 +37,7 @@ class FitConfig:
     """
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 5200
     batch: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 100
@@ -47,9 +46,8 @@ class FitConfig:
     sigma_bins: float = 4.0
     state_weight: float = 1.0
     state_rate: float = 0.05
-    state_rate_from: int = 0
     lighting: float = 0.1
-    dropout_share: float = 0.5
+    dropout_share: float = 0.0
     dropout_keep: tuple[float, ...] = (0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
     dropout_layers: tuple[int, ...] = (0, 1, 2, 3)
     precision: str = "float32"
@@ -118,8 +116,7 @@ class Trainer:
             layer = int(rng.choice(config.dropout_layers))
         for group in self.optimizer.param_groups[:-1]:
             group["lr"] = config.rate(self.step)
-        share = config.state_rate if self.step >= config.state_rate_from else 1.0
-        self.optimizer.param_groups[-1]["lr"] = config.rate(self.step) * share
+        self.optimizer.param_groups[-1]["lr"] = config.rate(self.step) * config.state_rate
         action, state, _ = self.losses(batch, keep, layer, generator)
         self.optimizer.zero_grad(set_to_none=True)
         (action + config.state_weight * state).backward()

@@ -70,7 +70,8 @@ def test_plans_mix_the_kinds_and_never_share_a_scene_with_an_evaluation() -> Non
 
 
 def test_collection_is_resumed_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--episodes", "1", "--image-size", "16", "--workers", "1", "--out", str(tmp_path)]
+    tasks = ["--tasks", "drawer-open", "drawer-close"]
+    command = [*tasks, "--episodes", "1", "--image-size", "16", "--workers", "1", "--out", str(tmp_path)]
     assert main(command) == 0
     frames, meta = load(tmp_path)
     assert meta["instructions"] == INSTRUCTIONS

@@ -35,7 +35,7 @@ SIZE = DemoSize(
     decoder_layers=3,
     decoder_heads=2,
 )
-CONFIG = FitConfig(steps=4, batch=4, learning_rate=1e-2, warmup=1, save_every=2, size=SIZE)
+CONFIG = FitConfig(dropout_share=0.5, steps=4, batch=4, learning_rate=1e-2, warmup=1, save_every=2, size=SIZE)
 
 
 @pytest.fixture(scope="module")
