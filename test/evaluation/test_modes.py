@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
@@ -30,6 +31,12 @@ def test_built_in_modes_say_what_they_are() -> None:
 def test_every_shipped_mode_is_complete_and_valid() -> None:
     for mode in choose_modes(read_modes(SHIPPED), SHIPPED):
         mode.settings({})
+
+
+def test_demo_is_what_the_demo_sets() -> None:
+    text = share_path("config", "demo.yaml").read_text(encoding="utf-8")
+    pruning = yaml.safe_load(text)["/flashvla"]["ros__parameters"]["pruning"]
+    assert values_of("demo") == [{f"pruning.{name}": value for name, value in pruning.items()}]
 
 
 def test_a_mode_with_changes_and_a_pattern() -> None:
