@@ -1,6 +1,6 @@
 """The real policy node around a policy that misbehaves as a file says: ``faulty_policy_node.py FILE --ros-args …``.
 
-The file holds one word, read at every inference: ``raise``, ``nan``, ``hang``, or anything else for none of them.
+The file holds one word, read at every inference: ``raise``, ``nan``, ``slow`` or ``hang``; anything else is no fault.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.nodes.process import run_node
 from flashvla_ros.vla.loading import LoadedPolicy
 
-HANG_S = 10.0
+HANG_S, SLOW_S = 10.0, 2.0
 
 
 class FaultyPolicy:
@@ -38,6 +38,8 @@ class FaultyPolicy:
         fault = self._fault.read_text(encoding="utf-8")
         if fault == "hang":
             time.sleep(HANG_S)
+        if fault == "slow":
+            time.sleep(SLOW_S)
         if fault == "raise":
             raise RuntimeError("the model is out of order")
         normalized = np.array([[0.5, 0.0, 0.0, 1.0]])

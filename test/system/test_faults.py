@@ -7,11 +7,16 @@ that the time a loaded machine takes to deliver a message to this test does not 
 from __future__ import annotations
 
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
 from surroundings import IMAGE_TIMEOUT_S, PATIENCE_S, PERIOD_S, Camera, Peer, Surroundings, seconds
 
 from flashvla_ros.msg import GateStatus
@@ -19,6 +24,7 @@ from flashvla_ros.msg import GateStatus
 pytestmark = pytest.mark.timeout(300)  # each takes seconds where the machine is idle
 
 BOUND_S = 1.5 * PERIOD_S
+ANSWER_S = 0.05
 INFERENCE_TIMEOUT_S = 0.6
 
 
@@ -116,6 +122,39 @@ def test_a_model_that_hangs_for_ten_seconds(running):
     check_recovery(running, "inference_timeout")
     resumed = [gate for gate in running.gates[late:] if seconds(gate.header.stamp) > first_s + PERIOD_S]
     assert seconds(resumed[0].header.stamp) > began_s + 8.0  # what the model said of the old image was dropped
+
+
+def test_parameters_and_the_emergency_stop_answer_while_the_model_runs_for_two_seconds(running):
+    client = AsyncParameterClient(running.node, "flashvla")
+    stop = running.node.create_publisher(Bool, "emergency_stop", 10)
+    reset = running.node.create_client(Trigger, "/flashvla/reset")
+
+    def set_s(name: str, value: float) -> float:
+        began_s = time.monotonic()
+        future = client.set_parameters([Parameter(name, value=value)])
+        running.until(future.done, name)
+        return time.monotonic() - began_s
+
+    running.until(
+        lambda: client.services_are_ready() and stop.get_subscription_count() and reset.service_is_ready(), ""
+    )
+    set_s("control.inference_timeout_s", 20.0)
+    running.fault("slow")
+    running.spin(1.0)  # it runs, and runs again as soon as it has answered
+    assert statistics.median(set_s("gate.delta", index / 10) for index in range(10)) < ANSWER_S
+    stopped_s = []
+    for _ in range(3):
+        began_s = time.time()
+        stop.publish(Bool(data=True))
+        running.until(lambda began_s=began_s: running.stops(began_s), "the stop action")
+        stopped_s.append(running.stops(began_s)[0] - began_s)
+        running.until(reset.call_async(Trigger.Request()).done, "the reset")
+        steps = len(running.gates)
+        running.until(lambda steps=steps: len(running.gates) > steps, "a step")
+    assert statistics.median(stopped_s) < ANSWER_S
+    running.fault("")
+    running.wait_for_steps()
+    set_s("control.inference_timeout_s", INFERENCE_TIMEOUT_S)
 
 
 def test_frames_that_are_frozen(running):
