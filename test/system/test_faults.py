@@ -136,7 +136,7 @@ def test_parameters_and_the_emergency_stop_answer_while_the_model_runs_for_two_s
         return time.monotonic() - began_s
 
     running.until(
-        lambda: client.services_are_ready() and stop.get_subscription_count() and reset.service_is_ready(), ""
+        lambda: client.services_are_ready() and stop.get_subscription_count() and reset.service_is_ready(), "them"
     )
     set_s("control.inference_timeout_s", 20.0)
     running.fault("slow")
