@@ -16,7 +16,7 @@ from flashvla_ros.vla.backend import Backend
 
 
 def describe(backend: Backend) -> dict[str, object]:
-    """Return device, type, attention, threads, and how busy the machine was."""
+    """Return device, type, attention, engine, threads, and how busy the machine was."""
     cuda = backend.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(backend.device) if cuda else processor(),
@@ -24,6 +24,7 @@ def describe(backend: Backend) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "dtype": str(backend.dtype).removeprefix("torch."),
         "attention": backend.attention,
+        "engine": backend.engine,
     }
 
 

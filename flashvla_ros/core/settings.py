@@ -117,6 +117,12 @@ class ModelSettings:
         "Attention implementation; auto: FlashAttention 2 where it is installed and the device is CUDA, else SDPA.",
         choices=("auto", "flash_attention_2", "sdpa", "eager"),
     )
+    engine: str = _row(
+        "auto",
+        "How a step is run; eager: transformers' modules, the reference; static: fixed buffers and fused products, "
+        "recorded as CUDA graphs on CUDA; auto: static, unless model.attention is eager.",
+        choices=("auto", "eager", "static"),
+    )
     threads: int = _row(0, "CPU threads of the model; 0: torch's default.", low=0, high=256)
 
 

@@ -17,18 +17,20 @@ _FLASH = "flash_attention_2"
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """What ``auto`` came to. Attention has transformers' name."""
+    """What ``auto`` came to. Attention has transformers' name; engine is eager or static."""
 
     device: torch.device
     dtype: torch.dtype
     attention: str
+    engine: str = "eager"
 
     @classmethod
     def resolve(cls, settings: ModelSettings) -> Backend:
         """Choose where the parameters say auto, and log why; refuse what this machine cannot do."""
         device = _device(settings.device)
         dtype = _dtype(settings.dtype, device)
-        return cls(device, dtype, _attention(settings.attention, device, dtype))
+        attention = _attention(settings.attention, device, dtype)
+        return cls(device, dtype, attention, _engine(settings.engine, device, attention))
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
@@ -75,4 +77,14 @@ def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
         _LOG.info("attention %s%s", name, f": no FlashAttention 2, {obstacle}" if obstacle else ": it is installed")
     elif name == _FLASH and obstacle:
         raise SettingsError(f"model.attention {_FLASH} cannot run here, {obstacle}: use auto or sdpa")
+    return name
+
+
+def _engine(name: str, device: torch.device, attention: str) -> str:
+    if name == "static" and attention == "eager":
+        raise SettingsError("model.engine static computes attention with SDPA or FlashAttention 2: set model.attention")
+    if name == "auto":
+        name = "eager" if attention == "eager" else "static"
+        graphs = "with CUDA graphs" if device.type == "cuda" else "without graphs on the CPU"
+        _LOG.info("engine %s: %s", name, "model.attention is eager" if name == "eager" else graphs)
     return name

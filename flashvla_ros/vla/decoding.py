@@ -62,8 +62,13 @@ class Prefill:
     length: int
     kept: Tensor | None
 
+    @property
+    def choices(self) -> Tensor:
+        """[max(n, 1)] most likely tokens after the prompt and after each of the first n - 1 tokens of the draft."""
+        return self.logits[0].argmax(dim=-1)
 
-def _untimed(_stage: str) -> None:
+
+def untimed(_stage: str) -> None:
     """Nobody asks how long a stage takes."""
 
 
@@ -77,7 +82,7 @@ def prefill(
     similarity: Tensor | None = None,
     draft: Tensor | None = None,
     *,
-    done: Callable[[str], None] = _untimed,
+    done: Callable[[str], None] = untimed,
 ) -> Prefill:
     """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
 

@@ -60,12 +60,13 @@ def load_policy(settings: Settings) -> LoadedPolicy:
             raise SettingsError(f"an OpenVLA checkpoint sees one camera, but camera.names has {len(names)}: {names}")
 
     check(settings)
-    policy.warm_up(settings.pruning)
+    policy.warm_up(settings.pruning, settings.node.instruction.strip())
     backend, llama = policy.backend, policy.model.config.llama()
     platform = {
         "device": torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu",
         "dtype": str(backend.dtype).removeprefix("torch."),
         "attention": backend.attention,
+        "engine": backend.engine,
         "decoder": str(DecoderSize(depth, llama.hidden_size, llama.intermediate_size)),
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,12 @@ from torch import Tensor
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
-from flashvla_ros.core.types import Draft, ImageArray, Inference, Observation
+from flashvla_ros.core.types import Draft, ImageArray, Inference, IntArray, Observation
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
-from flashvla_ros.vla.decoding import Prefill, decode, prefill
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
+from flashvla_ros.vla.engine.base import Start, make_engine
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
@@ -48,7 +50,8 @@ class OpenVLAPolicy:
         self.codec = codec
         self.backend = backend
         self.on_stage: Callable[[str], None] = lambda _stage: None
-        self._prompt: tuple[str, Tensor] | None = None
+        self.engine = make_engine(model, codec.size, backend)
+        self._prompt: tuple[str, list[int]] | None = None
 
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OpenVLAPolicy:
@@ -92,11 +95,21 @@ class OpenVLAPolicy:
     def reset(self) -> None:
         """Do nothing: what a result owes to an earlier one is handed in."""
 
-    def warm_up(self, pruning: PruningSettings) -> None:
-        """Run twice on noise, so that the first real observation does not pay for allocations and lazy set-up."""
+    def warm_up(self, pruning: PruningSettings, instruction: str = "") -> None:
+        """Run on noise, so that the first real observation does not pay for allocations, lazy set-up and recording.
+
+        Args:
+            pruning: Of the steps to come.
+            instruction: Of the steps to come, where it is known: its length decides which buffers are used.
+        """
         image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-        for _ in range(2):
-            self.infer(Observation({"warm_up": image}, _WARM_UP_INSTRUCTION, stamp_s=0.0), pruning)
+        try:
+            self._encode(instruction)
+        except ObservationError:  # empty, or refused when a step asks for it
+            instruction = _WARM_UP_INSTRUCTION
+        seen = Observation({"warm_up": image}, instruction, stamp_s=0.0)
+        first = self.infer(seen, pruning)
+        self.infer(seen, pruning, draft=Draft(first.tokens))
 
     @torch.inference_mode()
     def infer(
@@ -119,37 +132,34 @@ class OpenVLAPolicy:
         square = self.processor.to_square(_only_image(observation), device)
         pixels = self.processor.normalize(square).to(self.backend.dtype)
         picture, similarity = self._compare(square, pruning, previous)
-        input_ids = self._input_ids(observation.instruction)
+        prompt = self._encode(observation.instruction)
         stages.done("preprocess")
-        visual = self.model.visual_tokens(pixels)
+        visual = self.engine.visual_tokens(pixels)
         stages.done("vision")
         key = round(observation.stamp_s * 1e9)
         drafted = usable_tokens(draft, self.action_size, self.model.config.llama().vocab_size)
-        guess = torch.tensor([drafted], device=device) if drafted else None
-        room, done = self.action_size - 1, stages.done
-        start = prefill(self.model, visual, input_ids, room, pruning, key, similarity, guess, done=done)
+        start = self.engine.prefill(visual, prompt, drafted, pruning, key, similarity, done=stages.done)
         stages.done("prefill")
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
-        known = torch.tensor([verdict.tokens], device=device) if drafted else None
-        tokens = decode(self.model, start, self.action_size, known).cpu().numpy()
+        tokens, kept = _to_host(self.engine.decode(start, verdict.tokens), start.kept)
         stages.done("decode")
         normalized = self.codec.decode(tokens)[None]
         return Inference(
             action=self.codec.unnormalize(normalized),
             normalized=normalized,
             tokens=tokens,
-            kept=None if start.kept is None else start.kept.cpu().numpy(),
+            kept=kept,
             visual_tokens=self.visual_tokens,
-            timings_s=stages.seconds,
+            timings_s=stages.seconds(),
             picture=picture,
             draft_tokens=len(drafted),
             draft_accepted=verdict.accepted,
             draft_near=verdict.near,
         )
 
-    def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Prefill) -> Verdict:
-        """Compare the draft with the model's own choices; the one place of a step where the host waits for the GPU."""
-        return judge(drafted, start.logits[0].argmax(dim=-1).tolist(), draft, self.codec)
+    def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Start) -> Verdict:
+        """Compare the draft with the model's own choices; beside the end, the one place where the host waits."""
+        return judge(drafted, start.choices.tolist(), draft, self.codec)
 
     def _compare(
         self, square: Tensor, pruning: PruningSettings, previous: Inference | None
@@ -163,30 +173,52 @@ class OpenVLAPolicy:
         side = math.isqrt(self.visual_tokens)
         return picture, torch.from_numpy(patch_cosines(picture, previous.picture, side))
 
-    def _input_ids(self, instruction: str) -> Tensor:
-        """Encode the instruction, [1, P]; the last one is kept, since it seldom changes."""
+    def _encode(self, instruction: str) -> list[int]:
+        """Encode the instruction; the last one is kept, since it seldom changes."""
         if self._prompt is None or self._prompt[0] != instruction:
-            ids = self.prompts(instruction)
-            self._prompt = instruction, torch.tensor([ids], device=self.backend.device)
+            self._prompt = instruction, self.prompts(instruction)
         return self._prompt[1]
 
 
 class _Stages:
-    """Seconds that each stage of one inference took, with the device synchronised at both ends; parts of one add up."""
+    """Seconds that each stage of one inference took: on CUDA those of the device, which is never waited for between."""
 
     def __init__(self, backend: Backend, on_stage: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._backend = backend
+        self._cuda = backend.device.type == "cuda"
         self._on_stage = on_stage
-        self._backend.synchronize()
-        self._last = time.perf_counter()
+        self._marks: list[tuple[str, Any]] = []
+        self._mark("")
 
     def done(self, name: str) -> None:
-        self._backend.synchronize()
+        """Mark the end of a stage."""
+        self._mark(name)
         self._on_stage(name)
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
+
+    def _mark(self, name: str) -> None:
+        if self._cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+            self._marks.append((name, mark))
+        else:
+            self._marks.append((name, time.perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Return the time of each stage by its name; parts of one add up."""
+        if self._cuda:
+            self._marks[-1][1].synchronize()
+        totals: dict[str, float] = {}
+        for (_, before), (name, mark) in itertools.pairwise(self._marks):
+            elapsed_s = before.elapsed_time(mark) / 1e3 if self._cuda else mark - before
+            totals[name] = totals.get(name, 0.0) + elapsed_s
+        return totals
+
+
+def _to_host(tokens: Tensor, kept: Tensor | None) -> tuple[IntArray, IntArray | None]:
+    """Copy both in one transfer."""
+    if kept is None:
+        return tokens.cpu().numpy().copy(), None
+    both = torch.cat([tokens, kept]).cpu().numpy()
+    return both[: len(tokens)], both[len(tokens) :]
 
 
 def checkpoint_folder(settings: ModelSettings) -> Path:

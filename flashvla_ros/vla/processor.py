@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -102,8 +104,7 @@ class ImageProcessor:
 
     def normalize(self, square: Tensor) -> Tensor:
         """Turn what :meth:`to_square` gives into pixel values [1, 3 per tower, S, S]."""
-        mean = torch.tensor(self.means, device=square.device)[..., None, None]
-        std = torch.tensor(self.stds, device=square.device)[..., None, None]
+        mean, std = _statistics_on(self.means, self.stds, square.device)
         return ((square.permute(2, 0, 1).float().div_(255) - mean) / std).flatten(0, 1)[None]
 
     def to_square(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
@@ -115,9 +116,7 @@ class ImageProcessor:
         size = self.image_size
         if self.strategy == "letterbox":
             image = self._letterbox(image)
-        # torch takes neither read-only arrays, as messages give them, nor negative strides
-        owned = image if image.flags.writeable and image.flags.c_contiguous else image.copy()
-        tensor = torch.from_numpy(owned).to(device)
+        tensor = upload(image, torch.device(device))
         if self.strategy == "resize-naive":
             return resize(tensor, size, size)
         height, width = image.shape[:2]
@@ -165,6 +164,32 @@ class PromptEncoder:
                 f"this checkpoint takes {self.max_tokens}: shorten it"
             )
         return ids
+
+
+def upload(image: ImageArray, device: torch.device) -> Tensor:
+    """Return an image as a tensor on `device`; a GPU fetches it from pinned memory while the host goes on.
+
+    The pinned memory is used again by the next image of this shape, so whoever asks for one waits for the device first,
+    as every step of the policy ends by doing.
+    """
+    if device.type == "cuda":
+        pinned = _pinned(image.shape)
+        np.copyto(pinned.numpy(), image)
+        return pinned.to(device, non_blocking=True)
+    # torch takes neither read-only arrays, as messages give them, nor negative strides
+    return torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
+
+
+@functools.lru_cache(maxsize=4)
+def _pinned(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _statistics_on(means: tuple[Triple, ...], stds: tuple[Triple, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Means and deviations [towers, 3, 1, 1] on a device, sent there once."""
+    mean, std = (torch.tensor(values, device=device)[..., None, None] for values in (means, stds))
+    return mean, std
 
 
 def format_prompt(instruction: str) -> str:

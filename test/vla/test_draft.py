@@ -30,7 +30,7 @@ SETTINGS = {
 }
 CODEC = ActionCodec.from_config(tiny_config())
 LAST = VOCABULARY - 1  # bin 0
-ENGINES = ("eager",)
+ENGINES = ("eager", "static")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def policy(request, folder) -> OpenVLAPolicy:
-    return OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu"))
+    return OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu", engine=request.param))
 
 
 def adversarial(greedy: np.ndarray, rng: np.random.Generator) -> dict[str, list[int]]:
@@ -92,7 +92,8 @@ def test_instructions_and_drafts_of_other_observations_change_nothing(policy):
     assert accepted > 0
 
 
-def test_a_right_draft_needs_no_decoding_step(policy, monkeypatch):
+def test_a_right_draft_needs_no_decoding_step(folder, monkeypatch):
+    policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu", engine="eager"))
     greedy = policy.infer(observation(), NONE)
     rows: list[int] = []
     plain = policy.model.run_layers

@@ -169,7 +169,8 @@ def test_auto_says_why(caplog):
     with caplog.at_level(logging.INFO):
         backend = Backend.resolve(ModelSettings())
     if not torch.cuda.is_available():
-        assert backend == Backend(torch.device("cpu"), torch.float32, "sdpa")
+        assert backend == Backend(torch.device("cpu"), torch.float32, "sdpa", "static")
+        assert "engine static" in caplog.text
         assert "torch finds no CUDA GPU" in caplog.text
         assert "no FlashAttention 2, the device is cpu" in caplog.text
 
@@ -179,6 +180,7 @@ def test_auto_says_why(caplog):
     [
         (ModelSettings(device="gpu"), "model.device 'gpu' is not usable"),
         (ModelSettings(device="cuda:99"), "model.device 'cuda:99' is not usable"),
+        (ModelSettings(device="cpu", attention="eager", engine="static"), "engine static computes attention with SDPA"),
         (ModelSettings(device="meta"), "must be auto, cpu, cuda"),
         (ModelSettings(device="cpu", attention="flash_attention_2"), "cannot run here, the device is cpu"),
     ],

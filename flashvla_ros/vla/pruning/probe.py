@@ -107,22 +107,51 @@ def run_and_view(
         key: See :class:`LayerView`.
         similarity: See :class:`LayerView`.
     """
-    rows = slice(1, 1 + count)
     embeddings = entering = attention = hidden
     if layer > 0:
         entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache)
         hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache)
     length = hidden.shape[1] - drafted
-    view = LayerView(
-        embeddings=embeddings[0, rows],
-        attention=attention[0, rows],
-        hidden=hidden[0, rows],
-        text=hidden[0, 1 + count : length],
-        projections=Projections(
-            model, max(layer - 1, 0), entering[:, :length], (rotary[0][:, :length], rotary[1][:, :length])
-        ),
+    visual, entering, attention, prompt = (tensor[:, :length] for tensor in (embeddings, entering, attention, hidden))
+    before_draft = rotary[0][:, :length], rotary[1][:, :length]
+    visual = visual[:, 1 : 1 + count]
+    view = view_of(model, visual, entering, attention, prompt, layer, before_draft, key=key, similarity=similarity)
+    return hidden, view
+
+
+def view_of(
+    model: OpenVLA,
+    visual: Tensor,
+    entering: Tensor,
+    attention: Tensor,
+    hidden: Tensor,
+    layer: int,
+    rotary: Rotary,
+    *,
+    key: int = 0,
+    similarity: Tensor | None = None,
+) -> LayerView:
+    """Return what a method may look at in front of decoder layer `layer`.
+
+    Args:
+        model: The network.
+        visual: [1, N, d] output of the projector.
+        entering: [1, L, d] hidden state that enters the layer before; at 0 the embedded sequence, as the next two.
+        attention: [1, L, d] self-attention output of that layer.
+        hidden: [1, L, d] hidden state after it.
+        layer: ``pruning.layer``.
+        rotary: Of the L positions.
+        key: See :class:`LayerView`.
+        similarity: See :class:`LayerView`.
+    """
+    stop = 1 + visual.shape[1]
+    return LayerView(
+        embeddings=visual[0],
+        attention=attention[0, 1:stop],
+        hidden=hidden[0, 1:stop],
+        text=hidden[0, stop:],
+        projections=Projections(model, max(layer - 1, 0), entering, rotary),
         layer=layer,
         key=key,
         similarity=similarity,
     )
-    return hidden, view

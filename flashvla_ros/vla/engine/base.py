@@ -1,0 +1,121 @@
+"""The one interface of all engines, the plain one, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flashvla_ros.core.settings import PruningSettings
+from flashvla_ros.vla.backend import Backend
+from flashvla_ros.vla.decoding import Prefill, decode, prefill, untimed
+from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
+from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
+from flashvla_ros.vla.engine.static import StaticEngine
+from flashvla_ros.vla.model import OpenVLA
+
+_GRAPH_GRANULARITY = 16  # prompt tokens: padding costs rows, and each new bucket a slow step
+
+
+class Start(Protocol):
+    """The decoder after the prompt.
+
+    Attributes:
+        choices: [max(n, 1)] most likely tokens after the prompt and after each of the first n - 1 drafted tokens.
+        kept: [k] ascending indices of the selected visual tokens, or None where nothing was scored.
+    """
+
+    @property
+    def choices(self) -> Tensor: ...  # noqa: D102 - described above
+
+    @property
+    def kept(self) -> Tensor | None: ...  # noqa: D102
+
+
+class Engine(Protocol):
+    """Runs the model. Results stay on the device and are valid until the next call of the same function."""
+
+    def visual_tokens(self, pixels: Tensor) -> Tensor:
+        """Map normalised images [1, 3 per tower, S, S] to visual tokens [1, N, d]."""
+        ...
+
+    def prefill(
+        self,
+        visual: Tensor,
+        prompt: Sequence[int],
+        drafted: Sequence[int],
+        pruning: PruningSettings,
+        key: int = 0,
+        similarity: Tensor | None = None,
+        *,
+        done: Callable[[str], None] = untimed,
+    ) -> Start:
+        """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
+
+        Args:
+            visual: [1, N, d].
+            prompt: BOS first.
+            drafted: Guess of the action's tokens, may be empty.
+            pruning: Which visual tokens the layers from ``pruning.layer`` on see.
+            key: Tells observations apart for the random method.
+            similarity: [N] of each patch with the frame before, None where there is none.
+            done: Called as a part of the prefill ends, so that ``scoring`` is timed apart from ``prefill`` before it.
+
+        Raises:
+            SettingsError: ``pruning.layer`` is not a layer of this decoder.
+        """
+        ...
+
+    def decode(self, start: Start, known: Sequence[int]) -> Tensor:
+        """Return the tokens [D] of the action; those in `known` are settled, all but the last by the draft."""
+        ...
+
+
+class EagerEngine:
+    """The reference: transformers' modules, tensors made as they are needed.
+
+    Args:
+        model: In evaluation mode.
+        size: Tokens of an action.
+    """
+
+    def __init__(self, model: OpenVLA, size: int) -> None:
+        self._model = model
+        self._size = size
+
+    def visual_tokens(self, pixels: Tensor) -> Tensor:
+        """See :class:`Engine`."""
+        return self._model.visual_tokens(pixels)
+
+    def prefill(
+        self,
+        visual: Tensor,
+        prompt: Sequence[int],
+        drafted: Sequence[int],
+        pruning: PruningSettings,
+        key: int = 0,
+        similarity: Tensor | None = None,
+        *,
+        done: Callable[[str], None] = untimed,
+    ) -> Prefill:
+        """See :class:`Engine`."""
+        ids = torch.tensor([prompt], device=visual.device)
+        draft = torch.tensor([drafted], device=visual.device) if drafted else None
+        return prefill(self._model, visual, ids, self._size - 1, pruning, key, similarity, draft, done=done)
+
+    def decode(self, start: Prefill, known: Sequence[int]) -> Tensor:
+        """See :class:`Engine`."""
+        settled = torch.tensor([known], device=start.logits.device) if known else None
+        return decode(self._model, start, self._size, settled)
+
+
+def make_engine(model: OpenVLA, size: int, backend: Backend) -> Engine:
+    """Return the engine that the backend names, for actions of `size` tokens."""
+    if backend.engine == "eager":
+        return EagerEngine(model, size)
+    attention = FlashAttention2() if backend.attention == "flash_attention_2" else SdpaAttention()
+    if backend.device.type == "cuda":
+        return StaticEngine(model, size, attention, CudaGraphs(backend.device), _GRAPH_GRANULARITY)
+    return StaticEngine(model, size, attention, DirectCalls(), granularity=1)

@@ -1,0 +1,232 @@
+"""The static engine against the plain one: the same tokens and kept sets, whatever its buffers held before."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import random_model, tiny_config, write_checkpoint
+from test_policy import observation
+
+from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.core.types import Draft, Observation
+from flashvla_ros.vla.decoding import decode, prefill
+from flashvla_ros.vla.engine.attention import SdpaAttention
+from flashvla_ros.vla.engine.base import EagerEngine
+from flashvla_ros.vla.engine.buffers import Upload
+from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls, Run
+from flashvla_ros.vla.engine.lean import LeanDecoder
+from flashvla_ros.vla.engine.static import StaticEngine
+from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.pruning.select import METHODS
+
+NONE = PruningSettings(method="none")
+WORDS = ("go", "open the drawer", "pick up the red block, then put it down again", "close the drawer")
+EVERY = [
+    NONE,
+    PruningSettings(keep_ratio=1.0),
+    *(PruningSettings(method=method, keep_ratio=0.5, layer=layer) for method in METHODS for layer in (0, 1, 2, 3)),
+    *(PruningSettings(method=method, keep_ratio=0.25, drop=False) for method in METHODS),
+]
+
+
+class CountingCalls:
+    """Runs what it records a few times, as the recording of a CUDA graph does, and counts."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def record(self, run: Run) -> Run:
+        self.recorded += 1
+        for _ in range(3):
+            run()
+        return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def load(folder: Path, engine: str) -> OpenVLAPolicy:
+    return OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu", engine=engine))
+
+
+@pytest.fixture(scope="module")
+def eager(folder) -> OpenVLAPolicy:
+    policy = load(folder, "eager")
+    assert isinstance(policy.engine, EagerEngine)
+    return policy
+
+
+@pytest.fixture(scope="module", params=[1, 16])
+def static(request, folder) -> OpenVLAPolicy:
+    """Prompts of their own length, and prompts padded to a multiple of 16 as on a GPU."""
+    return with_engine(folder, CountingCalls(), request.param)
+
+
+def with_engine(folder: Path, recorder: CountingCalls | DirectCalls, granularity: int) -> OpenVLAPolicy:
+    policy = load(folder, "static")
+    assert isinstance(policy.engine, StaticEngine)
+    policy.engine = StaticEngine(policy.model, policy.action_size, SdpaAttention(), recorder, granularity)
+    return policy
+
+
+@torch.inference_mode()
+def spoil(engine: StaticEngine) -> None:
+    """Fill what no step may read with values that would show."""
+    for bucket in engine._buckets.values():
+        buffers = bucket.buffers
+        for tensor in (buffers.keys, buffers.values, buffers.entering, buffers.hidden, buffers.attention):
+            tensor.fill_(1e6)
+        for tensor in (buffers.ids, buffers.tokens, buffers.kept, buffers.choices):
+            tensor.fill_(3)
+
+
+def same(one, other) -> bool:
+    kept = one.kept is other.kept is None or np.array_equal(one.kept, other.kept)
+    return kept and np.array_equal(one.tokens, other.tokens) and np.array_equal(one.action, other.action)
+
+
+@pytest.mark.parametrize("pruning", EVERY, ids=lambda p: f"{p.method}-{p.keep_ratio}-{p.layer}-{p.drop}")
+def test_every_setting_gives_the_tokens_of_the_plain_engine(eager, static, pruning):
+    for seed, words in enumerate(WORDS):
+        seen = observation(seed, words, stamp_s=float(seed))
+        expected = eager.infer(seen, pruning)
+        spoil(static.engine)
+        assert same(static.infer(seen, pruning), expected)
+
+
+def test_settings_and_instructions_change_at_every_step(eager, static):
+    """In any order, with drafts that are right, wrong or none, and the frame before for the temporal method."""
+    rng = np.random.default_rng(0)
+    before = None
+    for step in range(60):
+        pruning = EVERY[rng.integers(len(EVERY))]
+        seen = observation(int(rng.integers(5)), WORDS[rng.integers(len(WORDS))], stamp_s=step / 10)
+        expected = eager.infer(seen, pruning, before)
+        draft = None
+        if rng.random() < 0.5:
+            tokens = expected.tokens.copy()
+            tokens[rng.integers(5) :] -= 1
+            draft = Draft(tokens[: rng.integers(1, 5)])
+        result = static.infer(seen, pruning, before, draft)
+        assert same(result, expected), (step, pruning)
+        before = expected
+
+
+def test_a_run_is_recorded_once_and_buffers_stay_where_they_are(folder):
+    recorder = CountingCalls()
+    policy = with_engine(folder, recorder, 16)
+    pruning = PruningSettings(keep_ratio=0.5)
+    policy.infer(observation(), pruning)
+    assert recorder.recorded == 4  # vision, before and after the pruning layer, one token
+    (bucket,) = policy.engine._buckets.values()
+    places = [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
+    for seed in range(5):
+        policy.infer(observation(seed), pruning)
+    assert recorder.recorded == 4
+    policy.infer(observation(), pruning, draft=Draft(np.array([1, 2, 3, 4])))
+    assert recorder.recorded == 5  # a draft reads more rows of the last layer
+    policy.infer(observation(), PruningSettings(keep_ratio=0.25))
+    assert recorder.recorded == 7  # another budget, from the pruning layer on
+    assert places == [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
+
+
+def test_old_buckets_and_runs_go(folder, eager):
+    recorder = CountingCalls()
+    policy = with_engine(folder, recorder, 1)
+    for length in range(1, 9):
+        seen = observation(1, " ".join(["go"] * length))
+        assert same(policy.infer(seen, NONE), eager.infer(seen, NONE))
+    assert len(policy.engine._buckets) == 4
+    for k in range(1, 16):
+        for layer in (1, 2):
+            pruning = PruningSettings(keep_ratio=k / 16, layer=layer)
+            assert same(policy.infer(observation(k), pruning), eager.infer(observation(k), pruning))
+    assert max(len(bucket.runs) for bucket in policy.engine._buckets.values()) <= 32
+
+
+@pytest.mark.parametrize("changes", [{"num_key_value_heads": 1}, {"attention_bias": True, "mlp_bias": True}])
+def test_other_decoders(changes):
+    """Grouped key heads, and biases, which a checkpoint of another Llama may have."""
+    config = tiny_config()
+    config.text_config.update(changes)
+    model = random_model(config)
+    eager, pruning = EagerEngine(model, 4), PruningSettings(keep_ratio=0.5)
+    pixels = torch.randn(1, 6, 56, 56, generator=torch.Generator().manual_seed(0))
+    prompt = [1, *range(300, 311)]
+    with torch.inference_mode():
+        visual = model.visual_tokens(pixels)
+        expected = eager.decode(eager.prefill(visual, prompt, (), pruning), ())
+        static = StaticEngine(model, 4, SdpaAttention(), DirectCalls(), 16)
+        assert torch.equal(
+            static.decode(static.prefill(static.visual_tokens(pixels), prompt, (), pruning), ()), expected
+        )
+
+
+def held_bytes(model) -> int:
+    storages = [parameter.untyped_storage() for parameter in model.parameters()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_shared_weights_leave_the_plain_model_as_it_was():
+    model, prompt = random_model(tiny_config()), torch.tensor([[1, *range(300, 311)]])
+    before, held = {name: tensor.clone() for name, tensor in model.state_dict().items()}, held_bytes(model)
+    with torch.inference_mode():
+        visual = model.visual_tokens(torch.randn(1, 6, 56, 56, generator=torch.Generator().manual_seed(0)))
+        expected = decode(model, prefill(model, visual, prompt, 3, NONE), 4)
+        LeanDecoder(model)
+        assert torch.equal(decode(model, prefill(model, visual, prompt, 3, NONE), 4), expected)
+    assert held_bytes(model) == held
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []
+
+
+def test_timings_name_every_stage(static):
+    timings = static.infer(observation(), PruningSettings(keep_ratio=0.5)).timings_s
+    assert list(timings) == ["preprocess", "vision", "prefill", "scoring", "decode"]
+    assert min(timings.values()) > 0
+
+
+def test_an_upload_leaves_what_it_does_not_name():
+    upload = Upload(4, torch.device("cpu"))
+    upload([1, 2, 3, 4])
+    upload([9])
+    assert upload.values.tolist() == [9, 2, 3, 4]
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_graphs_give_the_tokens_of_direct_calls(folder, dtype):
+    settings = ModelSettings(checkpoint=str(folder), device="cuda", dtype=dtype, attention="sdpa", engine="static")
+    graphs, direct = OpenVLAPolicy.load(settings), OpenVLAPolicy.load(settings)
+    assert isinstance(graphs.engine._recorder, CudaGraphs)
+    direct.engine = StaticEngine(direct.model, 4, SdpaAttention(), DirectCalls(), 16)
+    for (step, pruning), words in itertools.product(enumerate(EVERY), WORDS):
+        seen = observation(step, words, stamp_s=float(step))
+        expected = direct.infer(seen, pruning)
+        assert same(graphs.infer(seen, pruning), expected)
+        assert same(graphs.infer(seen, pruning, draft=Draft(expected.tokens)), expected)
+
+
+@cuda
+def test_a_step_allocates_nothing_that_stays(folder):
+    policy = load_cuda(folder)
+    run: Callable[[Observation], object] = lambda seen: policy.infer(seen, PruningSettings(keep_ratio=0.5))  # noqa: E731
+    for step in range(3):
+        run(observation(step))
+    before = torch.cuda.memory_allocated()
+    for step in range(20):
+        run(observation(step))
+    assert torch.cuda.memory_allocated() == before
+
+
+def load_cuda(folder: Path) -> OpenVLAPolicy:
+    return OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cuda", engine="static"))
