@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -31,6 +33,10 @@ class Backend:
         dtype = _dtype(settings.dtype, device)
         attention = _attention(settings.attention, device, dtype)
         return cls(device, dtype, attention, _engine(settings.engine, device, attention))
+
+    def current(self) -> AbstractContextManager[object]:
+        """Make the device the calling thread's own: streams, events and graphs belong to the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""

@@ -127,6 +127,12 @@ class OpenVLAPolicy:
             ObservationError: Not one camera, not an RGB image, or an instruction that is empty or too long.
             SettingsError: ``pruning.layer`` is not a layer of this decoder.
         """
+        with self.backend.current():
+            return self._infer(observation, pruning, previous, draft)
+
+    def _infer(
+        self, observation: Observation, pruning: PruningSettings, previous: Inference | None, draft: Draft | None
+    ) -> Inference:
         stages = _Stages(self.backend, self.on_stage)
         device = self.backend.device
         square = self.processor.to_square(_only_image(observation), device)
