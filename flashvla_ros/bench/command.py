@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``bench``."""
     parser.add_argument("--model", default="demo", help="demo, mid or 7b (random weights), or a folder (%(default)s)")
     parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="timed rounds (%(default)s)")
+    parser.add_argument("--seconds", type=_positive, default=0, metavar="S", help="begin no round after this time")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="configurations such as 'ics*'")
     parser.add_argument("--trace", type=Path, default=DEFAULT_TRACE, metavar="FILE", help="decisions to mix by (CSV)")
     parser.add_argument("--device", default="auto", help="torch device (%(default)s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -23,7 +24,7 @@ from flashvla_ros.vla.tokenizer import build_tokenizer
 SIZES = ("mid", "7b")
 DEMO = "demo"
 INSTRUCTION = "open the drawer"
-_RANDOM_STATISTICS = "random_7d"
+_STATISTICS = "random"
 
 
 def load_subject(name: str, settings: ModelSettings, *, seed: int = 0) -> OpenVLAPolicy:
@@ -45,8 +46,19 @@ def load_subject(name: str, settings: ModelSettings, *, seed: int = 0) -> OpenVL
     return OpenVLAPolicy.load(ModelSettings(**{**vars(settings), "checkpoint": folder}))
 
 
-def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, seed: int = 0) -> OpenVLAPolicy:
-    """Build a policy of random weights straight on its device, with 7 action dimensions and OpenVLA's prompt."""
+def random_policy(
+    config: OpenVLAConfig, settings: ModelSettings, *, seed: int = 0, action_size: int = 7
+) -> OpenVLAPolicy:
+    """Build a policy of random weights straight on its device, with OpenVLA's prompt.
+
+    Args:
+        config: Sizes.
+        settings: Device, type, attention and threads.
+        seed: Of the weights.
+        action_size: Dimensions of an action.
+    """
+    statistics = {"q01": [-1.0] * action_size, "q99": [1.0] * action_size, "mask": [True] * action_size}
+    config = dataclasses.replace(config, norm_stats={_STATISTICS: {"action": statistics}})
     backend = Backend.resolve(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -59,7 +71,7 @@ def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, seed: int =
     except torch.OutOfMemoryError as error:
         raise CheckpointError(f"the weights do not fit into the memory of {backend.device}") from error
     tokenizer = build_tokenizer([format_prompt(INSTRUCTION)], LLAMA_VOCABULARY)
-    codec = ActionCodec.from_config(config, _RANDOM_STATISTICS)
+    codec = ActionCodec.from_config(config, _STATISTICS)
     prompts = PromptEncoder(tokenizer, config.llm_max_length - config.visual_tokens - codec.size)
     return OpenVLAPolicy(model.eval(), ImageProcessor.from_config(config), prompts, codec, backend)
 

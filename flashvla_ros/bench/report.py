@@ -28,7 +28,7 @@ def model_row(name: str, series: Series, plain: Series, works: Mapping[str, Work
         roofline: Of the device.
     """
     last = series.inferences[-1]
-    row = _times(name, series.array, plain.array) | {
+    row = times(name, series, plain) | {
         "kept": last.visual_tokens if last.kept is None else len(last.kept),
         "visual_tokens": last.visual_tokens,
         "draft_accepted": last.draft_accepted if last.draft_tokens else None,
@@ -41,16 +41,15 @@ def model_row(name: str, series: Series, plain: Series, works: Mapping[str, Work
             "least_ms": 1e3 * least_s,
             "over_least": float(np.median(series.array)) / least_s,
         }
-    if series.cpu_seconds:
-        row["cpu_p50_ms"] = 1e3 * float(np.median(series.cpu_seconds))
-        row["cpu_speedup"] = Speedup.of(np.asarray(plain.cpu_seconds), np.asarray(series.cpu_seconds)).median
     return row
 
 
-def _times(name: str, seconds: FloatArray, plain: FloatArray) -> Row:
+def times(name: str, series: Series, plain: Series) -> Row:
+    """Return percentiles of a configuration's steps, and their ratio to the baseline's of the same rounds."""
+    seconds = series.array
     p50, p95 = np.percentile(1e3 * seconds, (50, 95))
-    speedup = Speedup.of(plain, seconds)
-    return {
+    speedup = Speedup.of(plain.array, seconds)
+    row = {
         "name": name,
         "p50_ms": float(p50),
         "p95_ms": float(p95),
@@ -58,6 +57,10 @@ def _times(name: str, seconds: FloatArray, plain: FloatArray) -> Row:
         "speedup": speedup.median,
         "speedup_95": [speedup.low, speedup.high],
     }
+    if series.cpu_seconds:
+        row["cpu_p50_ms"] = 1e3 * float(np.median(series.cpu_seconds))
+        row["cpu_speedup"] = Speedup.of(np.asarray(plain.cpu_seconds), np.asarray(series.cpu_seconds)).median
+    return row
 
 
 def _stages(series: Series, works: Mapping[str, Work], roofline: Roofline) -> dict[str, Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -49,6 +50,7 @@ def measure(
     after_round: Callable[[int], None],
     *,
     cpu: bool,
+    limit_s: float = math.inf,
     warm_up: int = 1,
 ) -> dict[str, Series]:
     """Time every runner once a round on the same observation, each round beginning with another one.
@@ -60,11 +62,15 @@ def measure(
         synchronize: Waits until the device has done all that was asked of it.
         after_round: Called with the number of the round, from 1, as it ends.
         cpu: Whether processor time is the device's time.
+        limit_s: No round begins after this time, but for the first two.
         warm_up: Rounds before them that do not count.
     """
     names = list(runners)
     series = {name: Series() for name in names}
+    begun_s = time.perf_counter()
     for number in range(-warm_up, rounds):
+        if number > 1 and time.perf_counter() - begun_s > limit_s:
+            break
         observation = observations[number % len(observations)]
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:

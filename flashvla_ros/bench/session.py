@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ class Session:
     def run(self, args: argparse.Namespace) -> dict[str, Any]:
         """Measure and return ``{"meta": …, "rows": …}``."""
         load_before = os.getloadavg()[0]
-        series = self._timed(args.rounds)
+        series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)
         works = {row.name: self._work(row) for row in self.rows}
         first = series[self.rows[0].name].inferences[0]
@@ -86,7 +87,7 @@ class Session:
             "versions": device.versions(),
             "model": args.model,
             "sizes": models.describe(self.policy),
-            "rounds": args.rounds,
+            "rounds": len(plain.seconds),
             "load": [load_before, os.getloadavg()[0]],
             "note": args.note,
             "tokens_equal_plain": equal,
@@ -98,7 +99,7 @@ class Session:
         }
         return {"meta": meta, "rows": rows}
 
-    def _timed(self, rounds: int) -> dict[str, Series]:
+    def _timed(self, rounds: int, limit_s: float) -> dict[str, Series]:
         backend = self.policy.backend
         prober = Prober(backend)
         with tqdm(total=rounds, unit="round", disable=not sys.stderr.isatty()) as bar:
@@ -115,6 +116,7 @@ class Session:
                 backend.synchronize,
                 after_round,
                 cpu=backend.device.type == "cpu",
+                limit_s=limit_s,
             )
 
     def _runners(self) -> dict[str, Runner]:

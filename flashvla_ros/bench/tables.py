@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flashvla_ros.bench import aims
+
 STAGES = ("preprocess", "vision", "prefill", "scoring", "decode", "generate")
 _COUNTED, _MOVED = ("vision", "prefill", "decode"), ("weights", "inputs", "activations")
 
@@ -26,6 +28,9 @@ def text(results: Results) -> str:
 def markdown(results: Results) -> str:
     """Return every table of the page."""
     parts = ["\n".join(_words(results["meta"])), steps_table(results), stages_table(results), work_table(results)]
+    if aims.apply_to(results["meta"]):
+        head = ["aim on one H200", "bound", "measured", ""]
+        parts.append(_table(head, aims.verdicts({row["name"]: row for row in results["rows"]})))
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,83 +16,16 @@ from flashvla_ros.bench.configurations import DENSE, PLAIN, draft_name, paper_na
 from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.bench.mix import mixes
 from flashvla_ros.bench.report import mix_row
-from flashvla_ros.bench.roofline import Prober, Roofline
 from flashvla_ros.bench.rounds import Series, Speedup, measure
 from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, read_trace
-from flashvla_ros.bench.work import Work, count_stages
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings, find
-from flashvla_ros.core.types import Draft, Inference
+from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.random_checkpoint import config_of_size
-from flashvla_ros.vla.sizes import model_size
 
 NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)
 FRAMES = load_observations("open the drawer")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def policy(folder: Path) -> OpenVLAPolicy:
-    # The formula counts the rows that there are; the static engine also computes what its buffers have to spare.
-    return OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), engine="eager", threads=1))
-
-
-# The work
-
-
-def counted(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None = None) -> dict[str, Work]:
-    return count_stages(policy, lambda: policy.infer(FRAMES[1], pruning, None, draft))
-
-
-@pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("kept", [16, 8])
-@pytest.mark.parametrize("agreeing", [None, 0, 2, 4])
-def test_counted_flops_are_those_of_the_formula(policy, layer, kept, agreeing):
-    pruning = PruningSettings(keep_ratio=kept / 16, layer=layer)
-    own = policy.infer(FRAMES[1], pruning).tokens
-    guess = np.where(np.arange(4) < (agreeing or 0), own, own - 1)
-    works = counted(policy, pruning, None if agreeing is None else Draft(guess))
-    scored = works.pop("scoring", Work()).flops
-    works.pop("preprocess")
-    drafted, settled = (0, 1) if agreeing is None else (3, min(agreeing + 1, 4))
-    text = len(policy.prompts(FRAMES[1].instruction))
-    formula = model_size(policy.model.config).inference_flops(kept, layer, text, 4, drafted, settled)
-    assert sum(work.flops for work in works.values()) == formula
-    assert scored == (0 if kept == 16 else 2 * 16 * 16 * 32)  # the Gram matrix; eigh is not counted
-
-
-def test_counted_bytes_are_those_of_weights_and_cache(policy):
-    works = counted(policy, NONE)
-    model, passes = policy.model, policy.action_size - 1
-    layers = sum(parameter.nbytes for parameter in model.layers.parameters())
-    tail = model.language_model.model.norm.weight.nbytes + model.language_model.lm_head.weight.nbytes
-    row = model.language_model.model.embed_tokens.weight[0].nbytes
-    assert works["decode"].weights == passes * (layers + tail + row)
-    vision = sum(p.nbytes for p in [*model.towers.parameters(), *model.projector.parameters()])
-    assert 0.9 * vision < works["vision"].weights <= 1.1 * vision
-    length = model.config.visual_tokens + len(policy.prompts(FRAMES[1].instruction))
-    cache = sum(2 * 4 * 4 * 32 * (length + step) for step in range(passes))  # keys and values, 4 layers, float32
-    assert cache <= works["decode"].inputs <= 1.2 * cache
-
-
-def test_pruning_takes_work_away_and_scoring_is_a_stage_of_its_own(policy):
-    dense, pruned = counted(policy, NONE), counted(policy, ICS)
-    assert list(pruned) == ["preprocess", "vision", "prefill", "scoring", "decode"] and "scoring" not in dense
-    assert pruned["prefill"].flops < dense["prefill"].flops
-    assert pruned["prefill"].activations < dense["prefill"].activations
-    assert pruned["vision"] == dense["vision"]
-
-
-def test_the_count_does_not_change_the_result_and_ends_with_the_run(policy):
-    before = policy.infer(FRAMES[1], ICS)
-    works = counted(policy, ICS)
-    np.testing.assert_array_equal(policy.infer(FRAMES[1], ICS).tokens, before.tokens)
-    assert counted(policy, ICS) == works
 
 
 # The baseline
@@ -123,23 +55,6 @@ def test_plain_generate_goes_on_past_the_end_token(tmp_path):
     np.testing.assert_array_equal(PlainPolicy(policy).infer(FRAMES[0], NONE).tokens, ours)
 
 
-# The device
-
-
-def test_roofline_is_positive_and_keeps_the_best(policy):
-    roofline = Roofline(flops_per_s=1e30)
-    Prober(policy.backend, matrix=64, stream_bytes=1 << 20).probe(roofline)
-    assert roofline.flops_per_s == 1e30
-    assert roofline.copy_bytes_per_s > 0 and roofline.gemv_bytes_per_s > 0
-    assert roofline.bytes_per_s == max(roofline.copy_bytes_per_s, roofline.gemv_bytes_per_s)
-
-
-def test_least_time_is_that_of_arithmetic_or_of_memory():
-    roofline = Roofline(flops_per_s=100.0, copy_bytes_per_s=10.0, gemv_bytes_per_s=5.0)
-    assert roofline.least_s(Work(flops=300, weights=10, inputs=10)) == 3.0
-    assert roofline.least_s(Work(flops=300, weights=40, inputs=10, activations=999)) == 5.0
-
-
 # Rounds and ratios
 
 
@@ -160,6 +75,12 @@ def test_every_runner_sees_every_frame_once_a_round_and_none_is_always_first():
     timed = [calls[start : start + 3] for start in range(3, 15, 3)]  # behind the warm-up
     assert [{stamp for _, stamp in one} for one in timed] == [{0.1}, {0.2}, {0.1}, {0.2}]
     assert [one[0][0] for one in timed] == ["a", "b", "c", "a"]
+
+
+def test_no_round_begins_after_the_limit():
+    run = Inference(np.zeros((1, 4)), np.zeros((1, 4)), np.zeros(4, np.int64), None, 16)
+    series = measure({"a": lambda seen: run}, FRAMES, 100, lambda: None, lambda _: None, cpu=False, limit_s=0.0)
+    assert len(series["a"].seconds) == 2 and not series["a"].cpu_seconds
 
 
 def test_speedup_is_paired_by_round():
@@ -242,33 +163,6 @@ def test_only_selects_by_pattern():
 
 
 # The command
-
-
-@pytest.fixture(scope="module")
-def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    out = tmp_path_factory.mktemp("out") / "bench.json"
-    patch = pytest.MonkeyPatch()
-    patch.setattr("flashvla_ros.bench.session.publish_seconds", lambda: (None, "not here"))
-    patch.setattr("flashvla_ros.bench.roofline._STREAM_BYTES", {"cpu": 1 << 20})
-    command = ["bench", "--model", str(folder), "--rounds", "2", "--threads", "1", "--json", str(out)]
-    assert (
-        cli.main(
-            [
-                *command,
-                "--only",
-                "dense*",
-                "--only",
-                "ics k=10 layer 2*",
-                "--only",
-                "temporal*",
-                "--note",
-                "a shared machine",
-            ]
-        )
-        == 0
-    )
-    patch.undo()
-    return json.loads(out.read_text())
 
 
 def test_rows_have_the_fixed_keys_and_what_a_page_needs(results):

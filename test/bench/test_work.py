@@ -1,0 +1,81 @@
+"""Work counted on the real inference against the formulas, and the device's best rates. No test looks at times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flashvla_ros.bench.frames import load_observations
+from flashvla_ros.bench.roofline import Prober, Roofline
+from flashvla_ros.bench.work import Work, count_stages
+from flashvla_ros.core.settings import PruningSettings
+from flashvla_ros.core.types import Draft
+from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.sizes import model_size
+
+NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)
+FRAMES = load_observations("open the drawer")
+
+
+def counted(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None = None) -> dict[str, Work]:
+    return count_stages(policy, lambda: policy.infer(FRAMES[1], pruning, None, draft))
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("kept", [16, 8])
+@pytest.mark.parametrize("agreeing", [None, 0, 2, 4])
+def test_counted_flops_are_those_of_the_formula(policy, layer, kept, agreeing):
+    pruning = PruningSettings(keep_ratio=kept / 16, layer=layer)
+    own = policy.infer(FRAMES[1], pruning).tokens
+    guess = np.where(np.arange(4) < (agreeing or 0), own, own - 1)
+    works = counted(policy, pruning, None if agreeing is None else Draft(guess))
+    scored = works.pop("scoring", Work()).flops
+    works.pop("preprocess")
+    drafted, settled = (0, 1) if agreeing is None else (3, min(agreeing + 1, 4))
+    text = len(policy.prompts(FRAMES[1].instruction))
+    formula = model_size(policy.model.config).inference_flops(kept, layer, text, 4, drafted, settled)
+    assert sum(work.flops for work in works.values()) == formula
+    assert scored == (0 if kept == 16 else 2 * 16 * 16 * 32)  # the Gram matrix; eigh is not counted
+
+
+def test_counted_bytes_are_those_of_weights_and_cache(policy):
+    works = counted(policy, NONE)
+    model, passes = policy.model, policy.action_size - 1
+    layers = sum(parameter.nbytes for parameter in model.layers.parameters())
+    tail = model.language_model.model.norm.weight.nbytes + model.language_model.lm_head.weight.nbytes
+    row = model.language_model.model.embed_tokens.weight[0].nbytes
+    assert works["decode"].weights == passes * (layers + tail + row)
+    vision = sum(p.nbytes for p in [*model.towers.parameters(), *model.projector.parameters()])
+    assert 0.9 * vision < works["vision"].weights <= 1.1 * vision
+    length = model.config.visual_tokens + len(policy.prompts(FRAMES[1].instruction))
+    cache = sum(2 * 4 * 4 * 32 * (length + step) for step in range(passes))  # keys and values, 4 layers, float32
+    assert cache <= works["decode"].inputs <= 1.2 * cache
+
+
+def test_pruning_takes_work_away_and_scoring_is_a_stage_of_its_own(policy):
+    dense, pruned = counted(policy, NONE), counted(policy, ICS)
+    assert list(pruned) == ["preprocess", "vision", "prefill", "scoring", "decode"] and "scoring" not in dense
+    assert pruned["prefill"].flops < dense["prefill"].flops
+    assert pruned["prefill"].activations < dense["prefill"].activations
+    assert pruned["vision"] == dense["vision"]
+
+
+def test_the_count_does_not_change_the_result_and_ends_with_the_run(policy):
+    before = policy.infer(FRAMES[1], ICS)
+    works = counted(policy, ICS)
+    np.testing.assert_array_equal(policy.infer(FRAMES[1], ICS).tokens, before.tokens)
+    assert counted(policy, ICS) == works
+
+
+def test_roofline_is_positive_and_keeps_the_best(policy):
+    roofline = Roofline(flops_per_s=1e30)
+    Prober(policy.backend, matrix=64, stream_bytes=1 << 20).probe(roofline)
+    assert roofline.flops_per_s == 1e30
+    assert roofline.copy_bytes_per_s > 0 and roofline.gemv_bytes_per_s > 0
+    assert roofline.bytes_per_s == max(roofline.copy_bytes_per_s, roofline.gemv_bytes_per_s)
+
+
+def test_least_time_is_that_of_arithmetic_or_of_memory():
+    roofline = Roofline(flops_per_s=100.0, copy_bytes_per_s=10.0, gemv_bytes_per_s=5.0)
+    assert roofline.least_s(Work(flops=300, weights=10, inputs=10)) == 3.0
+    assert roofline.least_s(Work(flops=300, weights=40, inputs=10, activations=999)) == 5.0
