@@ -26,6 +26,9 @@ from flashvla_ros.bench.work import Work, count_stages
 from flashvla_ros.core.settings import PruningSettings, Settings, find
 from flashvla_ros.core.types import Draft, Inference, IntArray, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.pruning.select import METHODS
+
+_FRAMES = 4
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)
     rows = select(table(policy.visual_tokens), args.only)
-    observations = load_observations(models.INSTRUCTION)[: max(args.rounds, 2)]
+    observations = load_observations(models.INSTRUCTION)[:_FRAMES]
     return Session(policy, settings, rows, trace, observations).run(args)
 
 
@@ -71,9 +74,10 @@ class Session:
     def run(self, args: argparse.Namespace) -> dict[str, Any]:
         """Measure and return ``{"meta": …, "rows": …}``."""
         load_before = os.getloadavg()[0]
+        self.plain.infer(self.observations[0], self.settings.pruning)  # warms up, as counting does the others
+        works = {row.name: self._work(row) for row in self.rows}
         series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)
-        works = {row.name: self._work(row) for row in self.rows}
         first = series[self.rows[0].name].inferences[0]
         gate = gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
         publish, obstacle = publish_seconds()
@@ -117,6 +121,7 @@ class Session:
                 after_round,
                 cpu=backend.device.type == "cpu",
                 limit_s=limit_s,
+                warm_up=0,
             )
 
     def _runners(self) -> dict[str, Runner]:
@@ -151,16 +156,22 @@ class Session:
         return self._tokens[known]
 
     def _check_tokens(self, series: Mapping[str, Series]) -> str:
-        """Hold the dense path to the plain one, frame by frame; say in how many frames the tokens were equal."""
+        """Hold the dense path to the plain one, round by round; say in how many rounds the tokens were equal."""
         if DENSE not in series:
             return "not checked: dense was left out"
-        checked = list(zip(self.observations, series[DENSE].inferences, strict=False))
-        equal = sum(self.plain.check(seen, run.tokens, DENSE) for seen, run in checked)
-        return f"{equal} of {len(checked)} frames"
+        pairs = list(zip(series[PLAIN].inferences, series[DENSE].inferences, strict=True))
+        equal = 0
+        for number, (plain, dense) in enumerate(pairs):
+            seen = self.observations[number % len(self.observations)]
+            equal += np.array_equal(plain.tokens, dense.tokens) or self.plain.check(seen, dense.tokens, DENSE)
+        return f"{equal} of {len(pairs)} rounds"
 
     def _work(self, row: Configuration) -> dict[str, Work]:
+        """Count one inference, which warms the configuration up besides."""
         run = self._runner(row)
-        run(self.observations[0])  # so that the one that is counted has a step before it
+        pruning = row.settings(self.settings).pruning
+        if pruning.method in METHODS and METHODS[pruning.method].needs_frame:
+            run(self.observations[0])
         return count_stages(self.policy, lambda: run(self.observations[1]))
 
     def _memory_row(self) -> Row:

@@ -49,18 +49,18 @@ NORM_STATS: Mapping[str, Any] = {
 
 
 def config_of_size(size: str) -> OpenVLAConfig:
-    """Return the configuration of `size`: 7b (OpenVLA-7B), mid (a hundredth of it), tiny (for tests).
+    """Return the configuration of `size`: 7b (OpenVLA-7B), mid (49 million parameters), tiny (for tests).
 
-    All three have two towers; 7b and mid see 256 visual tokens, and towers and projector do about a tenth of the work
-    of the decoder's prefill in both.
+    All three have two towers; 7b and mid see 256 visual tokens, and towers and projector do about a
+    tenth to a sixth of the work of the decoder's prefill in both.
     """
     backbone, text = "dinosiglip-vit-so-224px", {"vocab_size": LLAMA_VOCABULARY + 64, "pad_token_id": LLAMA_VOCABULARY}
     towers = KNOWN_BACKBONES[backbone]
     if size == "mid":
         backbone = "mid-dinosiglip"
-        towers = (TowerConfig(DINOV2, 224, 14, 128, 12, 4, 512, 4), TowerConfig(SIGLIP, 224, 14, 144, 12, 4, 576))
-        text |= {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 4}
-        text |= {"num_key_value_heads": 4}
+        towers = (TowerConfig(DINOV2, 224, 14, 96, 12, 3, 384, 4), TowerConfig(SIGLIP, 224, 14, 96, 12, 3, 384))
+        text |= {"hidden_size": 384, "intermediate_size": 1056, "num_hidden_layers": 12, "num_attention_heads": 3}
+        text |= {"num_key_value_heads": 3}
     elif size == "tiny":
         backbone = "tiny-dinosiglip"
         towers = (TowerConfig(DINOV2, 56, 14, 32, 3, 2, 128, 4), TowerConfig(SIGLIP, 56, 14, 32, 3, 2, 120))
@@ -278,7 +278,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m flashvla_ros.vla.random_checkpoint", description=__doc__)
-    parser.add_argument("--size", choices=("7b", "mid", "tiny"), default="tiny", help="15 GB, 0.2 GB or 5 MB")
+    parser.add_argument("--size", choices=("7b", "mid", "tiny"), default="tiny", help="15 GB, 0.1 GB or 5 MB")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)

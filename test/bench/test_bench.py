@@ -184,7 +184,7 @@ def test_meta_names_device_versions_and_roofline(results):
     meta = results["meta"]
     assert meta["device"] and meta["versions"]["torch"] == torch.__version__
     assert min(meta["roofline"].values()) > 0
-    assert meta["tokens_equal_plain"] == "2 of 2 frames"
+    assert meta["tokens_equal_plain"] == "2 of 2 rounds"
     assert meta["gate"]["p50_ms"] > 0 and meta["publish"] == {"not_measured": "not here"}
     assert meta["note"] == "a shared machine" and meta["memory"]["peak_bytes"] > 0
 
