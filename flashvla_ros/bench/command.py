@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, default=DEFAULT_TRACE, metavar="FILE", help="decisions to mix by (CSV)")
     parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--engine", default="auto", help="auto, eager or static")
     parser.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (torch's default)")
     parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")

@@ -11,6 +11,7 @@ from flashvla_ros.core.settings import Settings, Value, find
 
 PLAIN = "plain generate"
 DENSE = "dense"
+EAGER = "dense, eager engine"
 KEPT = (0.625, 0.5, 0.25)  # 160, 128 and 64 of OpenVLA's 256 visual tokens
 LAYERS = (0, 2)
 PAPER: Mapping[str, Value] = {"pruning.method": "ics", "pruning.keep_ratio": 0.625, "pruning.layer": 2}

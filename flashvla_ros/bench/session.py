@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from flashvla_ros.bench import device, models
 from flashvla_ros.bench.baselines import PlainPolicy
-from flashvla_ros.bench.configurations import DENSE, PLAIN, Configuration, select, table
+from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, Configuration, select, table
 from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.bench.mix import mixes
 from flashvla_ros.bench.report import Row, model_row, side_row
@@ -28,18 +29,26 @@ from flashvla_ros.core.types import Draft, Inference, IntArray, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
-_FRAMES = 4
+_FRAMES = 2
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark that the command line asks for and return its results."""
-    overrides = {f"model.{name}": getattr(args, name) for name in ("device", "dtype", "threads")}
+    overrides = {f"model.{name}": getattr(args, name) for name in ("device", "dtype", "engine", "threads")}
     settings = Settings().with_values({name: find(name).parse(value) for name, value in overrides.items()})
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)
     rows = select(table(policy.visual_tokens), args.only)
     observations = load_observations(models.INSTRUCTION)[:_FRAMES]
     return Session(policy, settings, rows, trace, observations).run(args)
+
+
+def _eager(policy: OpenVLAPolicy) -> OpenVLAPolicy:
+    """Return the same model on the plain engine: transformers' modules, the reference of the others."""
+    if policy.backend.engine == "eager":
+        return policy
+    backend = dataclasses.replace(policy.backend, engine="eager")
+    return OpenVLAPolicy(policy.model, policy.processor, policy.prompts, policy.codec, backend)
 
 
 class Session:
@@ -67,6 +76,7 @@ class Session:
         self.trace = trace
         self.observations = observations
         self.plain = PlainPolicy(policy)
+        self.eager = _eager(policy)
         self.roofline = Roofline()
         self._memory: list[int] = []
         self._tokens: dict[tuple[float, PruningSettings], IntArray] = {}
@@ -121,21 +131,26 @@ class Session:
                 after_round,
                 cpu=backend.device.type == "cpu",
                 limit_s=limit_s,
-                warm_up=0,
+                warm_up=0 if backend.device.type == "cpu" else 1,
             )
 
     def _runners(self) -> dict[str, Runner]:
-        plain: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(seen, self.settings.pruning)}
-        return plain | {row.name: self._runner(row) for row in self.rows}
+        runners: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(seen, self.settings.pruning)}
+        dense = next((row for row in self.rows if row.name == DENSE), None)
+        if dense is not None and self.eager is not self.policy:
+            pruning = dense.settings(self.settings).pruning
+            runners[EAGER] = lambda seen: self.eager.infer(seen, pruning)
+        return runners | {row.name: self._runner(row) for row in self.rows}
 
-    def _runner(self, row: Configuration) -> Runner:
+    def _runner(self, row: Configuration, policy: OpenVLAPolicy | None = None) -> Runner:
         """Return what runs one step of a configuration; each step follows on that of the round before."""
+        policy = policy or self.policy
         pruning = row.settings(self.settings).pruning
         previous: Inference | None = None
 
         def run(seen: Observation) -> Inference:
             nonlocal previous
-            previous = self.policy.infer(seen, pruning, previous, drafts.get(seen.stamp_s))
+            previous = policy.infer(seen, pruning, previous, drafts.get(seen.stamp_s))
             return previous
 
         drafts = {} if row.draft is None else self._drafts(pruning, row.draft)
@@ -167,12 +182,13 @@ class Session:
         return f"{equal} of {len(pairs)} rounds"
 
     def _work(self, row: Configuration) -> dict[str, Work]:
-        """Count one inference, which warms the configuration up besides."""
-        run = self._runner(row)
+        """Count one inference, which on the CPU warms the configuration up; on a GPU no graph may hide its work."""
+        policy = self.policy if self.policy.backend.device.type == "cpu" else self.eager
+        run = self._runner(row, policy)
         pruning = row.settings(self.settings).pruning
         if pruning.method in METHODS and METHODS[pruning.method].needs_frame:
             run(self.observations[0])
-        return count_stages(self.policy, lambda: run(self.observations[1]))
+        return count_stages(policy, lambda: run(self.observations[1]))
 
     def _memory_row(self) -> Row:
         """Peak, and growth from the end of the first round to that of the last."""
