@@ -91,7 +91,8 @@ def _words(meta: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{meta['model']} on {meta['device']}, {meta['cores']} cores, {meta['threads']} threads, {meta['dtype']}, "
         f"attention {meta['attention']}, engine {meta['engine']}; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; {meta['rounds']} rounds; load average {meta['load'][0]:.1f} before and {meta['load'][1]:.1f} after.",
+        f"{versions['transformers']}; {meta['rounds']} rounds; "
+        f"load average {meta['load'][0]:.1f} before and {meta['load'][1]:.1f} after.",
         f"Best rates in this run: {roofline['flops_per_s'] / 1e9:.0f} GFLOP/s in matrix products, "
         f"{roofline['copy_bytes_per_s'] / 1e9:.1f} GB/s in copies, {roofline['gemv_bytes_per_s'] / 1e9:.1f} GB/s in "
         f"matrix-vector products.",

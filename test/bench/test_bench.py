@@ -12,7 +12,7 @@ from checkpoints import random_model, tiny_config, write_checkpoint
 from flashvla_ros import cli
 from flashvla_ros.bench import models, reuse
 from flashvla_ros.bench.baselines import PlainPolicy
-from flashvla_ros.bench.configurations import DENSE, PLAIN, draft_name, paper_name, select, table
+from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, draft_name, paper_name, select, table
 from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.bench.mix import mixes
 from flashvla_ros.bench.report import mix_row
@@ -178,6 +178,7 @@ def test_rows_have_the_fixed_keys_and_what_a_page_needs(results):
     assert {"guarded gate, dense", "paper gate, ics k=10 layer 2, draft"} <= rows.keys()
     assert [rows[draft_name(DENSE, share)]["draft_accepted"] for share in (1, 0)] == [4, 0]
     assert rows["temporal k=10 layer 2"]["kept"] == 10
+    assert rows[EAGER]["stages"].keys() == rows[DENSE]["stages"].keys()
 
 
 def test_meta_names_device_versions_and_roofline(results):
