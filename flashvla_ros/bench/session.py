@@ -84,7 +84,9 @@ class Session:
     def run(self, args: argparse.Namespace) -> dict[str, Any]:
         """Measure and return ``{"meta": …, "rows": …}``."""
         load_before = os.getloadavg()[0]
-        self.plain.infer(self.observations[0], self.settings.pruning)  # warms up, as counting does the others
+        # Warms up, as counting does the others; the static engine moves the weights in its first step.
+        for policy in (self.plain, self.eager, self.policy):
+            policy.infer(self.observations[0], self.settings.pruning)
         works = {row.name: self._work(row) for row in self.rows}
         series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)

@@ -8,6 +8,7 @@ from typing import Any
 from flashvla_ros.bench import aims
 
 STAGES = ("preprocess", "vision", "prefill", "scoring", "decode", "generate")
+_LEAST_MS = 0.1  # a ratio to less than this says nothing
 _COUNTED, _MOVED = ("vision", "prefill", "decode"), ("weights", "inputs", "activations")
 
 Results = Mapping[str, Any]
@@ -58,7 +59,7 @@ def stages_table(results: Results) -> str:
         cells = []
         for name in STAGES:
             stage = row["stages"].get(name)
-            over = f" ({stage['over_least']:.1f})" if stage and "over_least" in stage else ""
+            over = f" ({stage['over_least']:.1f})" if stage and stage.get("least_ms", 0.0) > _LEAST_MS else ""
             cells.append(f"{_ms(stage['p50_ms'])}{over}" if stage else "–")
         rows.append([row["name"], *cells])
     return _table(["median [ms]", *STAGES], rows)
