@@ -11,7 +11,8 @@ import torch
 import transformers
 
 import flashvla_ros
-from flashvla_ros.bench.usage import Usage, processor
+from flashvla_ros.bench.usage import Usage
+from flashvla_ros.core.processor import processor_name
 from flashvla_ros.vla.backend import Backend
 
 
@@ -19,7 +20,7 @@ def describe(backend: Backend) -> dict[str, object]:
     """Return device, type, attention, engine, threads, and how busy the machine was."""
     cuda = backend.device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(backend.device) if cuda else processor(),
+        "device": torch.cuda.get_device_name(backend.device) if cuda else processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": str(backend.dtype).removeprefix("torch."),

@@ -15,8 +15,8 @@ from itertools import count, cycle
 
 import numpy as np
 
-from flashvla_ros.bench.usage import processor
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.processor import processor_name
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, ImageArray, Inference, Observation
 from flashvla_ros.gate.memory import View
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2000, help="timed calls a cell (default: %(default)s)")
     repeats = parser.parse_args().repeats
-    print(f"{processor()}, {os.cpu_count()} cores, NumPy {np.__version__}, {repeats} calls a cell\n")
+    print(f"{processor_name()}, {os.cpu_count()} cores, NumPy {np.__version__}, {repeats} calls a cell\n")
     print("| frame | what | p50 [ms] | p95 [ms] | p99 [ms] |\n|---|---|---|---|---|")
     for height, width in SIZES:
         for name, call in _calls(height, width):

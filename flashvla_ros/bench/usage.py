@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -56,10 +55,3 @@ def spin_s() -> float:
     for number in range(_SPIN_COUNT):
         total += number
     return time.perf_counter() - started_s
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

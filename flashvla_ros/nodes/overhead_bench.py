@@ -38,8 +38,9 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 import flashvla_ros
-from flashvla_ros.bench.usage import Usage, processor
+from flashvla_ros.bench.usage import Usage
 from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.processor import processor_name
 from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import CameraSettings, PruningSettings, Settings
 from flashvla_ros.core.types import Draft, Inference, Observation
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     keep_to_this_machine()
     rows = [_measure_apart(args, *configuration) for configuration in CONFIGURATIONS]
-    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n")
+    print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| image | answered | " + " | ".join(f"{part} p50 / p99 [ms]" for part in PARTS) + " |")
     print("|---" * (len(PARTS) + 2) + "|")
     for row in rows:
@@ -184,7 +185,7 @@ def _meta(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python -m flashvla_ros.nodes.overhead_bench",
         "machine": {
-            "processor": processor(),
+            "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
             "nice": os.nice(0),

@@ -27,8 +27,9 @@ from rclpy.task import Future
 
 import flashvla_ros
 from flashvla_ros.bench.drift import MIN_WINDOWS, Drift, Window
-from flashvla_ros.bench.usage import Usage, processor, spin_s
+from flashvla_ros.bench.usage import Usage, spin_s
 from flashvla_ros.core.overrides import parse_overrides
+from flashvla_ros.core.processor import processor_name
 from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import PARAMETERS, Parameter, Value
 from flashvla_ros.nodes.bringup import POLICY, ROBOT, Bringup, Process
@@ -248,7 +249,7 @@ def _report(soak: Soak, monitor: Monitor, args: argparse.Namespace, begun: str) 
     meta = {
         "command": f"python -m flashvla_ros.nodes.soak --minutes {args.minutes:g} --rate {args.rate:g}",
         "begun": begun,
-        "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
+        "machine": {"processor": processor_name(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
         "versions": {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()},
         "platform": dict(provenance.platform) if provenance else {},
         "task": args.task,
