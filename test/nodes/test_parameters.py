@@ -115,7 +115,7 @@ def test_descriptors_carry_type_and_range(client):
     assert delta.type == ParameterType.PARAMETER_DOUBLE
     assert (delta.floating_point_range[0].from_value, delta.floating_point_range[0].to_value) == (0.0, 1.0)
     layer = client.describe("pruning.layer")
-    assert (layer.integer_range[0].from_value, layer.integer_range[0].to_value) == (1, 128)
+    assert (layer.integer_range[0].from_value, layer.integer_range[0].to_value) == (0, 128)
     assert client.describe("limits.lower").type == ParameterType.PARAMETER_DOUBLE_ARRAY
     assert client.get("camera.names").type == ParameterType.PARAMETER_STRING_ARRAY
 
@@ -175,10 +175,12 @@ def test_parameters_set_together_are_judged_together(client, parameters):
     result = client.set("limits.lower", [2.0] * 4)
     assert not result.successful
     assert "exceeds limits.upper" in result.reason
-    assert client.set_together(limits__lower=[2.0] * 4, limits__upper=[3.0] * 4).successful
+    assert client.set("limits.upper", [0.0] * 4).successful
+    assert not client.set_together(limits__lower=[0.0] * 4, limits__upper=[-1.0] * 4).successful
+    assert client.set_together(limits__lower=[-2.0] * 4, limits__upper=[3.0] * 4).successful
     refused = client.set_together(limits__lower=[0.0] * 4, gate__delta=7.0)
     assert not refused.successful
-    assert parameters.settings.limits.lower == (2.0,) * 4
+    assert parameters.settings.limits.lower == (-2.0,) * 4
 
 
 def test_other_parameters_of_the_node_are_left_alone(client):
