@@ -131,7 +131,7 @@ class PruningSettings:
     """Which visual tokens the decoder keeps."""
 
     method: str = _row(
-        "ics",
+        "ics_values",
         "How visual tokens are scored; none: nothing is scored and nothing dropped.",
         choices=("ics", "ics_hidden", "ics_values", "fastv", "divprune", "dart", "temporal", "norm", "random", "none"),
         dynamic=True,

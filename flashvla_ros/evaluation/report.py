@@ -51,6 +51,11 @@ _SECTIONS = {
         "run on: 0 means that no action was reused across the change.",
     ),
     "freerunning": ("With real latency", "The robot goes on while the model thinks."),
+    "selection": (
+        "How a setting was chosen",
+        "On seeds from 10⁹ on, where training draws its own: these rates chose a setting and prove nothing "
+        "of it. `rejected` is the first choice on unseen seeds.",
+    ),
 }
 _COMPARED = {"pruners": ("random", "prune"), "perturbations": ()}
 

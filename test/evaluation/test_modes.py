@@ -35,8 +35,9 @@ def test_every_shipped_mode_is_complete_and_valid() -> None:
 
 def test_demo_is_what_the_demo_sets() -> None:
     text = share_path("config", "demo.yaml").read_text(encoding="utf-8")
-    pruning = yaml.safe_load(text)["/flashvla"]["ros__parameters"]["pruning"]
-    assert values_of("demo") == [{f"pruning.{name}": value for name, value in pruning.items()}]
+    groups = yaml.safe_load(text)["/flashvla"]["ros__parameters"]
+    chosen = {f"{name}.{key}": value for name in ("pruning", "gate") for key, value in groups[name].items()}
+    assert values_of("demo") == [chosen]
 
 
 def test_a_mode_with_changes_and_a_pattern() -> None:
