@@ -87,7 +87,7 @@ def test_usage_sees_a_thread_a_file_and_memory_of_this_process(tmp_path):
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
-    block = np.ones(4 << 20)
+    block = np.ones(16 << 20)  # too large for what malloc keeps, so the memory is new
     with (tmp_path / "file").open("w"):
         during = Usage.of(os.getpid())
     done.set()

@@ -17,7 +17,7 @@ except SimulationError as error:
 from flashvla_ros.bench.token_candidates import CANDIDATES
 from flashvla_ros.bench.token_choice import Comparison, table
 from flashvla_ros.vla.policy import OpenVLAPolicy
-from flashvla_ros.vla.pruning.select import METHODS
+from flashvla_ros.vla.pruning.select import METHODS, kept_count
 
 LAYER, RATIO = 1, 0.125
 PRUNED = PruningSettings(method="ics", layer=LAYER, keep_ratio=RATIO)
@@ -61,14 +61,15 @@ def test_errors_are_those_of_the_policy_itself(policy, shown, comparison):
         assert found[0] == pytest.approx(abs(pruned[0] - dense[0]), abs=1e-9)  # later ones are fed the dense tokens
     assert row["error_mean"] == pytest.approx(np.mean(errors))
     assert row["frames"] == 3
-    assert row["kept"] == 8
+    assert row["kept"] == kept_count(RATIO, policy.visual_tokens)
 
 
 def test_overlaps_are_those_of_the_policys_sets(policy, shown, comparison):
     overlaps = next(tally.overlaps for cell, tally in comparison.tallies.items() if cell.method == "ics")
     for window, found in zip(shown, overlaps, strict=True):
         first, second = (set(policy.infer(frame.observation, PRUNED).kept) for frame in window[1:])
-        assert found == pytest.approx((len(first & second) / 8 - 1 / 8) / (1 - 1 / 8))
+        overlap, chance = len(first & second) / len(second), len(second) / policy.visual_tokens
+        assert found == pytest.approx((overlap - chance) / (1 - chance))
 
 
 def test_candidates_choose_k_tokens_in_order(policy, shown, comparison):

@@ -13,7 +13,7 @@ from flashvla_ros.core.types import Draft
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.sizes import model_size
 
-NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)
+NONE, ICS = PruningSettings(method="none"), PruningSettings(method="ics", keep_ratio=0.5)
 FRAMES = load_observations("open the drawer")
 
 
@@ -25,7 +25,7 @@ def counted(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None
 @pytest.mark.parametrize("kept", [16, 8])
 @pytest.mark.parametrize("agreeing", [None, 0, 2, 4])
 def test_counted_flops_are_those_of_the_formula(policy, layer, kept, agreeing):
-    pruning = PruningSettings(keep_ratio=kept / 16, layer=layer)
+    pruning = PruningSettings(method="ics", keep_ratio=kept / 16, layer=layer)
     own = policy.infer(FRAMES[1], pruning).tokens
     guess = np.where(np.arange(4) < (agreeing or 0), own, own - 1)
     works = counted(policy, pruning, None if agreeing is None else Draft(guess))

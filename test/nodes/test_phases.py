@@ -77,6 +77,7 @@ def test_the_scale_slows_every_command_and_is_shown(make):
     bench = make(control__speed_scale=0.25).start()
     full = 0.005
     assert bench.step().action[0] == pytest.approx(0.25 * full)
+    bench.until(lambda: bench.commands and bench.grippers, "the command")
     assert bench.commands[-1].twist.linear.x == pytest.approx(0.25 * full / 0.1)
     assert bench.grippers[-1].data == 0.01
     assert message(bench) == (OK, "running at 25% speed")
