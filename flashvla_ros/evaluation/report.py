@@ -54,7 +54,7 @@ _SECTIONS = {
     "selection": (
         "How a setting was chosen",
         "On seeds from 10⁹ on, where training draws its own: these rates chose a setting and prove nothing "
-        "of it. `rejected` is the first choice on unseen seeds.",
+        "of it. `selection-rejected` and `selection-third` are choices on unseen seeds, which they did not survive.",
     ),
 }
 _COMPARED = {"pruners": ("random", "prune"), "perturbations": ()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
@@ -31,13 +30,6 @@ def test_built_in_modes_say_what_they_are() -> None:
 def test_every_shipped_mode_is_complete_and_valid() -> None:
     for mode in choose_modes(read_modes(SHIPPED), SHIPPED):
         mode.settings({})
-
-
-def test_demo_is_what_the_demo_sets() -> None:
-    text = share_path("config", "demo.yaml").read_text(encoding="utf-8")
-    groups = yaml.safe_load(text)["/flashvla"]["ros__parameters"]
-    chosen = {f"{name}.{key}": value for name in ("pruning", "gate") for key, value in groups[name].items()}
-    assert values_of("demo") == [chosen]
 
 
 def test_a_mode_with_changes_and_a_pattern() -> None:
