@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.evaluation.summary import ALL, rates
+from flashvla_ros.sim.perturbation import NONE
 
 _COLOURS = ("#346ba4", "#c8552d", "#388e3c", "#7b5aa6", "#8a6d1d")
 
@@ -35,7 +36,12 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name, colour in zip(names, _COLOURS * len(names), strict=False):
             rows = [row for other, row in totals if other == name and row["perturbation"] == panel]
             _points(axes, rows, name, colour)
-        axes.set(title=panel, xlabel="visual-token FLOPs, dense = 1", ylabel="success", ylim=(-0.03, 1.06))
+        axes.set(
+            title="" if panel == NONE else panel,
+            xlabel="visual-token FLOPs, dense = 1",
+            ylabel="success",
+            ylim=(-0.03, 1.06),
+        )
         axes.set_xlim(0.0, 1.08)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
