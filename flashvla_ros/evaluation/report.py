@@ -26,7 +26,7 @@ _HEAD = """# Results
 
 <!-- Written by `flashvla-ros eval --report`; every figure comes from the JSON files named below. -->
 
-Closed loop in the simulated robot, seeds that neither training nor any choice of a setting has seen. The episode is the
+Closed loop in the simulated robot, seeds that training has never seen. The episode is the
 unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds by McNemar's exact
 test. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
 of a control step, reused ones included; `model` is the median of the steps that ran the model.
