@@ -15,10 +15,7 @@ from typing import NamedTuple
 
 import flashvla_ros
 from flashvla_ros.core.errors import FlashVLAError
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-EXIT_BROKEN_PIPE = 128 + 13
+from flashvla_ros.core.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USAGE
 
 
 class Command(NamedTuple):

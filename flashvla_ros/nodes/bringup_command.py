@@ -16,6 +16,7 @@ from typing import Any
 
 import flashvla_ros
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import EXIT_USAGE
 from flashvla_ros.core.overrides import parse_overrides
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.results import write_results
@@ -24,7 +25,6 @@ from flashvla_ros.nodes.bringup_view import Screen, View
 from flashvla_ros.nodes.children import Child, stop_all
 from flashvla_ros.nodes.monitor import Monitor
 
-EXIT_USAGE = 2
 _LAST_WORDS_S = 0.5  # for what the processes said as they ended
 
 

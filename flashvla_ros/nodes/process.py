@@ -15,9 +15,9 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.exits import EXIT_USAGE
 from flashvla_ros.nodes.logs import forward_to_ros
 
-EXIT_USAGE = 2
 _SPIN_S = 0.1  # a signal is noticed within this time
 _SOURCE_LINE = re.compile(r",?\s*\bat /\S+:\d+")  # rcl names its own source files
 

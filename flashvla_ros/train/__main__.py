@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.processor import processor_features
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.train.collect import collect
@@ -54,15 +54,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = parse_arguments(arguments)
-    try:
+
+    def work() -> None:
         make(options.out, workers=options.workers, threads=options.threads, compiled=not options.no_compile)
-    except FlashVLAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work, interrupted="the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.tasks import TASKS, find_task, scene_tasks
 from flashvla_ros.train.dataset import AUXILIARY, DatasetError, episode_path, write_episode, write_meta
@@ -215,15 +215,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = parse_arguments(arguments)
-    try:
+
+    def work() -> None:
         collect(options.out, options.tasks, options.episodes, options.seed, options.image_size, options.workers)
-    except FlashVLAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work, interrupted="the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.processor import processor_name
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.train.architecture import DemoSize, demo_config, demo_tokenizer
@@ -160,17 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
     names = {field.name for field in dataclasses.fields(FitConfig)}
     values = {name: value for name, value in vars(options).items() if name in names}
     torch.set_num_threads(options.threads)
-    try:
+
+    def work() -> None:
         config = FitConfig(**values, size=DemoSize(image_size=options.image_size))
-        validation = fit(options.data, options.out, config, init=options.init, resume=options.resume)
-    except FlashVLAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    print(json.dumps(validation))
-    return 0
+        print(json.dumps(fit(options.data, options.out, config, init=options.init, resume=options.resume)))
+
+    return exit_code(work, interrupted="the same command with --resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

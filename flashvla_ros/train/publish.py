@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.results import write_results
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
@@ -206,12 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--title", default=TITLE, help="of the card (%(default)s)")
     parser.add_argument("--note", default="", help="what a reader must know beside the figures")
     options = parser.parse_args(arguments)
-    try:
-        publish(options.run, options.evaluations, options.out, options.note, options.title)
-    except FlashVLAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: publish(options.run, options.evaluations, options.out, options.note, options.title))
 
 
 if __name__ == "__main__":
