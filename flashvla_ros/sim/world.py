@@ -1,18 +1,6 @@
-"""Meta-World's arm and scenes in MuJoCo, headless, stepped and rendered without gymnasium's slow paths.
-
-The environments of the tasks that share a scene are put on top of one MuJoCo model and one state. Each still judges
-success and feeds its scripted expert by Meta-World's own code, so an instruction can change within an episode.
-"""
+"""The simulated world: Meta-World's arm in the scene of a task, with its camera."""
 
 from __future__ import annotations
-
-import dataclasses
-import os
-import warnings
-import weakref
-from typing import Any
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo is imported
 
 import cv2
 import numpy as np
@@ -20,44 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.sim.scene import Camera, Scene, WorldState
 from flashvla_ros.sim.settings import ACTION_SIZE, SIZE_LIMITS
-from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
-
-try:
-    import metaworld.policies
-    import mujoco
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError where libEGL is missing
-    raise SimulationError(
-        f"MuJoCo cannot start ({error}); install the simulation with `pip install flashvla_ros[sim]` and, for "
-        "headless rendering, the Debian packages libegl1 and libgl1-mesa-dri"
-    ) from error
-
-LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
-ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
-
-
-@dataclasses.dataclass(frozen=True)
-class Camera:
-    """A free camera: where it looks [m], from which side and height [deg], how far away [m]."""
-
-    lookat: tuple[float, float, float] = (0.0, 0.7, 0.12)
-    azimuth: float = 200.0
-    elevation: float = -35.0
-    distance: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldState:
-    """What only a simulator knows: hand [3] and object [3] in m, opening of the gripper in [0, 1]."""
-
-    hand: FloatArray
-    gripper: float
-    object: FloatArray
-
-    def vector(self) -> NDArray[np.float32]:
-        """[7] hand, gripper, object."""
-        return np.concatenate([self.hand, [self.gripper], self.object]).astype(np.float32)
+from flashvla_ros.sim.tasks import find_task
 
 
 class World:
@@ -75,8 +28,8 @@ class World:
         self._image_size = image_size
         self._render_size = image_size * supersample
         self.camera = camera or Camera()
-        self._scenes: dict[str, _Scene] = {}
-        self._scene: _Scene | None = None
+        self._scenes: dict[str, Scene] = {}
+        self._scene: Scene | None = None
 
     def reset(self, task: str, seed: int, progress: float = 0.0) -> None:
         """Put the robot at the start of a task.
@@ -89,7 +42,7 @@ class World:
         """
         row = find_task(task)
         if row.scene not in self._scenes:
-            self._scenes[row.scene] = _Scene(row, self._render_size)
+            self._scenes[row.scene] = Scene(row, self._render_size)
         self._scene = self._scenes[row.scene]
         self._scene.reset(row, seed, progress)
 
@@ -157,7 +110,7 @@ class World:
         return self.scene.joint_positions()
 
     @property
-    def scene(self) -> _Scene:
+    def scene(self) -> Scene:
         """The present scene; :class:`SimulationError` before the first reset."""
         if self._scene is None:
             raise SimulationError("the world has no scene yet: call reset first")
@@ -169,149 +122,3 @@ class World:
             scene.close()
         self._scenes.clear()
         self._scene = None
-
-
-class _Scene:
-    """The environments of the tasks that share one MuJoCo model, and its renderer."""
-
-    def __init__(self, task: Task, render_size: int) -> None:
-        self._tasks = scene_tasks(task.scene)
-        self._environments = {row.name: _environment(row) for row in self._tasks}
-        self._experts = {row.name: metaworld.policies.ENV_POLICY_MAP[row.environment]() for row in self._tasks}
-        first = self._environments[self._tasks[0].name]
-        self._model, self._data = first.model, first.data
-        for environment in self._environments.values():
-            environment.model, environment.data = self._model, self._data
-        spaces = [environment._random_reset_space for environment in self._environments.values()]
-        self.placement_range = (
-            np.min([space.low for space in spaces], axis=0).astype(np.float64),
-            np.max([space.high for space in spaces], axis=0).astype(np.float64),
-        )
-        self.placement = self.placement_range[0]
-        self._lights = [light.copy() for light in self._light_arrays()]
-        self._body_positions = self._model.body_pos.copy()
-        self._action = np.zeros(ACTION_SIZE)
-        self._active = first
-        self._renderer = _renderer(self._model, render_size)
-        # also at exit, where the interpreter would free EGL after its modules are gone
-        self.close = weakref.finalize(self, self._renderer.close)
-        self._options = mujoco.MjvOption()
-        self._options.sitegroup[:] = 0  # the goal marker would give the instruction away
-
-    def reset(self, task: Task, seed: int, progress: float) -> None:
-        self._model.body_pos[:] = self._body_positions
-        self.set_light(1.0)
-        others = [row for row in self._tasks if row is not task]
-        order = (*others, task)  # the task itself last: its start is the one that remains
-        starts = self._place(np.random.default_rng(seed).uniform(*self.placement_range), order)
-        self._active = self._environments[task.name]
-        self._action = np.zeros(ACTION_SIZE)
-        if progress and others:
-            start, other = starts[task.name][ROBOT_JOINTS:], starts[others[0].name][ROBOT_JOINTS:]
-            self._data.qpos[ROBOT_JOINTS:] = start + progress * (other - start)
-        mujoco.mj_forward(self._model, self._data)  # some environments leave positions of before the reset
-
-    def step(self, action: FloatArray) -> None:
-        self._action = action
-        hand = self._active.get_endeff_pos()
-        self._active.set_xyz_action(action[:3])
-        self._data.mocap_pos[0] = np.clip(self._data.mocap_pos[0], hand - LEASH_M, hand + LEASH_M)
-        self._active.do_simulation([action[3], -action[3]], self._active.frame_skip)
-        mujoco.mj_forward(self._model, self._data)
-
-    def move_object(self, offset_m: FloatArray) -> None:
-        bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
-        self._model.body_pos[bodies_of_the_world[-1]] += offset_m  # the robot comes first in every scene
-        mujoco.mj_forward(self._model, self._data)
-
-    def place_object(self, placement: FloatArray) -> None:
-        state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        self._place(placement, self._tasks)
-        mujoco.mj_setState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        mujoco.mj_forward(self._model, self._data)
-
-    def _place(self, placement: FloatArray, order: tuple[Task, ...]) -> dict[str, FloatArray]:
-        """Reset each task's environment with the object at `placement`; return their joint positions by task."""
-        self.placement = placement
-        starts = {}
-        for row in order:
-            environment = self._environments[row.name]
-            environment._last_rand_vec = placement
-            environment.reset()
-            starts[row.name] = self._data.qpos.copy()
-        return starts
-
-    def set_light(self, factor: float) -> None:
-        for array, own in zip(self._light_arrays(), self._lights, strict=True):
-            array[:] = own * factor
-
-    def _light_arrays(self) -> list[Any]:
-        model, headlight = self._model, self._model.vis.headlight
-        return [model.light_ambient, model.light_diffuse, headlight.ambient, headlight.diffuse]
-
-    def render(self, camera: Camera) -> ImageArray:
-        view = mujoco.MjvCamera()
-        view.type = mujoco.mjtCamera.mjCAMERA_FREE
-        view.lookat[:] = camera.lookat
-        view.azimuth, view.elevation, view.distance = camera.azimuth, camera.elevation, camera.distance
-        self._renderer.update_scene(self._data, view, scene_option=self._options)
-        return self._renderer.render()
-
-    def segmentation(self) -> NDArray[np.uint8]:
-        self._renderer.enable_segmentation_rendering()
-        identifiers, types = np.moveaxis(self._renderer.render(), -1, 0)
-        self._renderer.disable_segmentation_rendering()
-        bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
-        bodies = self._model.geom_bodyid[np.where(types == mujoco.mjtObj.mjOBJ_GEOM, identifiers, 0)]
-        roots = self._model.body_rootid[bodies]
-        robot = roots == self._model.body_rootid[self._model.jnt_bodyid[0]]
-        thing = roots == bodies_of_the_world[-1]
-        return (np.where(thing, 2, robot) * (types == mujoco.mjtObj.mjOBJ_GEOM)).astype(np.uint8)
-
-    def success(self, task: Task) -> bool:
-        environment = self._of(task)
-        _, info = environment.evaluate_state(environment._get_obs(), self._action)
-        return bool(info["success"])
-
-    def expert(self, task: Task) -> FloatArray:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the experts ask for more than 1 by design and are clipped
-            action = self._experts[task.name].get_action(self._of(task)._get_obs().copy())
-        return np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-
-    def state(self) -> WorldState:
-        observation = self._environments[self._tasks[0].name]._get_curr_obs_combined_no_goal()
-        return WorldState(observation[:3].copy(), float(observation[3]), observation[4:7].copy())
-
-    def joint_positions(self) -> dict[str, float]:
-        return {self._model.joint(i).name: float(self._data.qpos[i]) for i in range(ROBOT_JOINTS)}
-
-    def _of(self, task: Task) -> Any:
-        if task.name not in self._environments:
-            raise SimulationError(f"task {task.name} does not belong to the scene {self._tasks[0].scene}")
-        return self._environments[task.name]
-
-
-def _environment(task: Task) -> Any:
-    """Build Meta-World's environment with a placement that is given, not drawn, and its goal in the observation."""
-    environment = ALL_V3_ENVIRONMENTS[task.environment]()
-    environment._set_task_called = True
-    environment._freeze_rand_vec = True
-    environment._partially_observable = False
-    return environment
-
-
-def _renderer(model: Any, size: int) -> Any:
-    model.vis.quality.offsamples = 0
-    model.vis.global_.offwidth = model.vis.global_.offheight = size
-    try:
-        renderer = mujoco.Renderer(model, size, size)
-    except Exception as error:  # EGL has no error type of its own: PyOpenGL, ctypes and MuJoCo each raise theirs
-        raise SimulationError(
-            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); "
-            "install the Debian packages libegl1 and libgl1-mesa-dri"
-        ) from error
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0
-    return renderer

@@ -13,7 +13,8 @@ from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.tasks import TASKS
 
 try:
-    from flashvla_ros.sim.world import LEASH_M, Camera, World
+    from flashvla_ros.sim.scene import LEASH_M, Camera
+    from flashvla_ros.sim.world import World
 except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
