@@ -264,6 +264,14 @@ class GateSettings:
         high=1.0,
         dynamic=True,
     )
+    gripper_still: float = _row(
+        0.02,
+        "A gripper whose value stayed within this range over the last two fresh actions is at rest and does not "
+        "forbid reuse, wherever it is: one that holds half a grip, or gets no effort at all.",
+        low=0.0,
+        high=1.0,
+        dynamic=True,
+    )
     gripper_middle: float = _row(
         0.0,
         "Normalised gripper value between open and closed; 0.5 for a checkpoint whose gripper runs from 0 to 1.",

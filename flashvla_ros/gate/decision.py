@@ -211,12 +211,12 @@ def _size(motion: FloatArray) -> float:
 
 
 def _gripper_may_flip(previous: FreshResult, last: FreshResult, settings: GateSettings) -> bool:
-    """True where a gripper is near its middle, or is not on one side of it throughout the last two fresh actions."""
-    grip = last.gripper - settings.gripper_middle
-    before = previous.gripper - settings.gripper_middle
-    near = np.abs(grip) < settings.gripper_margin
-    sides = np.sign(np.concatenate([before, grip]))
-    return bool(near.any() or (sides != sides[:1]).any())
+    """True where a gripper moves, and is near its middle or not on one side of it throughout the last two actions."""
+    values = np.concatenate([previous.gripper, last.gripper]) - settings.gripper_middle
+    moves = np.ptp(values, axis=0) > settings.gripper_still
+    near = (np.abs(values[len(previous.gripper) :]) < settings.gripper_margin).any(axis=0)
+    sides = np.sign(values)
+    return bool((moves & (near | (sides != sides[:1]).any(axis=0))).any())
 
 
 def angle_between(first: FloatArray, second: FloatArray) -> float:

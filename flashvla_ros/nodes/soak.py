@@ -56,6 +56,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "gate.max_age_s": (0.1, 2.0),
     "gate.stale_gap_s": (0.5, 2.0),
     "gate.gripper_margin": (0.0, 0.5),
+    "gate.gripper_still": (0.0, 0.1),
     "gate.scene_factor": (1.0, 6.0),
     "gate.scene_floor": (0.0, 20.0),
     "gate.scene_patches": (0, 8),

@@ -163,6 +163,29 @@ def test_gripper_middle_moves_the_flip_to_where_the_checkpoint_has_it() -> None:
     assert decide(memory, view(1.2), GateSettings(gripper_middle=0.5)).reason is Reason.REUSE
 
 
+@pytest.mark.parametrize(
+    ("before", "last", "reason"),
+    [
+        (0.0, 0.0, Reason.REUSE),  # no effort at all, step after step
+        (-0.008, 0.008, Reason.REUSE),  # a bin to either side of it
+        (0.1, 0.12, Reason.REUSE),
+        (0.1, 0.121, Reason.GRIPPER),  # under way, and near the middle
+        (-0.3, 0.3, Reason.GRIPPER),
+        (0.3, 0.5, Reason.REUSE),  # under way far from it
+    ],
+)
+def test_a_gripper_at_rest_is_not_about_to_flip_wherever_it_is(before: float, last: float, reason: Reason) -> None:
+    memory = remembering(fresh(view(1.0), gripper=before), fresh(view(1.1), gripper=last))
+    assert decide(memory, view(1.2), GateSettings()).reason is reason
+
+
+def test_one_gripper_at_rest_does_not_hide_another_that_moves() -> None:
+    results = [
+        dataclasses.replace(fresh(view(at)), gripper=np.array([[0.0, grip]])) for at, grip in ((1.0, 0.3), (1.1, 0.1))
+    ]
+    assert decide(remembering(*results), view(1.2), GateSettings()).reason is Reason.GRIPPER
+
+
 def test_a_gripper_that_flips_within_the_chunk_is_not_repeated() -> None:
     flips = np.array([[1.0], [-1.0]])
     results = [
@@ -260,6 +283,7 @@ gates = st.builds(
     fresh_between=st.integers(1, 4),
     max_age_s=st.floats(0, 2),
     gripper_margin=st.floats(0, 1),
+    gripper_still=st.floats(0, 1),
 )
 
 
