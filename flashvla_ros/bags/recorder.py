@@ -8,7 +8,7 @@ import re
 import time
 from typing import Any
 
-from rclpy.node import Node, NodeNameNonExistentError
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
@@ -42,27 +42,25 @@ class Selection:
     def of(self, graph: Node) -> dict[str, str]:
         """Return name and type of the topics to record, among those that `graph` sees now."""
         types = {name: types[0] for name, types in graph.get_topic_names_and_types()}
-        if self.every:
-            wanted = set(types)
-        elif self.names:
-            wanted = set(self.names)
-        else:
-            wanted = self._of_node(graph) | SHARED_TOPICS
-            wanted |= {name for name, type_name in types.items() if type_name.startswith("flashvla_ros/")}
         return {
             name: type_name
             for name, type_name in types.items()
-            if name in wanted and not (self.exclude and self.exclude.search(name))
+            if self._wants(graph, name, type_name) and not (self.exclude and self.exclude.search(name))
         }
 
-    def _of_node(self, graph: Node) -> set[str]:
-        namespace, _, name = self.node.rpartition("/")
-        try:
-            published = graph.get_publisher_names_and_types_by_node(name, namespace or "/")
-            subscribed = graph.get_subscriber_names_and_types_by_node(name, namespace or "/")
-        except NodeNameNonExistentError:
-            return set()
-        return {topic for topic, _ in (*published, *subscribed)}
+    def _wants(self, graph: Node, name: str, type_name: str) -> bool:
+        if self.every or self.names:
+            return self.every or name in self.names
+        return name in SHARED_TOPICS or type_name.startswith("flashvla_ros/") or self._is_of_node(graph, name)
+
+    def _is_of_node(self, graph: Node, topic: str) -> bool:
+        """Whether the node has this topic.
+
+        Asked of the topic: asked by a node's name, the graph tells of one node alone, and a policy node that was
+        killed stays in it for 20 s beside the one that took its place.
+        """
+        endpoints = (*graph.get_publishers_info_by_topic(topic), *graph.get_subscriptions_info_by_topic(topic))
+        return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" == self.node for end in endpoints)
 
 
 class Recorder(Node):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,30 @@ from std_msgs.msg import Bool, Float64, Header, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.policy import Policy
-from flashvla_ros.images import encode_image
+from flashvla_ros.images import encode_compressed, encode_image
 from flashvla_ros.msg import GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.commands import COMMAND_TYPES
 from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 TASK = "open the drawer"
+PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine
 _LOG_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def wait(condition: Callable[[], Any], what: str) -> None:
+    """Wait for what happens without a message being taken."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, f"{what} did not come"
+        time.sleep(0.005)
 
 
 class PolicyBench:
     """Publishes what a robot publishes and collects what the node says.
+
+    Messages of two topics arrive in any order. So whatever is waited for, steps, commands and gripper commands that
+    the node had published by then are waited for too: a test may look at all of them.
 
     Args:
         policy: The model inside; a scripted one where it is None.
@@ -82,9 +94,24 @@ class PolicyBench:
         self.commands: list[Any] = []
         self.grippers: list[Float64] = []
         self.diagnostics: list[Any] = []
+        self._received = {
+            self.node.resolve_topic_name(topic.name): received
+            for topic, received in (
+                (interfaces.GATE, self.gates),
+                (interfaces.STATUS, self.statuses),
+                (interfaces.GRIPPER_COMMAND, self.grippers),
+                (interfaces.DIAGNOSTICS, self.diagnostics),
+                (interfaces.COMMAND, self.commands),
+            )
+        }
+        self._published: Counter[str] = Counter()
         self._parameters = AsyncParameterClient(self.robot, self._name)
         self.robot.create_subscription(Log, "/rosout", self.logs.append, _LOG_QOS)
-        self.image = self.robot.create_publisher(interfaces.IMAGE.type, "image", interfaces.IMAGE.qos)
+        self.cameras = {
+            camera: self.robot.create_publisher(topic.type, topic.name, topic.qos)
+            for camera, topic in interfaces.image_topics(self.node.settings.camera).items()
+        }
+        self.image = next(iter(self.cameras.values()))
         self.instruction = self.robot.create_publisher(String, "instruction", 10)
         self.joint_states = self.robot.create_publisher(interfaces.JOINT_STATES.type, "joint_states", 1)
         self.emergency_stop = self.robot.create_publisher(Bool, "emergency_stop", 10)
@@ -96,18 +123,17 @@ class PolicyBench:
         """Trigger configure; returns whether it succeeded, and then listens to every topic."""
         if self.node.trigger_configure() is not TransitionCallbackReturn.SUCCESS:
             return False
-        for topic, received, message_type in (
-            (interfaces.GATE, self.gates, None),
-            (interfaces.STATUS, self.statuses, None),
-            (interfaces.GRIPPER_COMMAND, self.grippers, None),
-            (interfaces.DIAGNOSTICS, self.diagnostics, None),
-            (interfaces.COMMAND, self.commands, COMMAND_TYPES[self.node.settings.command.type]),
-        ):
-            name = topic.name.replace("~", self._name)
-            self.robot.create_subscription(message_type or topic.type, name, received.append, 100)
-            self.until(lambda name=name: self.node.count_subscribers(name), f"a reader of {name}")
-        self.until(self.instruction.get_subscription_count, "the instruction's reader")
-        self.until(self.emergency_stop.get_subscription_count, "the emergency stop's reader")
+        # No spinning before each publisher has its reader and is counted: nothing is published that nobody gets.
+        listening = {subscription.topic_name for subscription in self.robot.subscriptions}
+        for publisher in self.node.publishers:
+            topic = publisher.topic_name
+            if topic in self._received:
+                if topic not in listening:
+                    self.robot.create_subscription(publisher.msg_type, topic, self._received[topic].append, 100)
+                wait(publisher.get_subscription_count, f"a reader of {topic}")
+                self._count(publisher, topic)
+        for publisher in (self.instruction, self.emergency_stop, *self.cameras.values()):
+            wait(publisher.get_subscription_count, f"the node's reader of {publisher.topic_name}")
         return True
 
     def activate(self) -> bool:
@@ -126,23 +152,25 @@ class PolicyBench:
         """The lifecycle state, asked through its service."""
         return self.call(self.get_state, GetState.Request()).current_state.label
 
-    def show(self, level: int = 100) -> Header:
-        """Publish a grey picture."""
+    def show(self, level: int = 100, camera: str | None = None) -> Header:
+        """Publish a grey picture of one camera, by default the first."""
         header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id="camera")
-        self.image.publish(encode_image(np.full((64, 64, 3), level, np.uint8), header))
+        encode = encode_compressed if self.node.settings.camera.compressed else encode_image
+        publisher = self.cameras[camera] if camera else self.image
+        publisher.publish(encode(np.full((64, 64, 3), level, np.uint8), header))
         return header
 
     def say(self, instruction: str) -> None:
         """Publish an instruction and wait until the node has heard it, whether or not it likes it."""
         self.instruction.publish(String(data=instruction))
-        self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=5))
-        self.spin(0.02)
+        assert self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=PATIENCE_S))
+        self.state()  # an answer comes after all that was there before the question
 
-    def step(self, level: int = 100, *, commanded: bool = True) -> GateStatus:
-        """Show a picture, wait for the command, unless none is to come, and return what the gate says of it."""
-        gates, commands = len(self.gates), len(self.commands) + commanded
+    def step(self, level: int = 100) -> GateStatus:
+        """Show a picture, wait for the step and return what the gate says of it."""
+        gates = len(self.gates)
         shown = self.show(level)
-        self.until(lambda: len(self.gates) > gates and len(self.commands) >= commands, "the next step")
+        self.until(lambda: len(self.gates) > gates, "the next step")
         gate = self.gates[-1]
         assert gate.header.stamp == shown.stamp
         return gate
@@ -156,7 +184,7 @@ class PolicyBench:
 
     def set(self, name: str, value: Any) -> SetParametersResult:
         """Set a parameter through the node's own service."""
-        assert self._parameters.wait_for_services(5)
+        assert self._parameters.wait_for_services(PATIENCE_S)
         future = self._parameters.set_parameters([Parameter(name, value=value)])
         self.until(future.done, f"the answer to {name}")
         return future.result().results[0]
@@ -169,14 +197,21 @@ class PolicyBench:
         return future.result()
 
     def report(self) -> PolicyStatus:
-        """The node's status of this moment."""
-        statuses, diagnostics = len(self.statuses), len(self.diagnostics)
-        self.until(lambda: len(self.statuses) > statuses and len(self.diagnostics) > diagnostics, "a status")
+        """The node's status, with its diagnostics, published after this call."""
+        before = self._published.copy()
+        names = [self.node.resolve_topic_name(topic.name) for topic in (interfaces.STATUS, interfaces.DIAGNOSTICS)]
+        self.until(lambda: all(len(self._received[name]) > before[name] for name in names), "a status")
         return self.statuses[-1]
 
     def logged(self, words: str) -> list[str]:
         """The node's log lines that contain `words`."""
         return [log.msg for log in self.logs if log.name == "flashvla" and words in log.msg]
+
+    def log_line(self, words: str) -> str:
+        """The one log line of the node that contains `words`, once it has come."""
+        self.until(lambda: self.logged(words), f"a log line with {words!r}")
+        [line] = self.logged(words)
+        return line
 
     def spin(self, duration_s: float) -> None:
         """Let messages travel for a while."""
@@ -184,12 +219,31 @@ class PolicyBench:
         while (remaining_s := end_s - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=remaining_s)
 
-    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
-        """Let messages travel until `condition` holds."""
+    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> None:
+        """Let messages travel until `condition` holds, and all that the node had published by then has arrived."""
+        self._spin_until(condition, what, timeout_s)
+        due = dict(self._published)
+        self._spin_until(
+            lambda: all(len(self._received[topic]) >= count for topic, count in due.items()),
+            f"what the node had published at {what}",
+            timeout_s,
+        )
+
+    def _spin_until(self, condition: Callable[[], Any], what: str, timeout_s: float) -> None:
         end_s = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end_s, f"{what} did not come; log: {[log.msg for log in self.logs]}"
             self._executor.spin_once(timeout_sec=0.02)
+
+    def _count(self, publisher: Any, topic: str) -> None:
+        send = publisher.publish
+
+        def publish(message: Any) -> None:
+            if getattr(publisher, "is_activated", True):
+                self._published[topic] += 1
+            send(message)
+
+        publisher.publish = publish
 
     def close(self) -> None:
         """Take everything down."""
@@ -199,5 +253,5 @@ class PolicyBench:
         self.robot.destroy_node()
         rclpy.try_shutdown(context=self.context)
         # rclpy's lifecycle state machine keeps the node's handle, and its place on /rosout, until it is collected.
-        del self.node, self.policy
+        del self.node, self.policy, self._executor
         gc.collect()

@@ -94,7 +94,9 @@ def at(bench: PolicyBench, x: float, y: float, z: float, frame: str = "base_link
     turn.x, turn.w = 2.0, 0.0  # of any length
     bench.until(bench.pose.get_subscription_count, "the reader of the pose")
     bench.pose.publish(message)
-    bench.spin(0.05)
+    if frame == "base_link":
+        told = {"x": x, "y": y, "z": z}
+        bench.until(lambda: told.items() <= bench.node._inputs.positions().items(), "the pose")
 
 
 # One configuration for each controller.
@@ -184,8 +186,9 @@ def test_without_joint_states_motions_of_joints_are_not_commanded(make):
 
 def test_joint_states_that_have_ceased_say_nothing_any_more(make):
     parameters = {"command__type": "JointTrajectory", "action__names": ["elbow"], "action__kinds": ["delta"]}
-    bench = start(make("", [0.1], control__state_timeout_s=0.2, **parameters), elbow=0.5)
+    bench = start(make("", [0.1], control__state_timeout_s=60.0, **parameters), elbow=0.5)
     bench.step()
+    assert bench.set("control.state_timeout_s", 0.2).successful
     time.sleep(0.25)
     bench.show()
     bench.until(lambda: bench.logged("stopped, fault"), "the stop")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -34,7 +33,8 @@ try:
 except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-DOMAIN = os.getpid() % 100 + 1
+pytestmark = pytest.mark.timeout(300)  # a renderer, and processes, on a machine with other work
+PATIENCE_S = 120.0
 
 
 class Driver(Node):
@@ -88,7 +88,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.context = Context()
-        rclpy.init(context=self.context, domain_id=DOMAIN)
+        rclpy.init(context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.driver = Driver(self.context)
         self.executor.add_node(self.driver)
@@ -100,7 +100,7 @@ class Stage:
         self.executor.add_node(self.robot)
         return self.robot
 
-    def spin(self, until: Callable[[], bool], seconds: float = 90.0) -> None:
+    def spin(self, until: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + seconds
         while not until():
             assert time.monotonic() < deadline, f"waited {seconds} s; events: {self.driver.events}"
@@ -115,8 +115,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+def stage() -> Iterator[Stage]:
     opened = Stage()
     yield opened
     opened.close()
@@ -159,10 +158,10 @@ def test_instruction_changes_in_the_middle(stage: Stage) -> None:
 
 def test_silence_ends_the_episode_with_an_error(stage: Stage) -> None:
     stage.driver.silent = True
-    robot = stage.start(lock_step=True, episodes=2, start_timeout_s=0.5, answer_timeout_s=1.0)
+    robot = stage.start(lock_step=True, episodes=2, start_timeout_s=1.5, answer_timeout_s=2.0)
     stage.spin(lambda: bool(stage.driver.ended()))
     first = stage.driver.ended()[0]
-    assert (first.error, first.steps) == ("no command for 0.5 s", 0)
+    assert (first.error, first.steps) == ("no command for 1.5 s", 0)
 
     stage.driver.silent = False
     stage.driver.images.clear()
@@ -170,7 +169,7 @@ def test_silence_ends_the_episode_with_an_error(stage: Stage) -> None:
     stage.driver.silent = True
     stage.spin(lambda: robot.finished and len(stage.driver.ended()) == 2)
     second = stage.driver.ended()[1]
-    assert second.error == "no command for 1 s"
+    assert second.error == "no command for 2 s"
     assert second.steps >= 3
 
 
@@ -199,6 +198,7 @@ def test_the_policy_is_reset_between_episodes(stage: Stage) -> None:
     assert stage.driver.resets == 2
     assert [event.seed for event in stage.driver.ended()] == [7, 8, 9]
     assert {event.task for event in stage.driver.events} == {"drawer-close"}
+    stage.spin(lambda: bool(stage.driver.joints))
     assert "right_j0" in stage.driver.joints[0].name
 
 
@@ -229,9 +229,8 @@ def test_bad_parameters_are_refused(stage: Stage, parameter: str, value: Any, wo
 
 
 def start_process(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(DOMAIN), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     command = [sys.executable, "-m", "flashvla_ros.nodes.robot_node", "--ros-args", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -239,7 +238,7 @@ def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
     process = start_process("-p", "image_size:=32")  # real signals need a process of their own
     stage.spin(lambda: bool(stage.driver.images))
     process.send_signal(number)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert "Traceback" not in output
 
@@ -250,7 +249,7 @@ def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
     process = start_process(*arguments)
-    output, _ = process.communicate(timeout=40)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert words in output
     assert len(output.splitlines()) == 1
