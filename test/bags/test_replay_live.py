@@ -37,7 +37,7 @@ def drive(bench: PolicyBench) -> None:
             header = Header(stamp=bench.node.get_clock().now().to_msg(), frame_id="camera")
             steps = len(bench.gates)
             bench.image.publish(encode_image(picture(len(bench.gates)), header))
-            bench.until(lambda: len(bench.gates) > steps, "the next step", timeout_s=30)  # noqa: B023
+            bench.until(lambda: len(bench.gates) > steps, "the next step")  # noqa: B023
 
     bench.say("open the drawer")
     show(8)

@@ -39,7 +39,7 @@ def test_a_full_queue_drops_counts_and_never_waits(tmp_path):
     with writer._file:  # a disk that has stopped answering
         producer = threading.Thread(target=lambda: [writer.write(topic, index, message) for index in range(100)])
         producer.start()
-        producer.join(timeout=5)
+        producer.join(timeout=60)
         assert not producer.is_alive()
     writer.close()
     assert writer.dropped["/words"] == 100 - writer.written["/words"]
@@ -56,7 +56,7 @@ def test_a_failing_disk_stops_the_recording_with_one_line(tmp_path, monkeypatch)
 
     monkeypatch.setattr(writer._writer.storage, "write", fail)
     writer.write(topic, 0, b"1234")
-    writer._thread.join(timeout=5)
+    writer._thread.join(timeout=60)
     with pytest.raises(BagError, match="No space left on device"):
         writer.check()
     writer.write(topic, 1, b"1234")

@@ -21,7 +21,7 @@ def test_a_close_wakes_the_taker_and_what_comes_later_is_ignored() -> None:
     taker = threading.Thread(target=lambda: taken.append(box.take()))
     taker.start()
     box.close()
-    taker.join(10)
+    taker.join(60)
     assert taken == [None]
     box.post(1)
     assert box.take() is None
@@ -50,9 +50,9 @@ def test_under_threads_nothing_is_lost_twice_or_out_of_order() -> None:
     for poster in posters:
         poster.join()
     box.post(last)
-    assert arrived.wait(10)
+    assert arrived.wait(60)
     box.close()
-    taker.join(10)
+    taker.join(60)
     assert len(taken) + box.dropped == 4 * 2000 + 1
     for poster in range(4):
         numbers = [number for who, number in taken if who == poster]

@@ -16,7 +16,7 @@ from flashvla_ros.nodes.children import Child, stop_all
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < end_s, what
         time.sleep(0.02)

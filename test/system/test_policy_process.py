@@ -56,6 +56,12 @@ class Robot:
             self._images.publish(encode_image(image, Header(stamp=stamp)))
             self.spin(0.1)
 
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        end_s = time.monotonic() + 60.0
+        while not condition():
+            assert time.monotonic() < end_s, f"{what} did not come"
+            self._executor.spin_once(timeout_sec=0.1)
+
     def spin(self, duration_s: float) -> None:
         end_s = time.monotonic() + duration_s
         while (remaining_s := end_s - time.monotonic()) > 0:
@@ -87,11 +93,10 @@ def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, n
         _, output = process.communicate(timeout=300)
     finally:
         process.kill()
-    robot.spin(0.5)
     assert process.returncode == 0, output
     assert output.count(f"stopped, deactivated: {name}") == 1
     assert "Traceback" not in output
-    assert robot.commands[-1].twist == Twist()
+    robot.until(lambda: robot.commands[-1].twist == Twist(), "the stop action")
 
 
 def test_a_signal_while_the_model_loads_ends_it_too(tmp_path):
