@@ -45,8 +45,9 @@ class Frames:
     """Streams the observations of a recording; no more than one image of each camera is held.
 
     With the node's steps in `log`, exactly the observations that it answered come out, in their order. Otherwise
-    every image makes one, at most `rate_hz` of them in a second. Where the robot is counts for `state_timeout_s`, and a
-    pose only in the frame `frame_id`, as in the node.
+    every image of the first camera makes one, at most `rate_hz` of them in a second, and none while another camera is
+    silent for more than `image_timeout_s`. Where the robot is counts for `state_timeout_s`, and a pose only in the
+    frame `frame_id`, as in the node.
 
     Attributes:
         warnings: Complete after iterating: what was left out, or is odd.
@@ -61,6 +62,7 @@ class Frames:
         *,
         instruction: str = "",
         rate_hz: float = 0.0,
+        image_timeout_s: float = float("inf"),
         state_timeout_s: float = 1.0,
         frame_id: str = "base_link",
     ) -> None:
@@ -68,6 +70,7 @@ class Frames:
         self._topics = topics
         self._finder = StepFinder(log.steps) if log and log.steps else None
         self._interval_s = 1.0 / rate_hz - JITTER_S if rate_hz > 0.0 else 0.0
+        self._image_timeout_s = image_timeout_s
         self._instruction = instruction
         self._cameras = {topic: camera for camera, topic in topics.images.items()}
         self._first = next(iter(topics.images))
@@ -134,7 +137,7 @@ class Frames:
             recorded = self._finder.find(sec * 10**9 + nanosec, message.time_ns)
             if recorded is None:
                 return None
-        elif 0.0 <= stamp_s - self._stamp_s < self._interval_s:
+        elif 0.0 <= stamp_s - self._stamp_s < self._interval_s or self._is_silent(message.time_ns):
             return None
         instruction = recorded.instruction if recorded else self._instruction
         if len(self._latest) < len(self._cameras) or not instruction:
@@ -155,6 +158,14 @@ class Frames:
         )
         observation = Observation(images, instruction, stamp_s, joint_positions=joints, pose=pose)
         return Frame(self._count, observation, message.time_ns, recorded, reset)
+
+    def _is_silent(self, now_ns: int) -> bool:
+        for camera, newest in self._latest.items():
+            silence_s = (now_ns - newest.time_ns) * 1e-9
+            if silence_s > self._image_timeout_s:
+                self._odd("silent", f"camera {camera} is silent for {silence_s:.2f} s at {now_ns / 1e9:.3f} s")
+                return True
+        return False
 
     def _stamp(self, content: Any, message: RawMessage) -> tuple[int, int]:
         """Seconds and nanoseconds of an image, those of its recording where the driver does not stamp."""

@@ -69,6 +69,7 @@ class Source:
             None if self.every_image else log,
             instruction=self.instruction or settings.node.instruction,
             rate_hz=settings.control.rate_hz,
+            image_timeout_s=settings.control.image_timeout_s,
             state_timeout_s=settings.control.state_timeout_s,
             frame_id=settings.command.frame_id,
         )

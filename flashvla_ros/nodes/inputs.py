@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -64,7 +64,9 @@ def checked_instruction(text: str) -> str:
 
 
 class Inputs:
-    """Everything the node hears. An observation is made whenever the first camera's image arrives.
+    """Everything the node hears.
+
+    An observation is made whenever the first camera's image arrives and no other camera is silent.
 
     Attributes:
         instruction: The instruction in force, empty until there is one.
@@ -83,6 +85,7 @@ class Inputs:
         self._settings = settings
         self._listener = listener
         self._images: dict[str, ImageArray] = {}
+        self._received_s: dict[str, float] = {}
         self._joints, self._pose = RobotState(), RobotState()
         given = settings().node.instruction
         self.instruction = checked_instruction(given) if given else ""
@@ -107,6 +110,7 @@ class Inputs:
     def start(self) -> None:
         """Listen to images from now on; those of the time before are stale."""
         self._images.clear()
+        self._received_s.clear()
         self.listening = True
 
     def close(self) -> None:
@@ -119,12 +123,21 @@ class Inputs:
     @property
     def missing(self) -> str:
         """What no observation can be made without, in words; empty where nothing is missing."""
-        topics = [topic.name for camera, topic in self._topics.items() if camera not in self._images]
-        if topics:
-            return "no usable image yet on " + ", ".join(self._node.resolve_topic_name(name) for name in topics)
+        if topics := self._resolved(camera for camera in self._topics if camera not in self._images):
+            return f"no usable image yet on {topics}"
+        if topics := self._resolved(self._silent(time.monotonic())):
+            return f"no usable image any more on {topics}"
         if not self.instruction:
             return "no instruction yet on " + self._node.resolve_topic_name(interfaces.INSTRUCTION.name)
         return ""
+
+    def _resolved(self, cameras: Iterable[str]) -> str:
+        return ", ".join(self._node.resolve_topic_name(self._topics[camera].name) for camera in cameras)
+
+    def _silent(self, now_s: float) -> list[str]:
+        """Cameras for which the watchdog stops the robot: an old picture of theirs must not move it again."""
+        limit_s = self._settings().control.image_timeout_s
+        return [camera for camera, received_s in self._received_s.items() if now_s - received_s > limit_s]
 
     def positions(self) -> dict[str, float]:
         """Return where the robot is, by the name of a joint or of a part of its pose; what is too old is left out."""
@@ -157,7 +170,7 @@ class Inputs:
         except ObservationError as error:
             self.rejections.add(f"camera {camera}: {error}")
             return
-        before, self._images[camera] = self._images.get(camera), image
+        before, self._images[camera], self._received_s[camera] = self._images.get(camera), image, received_s
         self._listener.image(camera, before is not None and same_picture(before, image))
         if camera == self._first:
             self.images.add(received_s)

@@ -32,7 +32,7 @@ from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health
 from flashvla_ros.nodes.transitions import reported
-from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory, load_policy
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory, check_before_loading, load_policy
 
 
 class PolicyNode(LifecycleNode):
@@ -74,6 +74,8 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check what can be checked without the model, and open the topics."""
         self._release()  # what an attempt that failed half-way has left
+        if self._policy_factory is load_policy:
+            check_before_loading(self.settings)
         self._spec = ActionSpec.of(self.settings.action)
         self._table.put(urdf_limits(self, self.settings.limits, self._spec))
         check_reported(self, self._spec)

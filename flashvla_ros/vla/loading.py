@@ -37,6 +37,20 @@ class LoadedPolicy:
 PolicyFactory = Callable[[Settings], LoadedPolicy]
 
 
+def check_before_loading(settings: Settings) -> None:
+    """Check what is known of every OpenVLA checkpoint, before minutes are spent on reading one.
+
+    Raises:
+        SettingsError: More cameras are declared than it sees.
+    """
+    names = list(settings.camera.names)
+    if len(names) > 1:
+        raise SettingsError(
+            f"an OpenVLA checkpoint sees one camera, but camera.names has {len(names)}: {names}; keep the one that it "
+            "was trained on"
+        )
+
+
 def load_policy(settings: Settings) -> LoadedPolicy:
     """Load the OpenVLA checkpoint that the settings name, or the demo policy, and warm it up.
 
@@ -44,6 +58,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         CheckpointError: The folder is not a complete OpenVLA checkpoint, or does not fit into memory.
         SettingsError: This machine or this checkpoint cannot do what the settings ask.
     """
+    check_before_loading(settings)
     # Torch takes seconds to import: only a node that loads a model pays for it.
     import torch
 
@@ -55,9 +70,6 @@ def load_policy(settings: Settings) -> LoadedPolicy:
 
     def check(changed: Settings) -> None:
         check_layer(changed.pruning, depth)
-        if len(changed.camera.names) > 1:
-            names = list(changed.camera.names)
-            raise SettingsError(f"an OpenVLA checkpoint sees one camera, but camera.names has {len(names)}: {names}")
 
     check(settings)
     policy.warm_up(settings.pruning, settings.node.instruction.strip())

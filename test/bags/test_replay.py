@@ -112,6 +112,19 @@ def test_joint_positions_and_every_camera_are_there(tmp_path):
     assert np.array_equal(seen[0].images["right"], picture(50))
 
 
+def test_no_observation_is_made_while_another_camera_is_silent(tmp_path):
+    messages = []
+    for index in range(12):
+        time_ns = START_NS + index * 10**8
+        messages.append(("/left/image", IMAGE, time_ns, raw_image(picture(index), time_ns)))
+        if index in (0, 9):
+            messages.append(("/right/image", IMAGE, time_ns + 10**6, raw_image(picture(50), time_ns)))
+    changed = {"camera.names": ("left", "right"), "control.image_timeout_s": 0.45}
+    _, seen, warnings = play(write_bag(tmp_path / "bag", messages), changed=changed, instruction="go")
+    assert [round((observation.stamp_s - START_NS / 1e9) * 10) for observation in seen] == [1, 2, 3, 4, 10, 11]
+    assert any("camera right is silent for 0.50 s" in warning and "(and 4 more)" in warning for warning in warnings)
+
+
 def test_the_rate_of_the_control_step_is_kept(tmp_path):
     bag = write_bag(tmp_path / "bag", drive(30, hz=30.0))
     _, seen, _ = play(bag, changed={"control.rate_hz": 10.0})

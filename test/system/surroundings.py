@@ -41,8 +41,9 @@ class Peer:
         lines: What it has printed.
     """
 
-    def __init__(self, role: str) -> None:
-        command = [sys.executable, str(HERE / "peer.py"), role]
+    def __init__(self, role: str, *remappings: str) -> None:
+        rules = [word for rule in remappings for word in ("-r", rule)]
+        command = [sys.executable, str(HERE / "peer.py"), role, "--ros-args", *rules]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self._process.stdout.readline, "")))
@@ -65,11 +66,11 @@ class Camera:
         shift_s: Added to every stamp.
     """
 
-    def __init__(self, qos: QoSProfile | int = 1) -> None:
+    def __init__(self, qos: QoSProfile | int = 1, topic: str = "image") -> None:
         self.context = Context()
         rclpy.init(context=self.context)
         self.node = Node("camera", context=self.context)
-        self._publisher: Publisher[Any] = self.node.create_publisher(interfaces.IMAGE.type, "image", qos)
+        self._publisher: Publisher[Any] = self.node.create_publisher(interfaces.IMAGE.type, topic, qos)
         self._rng = np.random.default_rng()
         self._picture = self._noise()
         self._due_s = time.monotonic()
@@ -171,8 +172,12 @@ class Surroundings:
 
     def wait_for_steps(self) -> None:
         """Wait until the robot has moved for two steps in a row."""
-        count = len(self.gates)
-        self.until(lambda: len(self.gates) >= count + 3 and self.commands[-1].twist.linear.x != 0.0, "steps")
+        count = len(self.gates) + 3
+        self.until(lambda: len(self.gates) >= count and self._moving, "steps")
+
+    @property
+    def _moving(self) -> bool:
+        return bool(self.commands) and self.commands[-1].twist.linear.x != 0.0
 
     def unplug(self) -> float:
         """Take the camera away, participant and all; returns the stamp of its last picture."""

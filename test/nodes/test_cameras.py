@@ -1,0 +1,127 @@
+"""Several cameras: the policy sees all of them, each has its own staleness, raw or compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import ScriptedPolicy
+from policy_bench import PolicyBench
+
+from flashvla_ros.core.types import Observation
+from flashvla_ros.msg import GateStatus
+from flashvla_ros.vla.loading import load_policy
+
+MakeBench = Callable[..., PolicyBench]
+ERROR = b"\x02"
+
+
+class Seeing(ScriptedPolicy):
+    """Notes what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Observation] = []
+
+    def infer(self, observation: Observation, *arguments: Any) -> Any:
+        self.seen.append(observation)
+        return super().infer(observation, *arguments)
+
+
+@pytest.fixture
+def make() -> Iterator[MakeBench]:
+    benches: list[PolicyBench] = []
+
+    def make(policy: ScriptedPolicy | None = None, **parameters: Any) -> PolicyBench:
+        values = {"camera__names": ["front", "wrist"], "control__image_timeout_s": 30.0, **parameters}
+        benches.append(PolicyBench(policy, **values))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.close()
+
+
+def show(bench: PolicyBench, camera: str, level: int) -> None:
+    """Show a picture of one camera, and wait until the node has it."""
+    before = bench.node._inputs._received_s.get(camera)
+    bench.show(level, camera)
+    bench.until(lambda: bench.node._inputs._received_s.get(camera) != before, camera)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_observation_has_the_newest_picture_of_every_camera_in_their_order(make, compressed):
+    policy = Seeing()
+    bench = make(policy, camera__compressed=compressed, gate__mode="off").start()
+    assert set(bench.cameras) == {"front", "wrist"}
+    end = "/image/compressed" if compressed else "/image"
+    assert [publisher.topic_name for publisher in bench.cameras.values()] == [f"/front{end}", f"/wrist{end}"]
+    show(bench, "front", 40)
+    bench.report()
+    assert f"no usable image yet on /wrist{end}" in bench.diagnostics[-1].status[0].message
+    assert not bench.gates
+    show(bench, "wrist", 80)
+    show(bench, "wrist", 160)
+    bench.step(200)
+    [seen] = policy.seen
+    assert list(seen.images) == ["front", "wrist"]
+    assert [round(float(np.mean(image))) for image in seen.images.values()] == pytest.approx([200, 160], abs=1)
+
+
+@pytest.mark.parametrize(("silent", "other"), [("front", "wrist"), ("wrist", "front")])
+def test_the_silence_of_either_camera_stops_the_robot_until_it_is_back(make, silent, other):
+    bench = make(control__stop_action="zero").start()
+    show(bench, "wrist", 100)
+    bench.step(100)
+    assert bench.set("control.image_timeout_s", 0.3).successful
+    shown = 100
+
+    def go_on() -> bool:
+        nonlocal shown
+        shown += 1
+        bench.show(shown, other)
+        bench.spin(0.05)
+        return bool(bench.logged("stopped, image_timeout"))
+
+    bench.until(go_on, "the stop")
+    # Its pictures from before must not move the robot again, though the other camera is alive.
+    steps, commands = len(bench.gates), len(bench.commands)
+    for _ in range(10):
+        go_on()
+    status = bench.report()
+    assert (status.state, len(bench.gates), len(bench.commands)) == ("stopped", steps, commands)
+    assert status.stops == 1
+    assert status.stop_reason.startswith(f"image_timeout: no image of camera {silent!r} for ")
+    [entry] = bench.diagnostics[-1].status
+    assert (entry.level, entry.message) == (ERROR, f"stopped: {status.stop_reason}")
+    assert bench.log_line("stopped, image_timeout") == f"stopped, {status.stop_reason}"
+    assert bench.commands[-1].twist.linear.x == 0.0
+    assert bench.set("control.image_timeout_s", 30.0).successful  # a slow machine must not stop it again
+    show(bench, "wrist", 90)
+    gate = bench.step(91)
+    assert (gate.decision, gate.reason) == (GateStatus.INFER, "image_timeout")
+    assert bench.report().state == "running"
+
+
+def test_a_camera_that_falls_silent_while_nothing_moves_is_named(make):
+    bench = make(node__instruction="", control__image_timeout_s=0.1)
+    assert bench.activate()
+    for camera in bench.cameras:
+        show(bench, camera, 100)
+    bench.spin(0.2)
+    bench.report()
+    words = "waiting: no usable image any more on /front/image, /wrist/image"
+    assert bench.diagnostics[-1].status[0].message == words
+
+
+def test_a_checkpoint_that_sees_one_camera_refuses_two_before_it_is_read():
+    bench = PolicyBench(factory=load_policy, camera__names=["front", "wrist"], model__checkpoint="/nowhere")
+    try:
+        assert not bench.configure()
+        assert bench.state() == "unconfigured"
+        line = bench.log_line("an OpenVLA checkpoint sees one camera")
+        assert "camera.names has 2: ['front', 'wrist']; keep the one that it was trained on" in line
+    finally:
+        bench.close()
