@@ -24,6 +24,7 @@ from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.engine.base import Start, make_engine
+from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
@@ -144,7 +145,8 @@ class OpenVLAPolicy:
         stages.done("vision")
         key = round(observation.stamp_s * 1e9)
         drafted = usable_tokens(draft, self.action_size, self.model.config.llama().vocab_size)
-        start = self.engine.prefill(visual, prompt, drafted, pruning, key, similarity, done=stages.done)
+        query = Query(prompt, pruning, drafted, key, similarity)
+        start = self.engine.prefill(visual, query, done=stages.done)
         stages.done("prefill")
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
         tokens, kept = _to_host(self.engine.decode(start, verdict.tokens), start.kept)

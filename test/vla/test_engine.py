@@ -11,6 +11,8 @@ import pytest
 import torch
 from checkpoints import random_model, tiny_config, write_checkpoint
 from test_policy import observation
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Observation
@@ -20,6 +22,7 @@ from flashvla_ros.vla.engine.base import EagerEngine
 from flashvla_ros.vla.engine.buffers import Upload
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls, Run
 from flashvla_ros.vla.engine.lean import LeanDecoder
+from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
@@ -124,16 +127,16 @@ def test_a_run_is_recorded_once_and_buffers_stay_where_they_are(folder):
     policy = with_engine(folder, recorder, 16)
     pruning = PruningSettings(keep_ratio=0.5)
     policy.infer(observation(), pruning)
-    assert recorder.recorded == 4  # vision, before and after the pruning layer, one token
+    assert recorder.recorded == 5  # vision, before and after the pruning layer, the choice between, one token
     (bucket,) = policy.engine._buckets.values()
     places = [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
     for seed in range(5):
         policy.infer(observation(seed), pruning)
-    assert recorder.recorded == 4
+    assert recorder.recorded == 5
     policy.infer(observation(), pruning, draft=Draft(np.array([1, 2, 3, 4])))
-    assert recorder.recorded == 5  # a draft reads more rows of the last layer
+    assert recorder.recorded == 6  # a draft reads more rows of the last layer
     policy.infer(observation(), PruningSettings(keep_ratio=0.25))
-    assert recorder.recorded == 7  # another budget, from the pruning layer on
+    assert recorder.recorded == 9  # another budget: the choice, and all from the pruning layer on
     assert places == [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
 
 
@@ -157,16 +160,14 @@ def test_other_decoders(changes):
     config = tiny_config()
     config.text_config.update(changes)
     model = random_model(config)
-    eager, pruning = EagerEngine(model, 4), PruningSettings(keep_ratio=0.5)
+    eager = EagerEngine(model, 4)
     pixels = torch.randn(1, 6, 56, 56, generator=torch.Generator().manual_seed(0))
-    prompt = [1, *range(300, 311)]
+    query = Query([1, *range(300, 311)], PruningSettings(keep_ratio=0.5))
     with torch.inference_mode():
         visual = model.visual_tokens(pixels)
-        expected = eager.decode(eager.prefill(visual, prompt, (), pruning), ())
+        expected = eager.decode(eager.prefill(visual, query), ())
         static = StaticEngine(model, 4, SdpaAttention(), DirectCalls(), 16)
-        assert torch.equal(
-            static.decode(static.prefill(static.visual_tokens(pixels), prompt, (), pruning), ()), expected
-        )
+        assert torch.equal(static.decode(static.prefill(static.visual_tokens(pixels), query), ()), expected)
 
 
 def held_bytes(model) -> int:
@@ -197,6 +198,62 @@ def test_an_upload_leaves_what_it_does_not_name():
     upload([1, 2, 3, 4])
     upload([9])
     assert upload.values.tolist() == [9, 2, 3, 4]
+
+
+class NothingForTheHost(TorchDispatchMode):
+    """Fails where an operation hands a value to the host, has a shape made of one, or reads the host's memory."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
+        by_number = operation is torch.ops.aten.index.Tensor and not any(one.dtype == torch.bool for one in tensors)
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags)
+        assert (by_number or not tags) and "linalg_eigh" not in str(operation), operation
+        assert {one.device.type for one in tensors} <= {"meta"}, operation
+        return result
+
+
+class WatchedCalls:
+    """Runs what it records once more under a watch, without a device, as the capture of a CUDA graph would."""
+
+    def __init__(self) -> None:
+        self.recorded: list[str] = []
+
+    def record(self, run: Run) -> Run:
+        run()  # sends to the device what is sent once
+        with NothingForTheHost():
+            run()
+        self.recorded.append(run.__qualname__.split(".")[1])
+        return run
+
+
+RECORDED = [name for name, method in METHODS.items() if method.recordable]
+
+
+@pytest.mark.parametrize("method", [*RECORDED, "none"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_what_a_cuda_graph_records_never_asks_the_host(method, layer):
+    """On the meta device every function of the engine takes the path of CUDA, and there is no value to look at."""
+    recorder = WatchedCalls()
+    engine = StaticEngine(random_model(tiny_config()).to("meta"), 4, SdpaAttention(), recorder, 16)
+    query = Query([1, *range(300, 311)], PruningSettings(method=method, keep_ratio=0.5, layer=layer), (5, 6, 7, 8))
+    with torch.inference_mode():
+        visual = engine.visual_tokens(torch.empty(1, 6, 56, 56, device="meta"))
+        engine.decode(engine.prefill(visual, query), (5, 6))
+    choice = [] if method == "none" else ["_choose"]
+    assert recorder.recorded == ["_see", "_before", *choice, "_after", "_step"]
+
+
+def test_only_what_needs_the_host_is_left_out():
+    """One draws by the observation's stamp; the other compares with the frame before, and may find none."""
+    assert {*METHODS} - {*RECORDED} == {"random", "temporal"}
+
+
+def test_the_watch_sees_what_would_stall_a_step():
+    scores = torch.empty(8, device="meta")
+    for stall in (lambda: scores.nonzero(), lambda: torch.linalg.eigh(torch.outer(scores, scores)), scores.cpu):
+        with NothingForTheHost(), pytest.raises((AssertionError, NotImplementedError)):
+            stall()
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import Prefill, decode, prefill, untimed
 from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
+from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.model import OpenVLA
 
@@ -41,26 +41,12 @@ class Engine(Protocol):
         """Map normalised images [1, 3 per tower, S, S] to visual tokens [1, N, d]."""
         ...
 
-    def prefill(
-        self,
-        visual: Tensor,
-        prompt: Sequence[int],
-        drafted: Sequence[int],
-        pruning: PruningSettings,
-        key: int = 0,
-        similarity: Tensor | None = None,
-        *,
-        done: Callable[[str], None] = untimed,
-    ) -> Start:
-        """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
+    def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> Start:
+        """Run the decoder over the prompt and the draft.
 
         Args:
             visual: [1, N, d].
-            prompt: BOS first.
-            drafted: Guess of the action's tokens, may be empty.
-            pruning: Which visual tokens the layers from ``pruning.layer`` on see.
-            key: Tells observations apart for the random method.
-            similarity: [N] of each patch with the frame before, None where there is none.
+            query: What is asked for.
             done: Called as a part of the prefill ends, so that ``scoring`` is timed apart from ``prefill`` before it.
 
         Raises:
@@ -89,21 +75,12 @@ class EagerEngine:
         """See :class:`Engine`."""
         return self._model.visual_tokens(pixels)
 
-    def prefill(
-        self,
-        visual: Tensor,
-        prompt: Sequence[int],
-        drafted: Sequence[int],
-        pruning: PruningSettings,
-        key: int = 0,
-        similarity: Tensor | None = None,
-        *,
-        done: Callable[[str], None] = untimed,
-    ) -> Prefill:
+    def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> Prefill:
         """See :class:`Engine`."""
-        ids = torch.tensor([prompt], device=visual.device)
-        draft = torch.tensor([drafted], device=visual.device) if drafted else None
-        return prefill(self._model, visual, ids, self._size - 1, pruning, key, similarity, draft, done=done)
+        ids = torch.tensor([query.prompt], device=visual.device)
+        draft = torch.tensor([query.drafted], device=visual.device) if query.drafted else None
+        room, pruning = self._size - 1, query.pruning
+        return prefill(self._model, visual, ids, room, pruning, query.key, query.similarity, draft, done=done)
 
     def decode(self, start: Prefill, known: Sequence[int]) -> Tensor:
         """See :class:`Engine`."""

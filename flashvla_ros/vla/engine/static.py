@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from flashvla_ros.vla.engine.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import Recorder, Run
 from flashvla_ros.vla.engine.lean import LeanDecoder
+from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.pruning.probe import LayerView, view_of
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
@@ -89,35 +90,25 @@ class StaticEngine:
         self._vision()
         return self._visual
 
-    def prefill(
-        self,
-        visual: Tensor,
-        prompt: Sequence[int],
-        drafted: Sequence[int],
-        pruning: PruningSettings,
-        key: int = 0,
-        similarity: Tensor | None = None,
-        *,
-        done: Callable[[str], None] = untimed,
-    ) -> StaticStart:
+    def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> StaticStart:
         """See :class:`flashvla_ros.vla.engine.base.Engine`."""
+        pruning, drafted = query.pruning, query.drafted
         check_layer(pruning, len(self.model.layers))
         if visual is not self._visual:
             self._visual.copy_(visual)
-        bucket = self._bucket(len(prompt) + max(len(drafted) - 1, 0))
+        bucket = self._bucket(len(query.prompt) + max(len(drafted) - 1, 0))
         buffers, count = bucket.buffers, self._count
         k = count if pruning.method == "none" else kept_count(pruning.keep_ratio, count)
         layer = pruning.layer if k < count else 0
-        length = count + len(prompt)
+        length = count + len(query.prompt)
         before = self._run(bucket, self._before, layer)
-        buffers.input([length, *prompt, *drafted[:-1]])
+        choose = self._chooser(bucket, k, length, query) if k < count else None
+        buffers.input([length, *query.prompt, *drafted[:-1]])
         before()
         kept, stay = None, count
-        if k < count:
-            view = self._view(buffers, length, layer, key, similarity)
+        if choose is not None:
             done("prefill")
-            chosen = METHODS[pruning.method].select(view, k, pruning)
-            kept = buffers.kept[: len(chosen)].copy_(chosen)
+            kept = buffers.kept[: choose()]
             done("scoring")
             stay = len(kept) if pruning.drop else count
         elif pruning.method != "none":
@@ -147,7 +138,7 @@ class StaticEngine:
             self._buckets.popitem(last=False)
         return self._buckets[prompt]
 
-    def _run(self, bucket: Bucket, make: Callable[..., Run], *arguments: int) -> Run:
+    def _run(self, bucket: Bucket, make: Callable[..., Run], *arguments: Hashable) -> Run:
         """Return `make(buffers, *arguments)`, recorded once."""
         key = (make.__name__, *arguments)
         if key not in bucket.runs:
@@ -157,15 +148,33 @@ class StaticEngine:
             bucket.runs[key] = self._recorder.record(make(bucket.buffers, *arguments))
         return bucket.runs[key]
 
-    def _view(self, buffers: PromptBuffers, length: int, layer: int, key: int, similarity: Tensor | None) -> LayerView:
+    def _chooser(self, bucket: Bucket, k: int, length: int, query: Query) -> Callable[[], int]:
+        """Return what selects tokens, writes their indices into the buffers and returns their number."""
+        buffers, pruning = bucket.buffers, query.pruning
+        method = METHODS[pruning.method]
+        if method.recordable:
+            run = self._run(bucket, self._choose, k, length if method.reads_text else buffers.rows, pruning)
+
+            def recorded() -> int:
+                run()
+                return k
+
+            return recorded
+
+        def direct() -> int:
+            view = self._view(buffers, length, pruning.layer, query)
+            chosen = method.select(view, k, pruning)
+            buffers.kept[: len(chosen)].copy_(chosen)
+            return len(chosen)
+
+        return direct
+
+    def _view(self, buffers: PromptBuffers, length: int, layer: int, query: Query | None = None) -> LayerView:
         """What a pruning method may look at: the rows before the draft and the padding."""
         rotary = tuple(part[:, :length] for part in buffers.rotary)
-        entering, attention, hidden = (
-            tensor[:, :length] for tensor in (buffers.entering, buffers.attention, buffers.hidden)
-        )
-        return view_of(
-            self.model, self._visual, entering, attention, hidden, layer, rotary, key=key, similarity=similarity
-        )
+        states = (tensor[:, :length] for tensor in (buffers.entering, buffers.attention, buffers.hidden))
+        key, similarity = (query.key, query.similarity) if query else (0, None)
+        return view_of(self.model, self._visual, *states, layer, rotary, key=key, similarity=similarity)
 
     # What is recorded. Each returns a function over the buffers.
 
@@ -185,6 +194,15 @@ class StaticEngine:
             buffers.entering.copy_(entering)
             buffers.hidden.copy_(hidden)
             buffers.attention.copy_(attention)
+
+        return run
+
+    def _choose(self, buffers: PromptBuffers, k: int, length: int, pruning: PruningSettings) -> Run:
+        """Select `k` visual tokens by what the first `length` rows hold."""
+
+        def run() -> None:
+            view = self._view(buffers, length, pruning.layer)
+            buffers.kept[:k].copy_(METHODS[pruning.method].select(view, k, pruning))
 
         return run
 

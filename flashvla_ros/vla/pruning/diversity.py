@@ -22,9 +22,10 @@ def farthest_from_each_other(tokens: Tensor, k: int) -> Tensor:
     nearest = distances.clone().fill_diagonal_(torch.inf).amin(dim=1)
     chosen = torch.empty(k, dtype=torch.long, device=tokens.device)
     for number in range(k):
-        index = nearest.argmax()
-        chosen[number] = index
-        nearest = distances[index] if number == 0 else torch.minimum(nearest, distances[index])
+        index = nearest.argmax(dim=0, keepdim=True)  # [1]: indexing by a single number would make the host wait
+        chosen[number : number + 1] = index
+        further = distances.index_select(0, index)[0]
+        nearest = further if number == 0 else torch.minimum(nearest, further)
         nearest = nearest.index_fill(0, chosen[: number + 1], -torch.inf)
     return chosen
 
@@ -53,11 +54,11 @@ def least_duplicated(states: Tensor, norms: Tensor, count: int, k: int) -> Tenso
     cosines = rows[pivots] @ rows[:count].T  # [pivots, N]
     chosen = [visual]
     free = torch.ones(count, dtype=torch.bool, device=states.device)
-    free[visual] = False
+    free.index_fill_(0, visual, value=False)
     share, rest = divmod(k - len(visual), len(pivots))
     for number, cosine in enumerate(cosines):
         quota = share + (number < rest)
         added = cosine.masked_fill(~free, torch.inf).argsort(stable=True)[:quota]
-        free[added] = False
+        free.index_fill_(0, added, value=False)
         chosen.append(added)
     return torch.cat(chosen)

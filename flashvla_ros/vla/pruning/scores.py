@@ -5,21 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flashvla_ros.vla.pruning.eigen import eigh_by_products
+
 
 def information_contribution(tokens: Tensor, rank: int = 0) -> Tensor:
     """Information contribution score of each row of tokens [N, d], in float32 (FlashVLA, arXiv 2505.21200).
 
     With T = UΣVᵀ, row x scores Σᵢ |u_xi σᵢ| over the first `rank` singular values (0: all). Since UΣ = TV, the
-    eigenvectors of the smaller of the Gram matrices TTᵀ = UΣ²Uᵀ and TᵀT = VΣ²Vᵀ give it without the decomposition.
+    eigenvectors of the smaller of the Gram matrices TTᵀ = UΣ²Uᵀ and TᵀT = VΣ²Vᵀ give it without the decomposition. On
+    the CPU LAPACK finds them; elsewhere matrix products do, so that the host need not wait.
     """
     rows = tokens.float()
-    if rows.shape[0] <= rows.shape[1]:
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
-        basis = vectors * values.clamp(min=0).sqrt()
-    else:
-        basis = rows @ torch.linalg.eigh(rows.T @ rows).eigenvectors
-    largest = basis if rank == 0 else basis[:, -rank:]  # eigh sorts ascending
-    return largest.abs().sum(dim=1)
+    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    values, vectors = torch.linalg.eigh(gram) if gram.device.type == "cpu" else eigh_by_products(gram)
+    return contribution_along(rows, values, vectors, rank)
+
+
+def contribution_along(rows: Tensor, values: Tensor, vectors: Tensor, rank: int = 0) -> Tensor:
+    """Score of each of rows [N, d], given eigenvalues and eigenvectors, in any order, of the smaller Gram matrix."""
+    basis = vectors * values.clamp(min=0).sqrt() if rows.shape[0] <= rows.shape[1] else rows @ vectors
+    if rank:
+        basis = basis.index_select(1, values.topk(min(rank, len(values))).indices)
+    return basis.abs().sum(dim=1)
 
 
 def centred(tokens: Tensor) -> Tensor:

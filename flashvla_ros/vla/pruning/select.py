@@ -33,6 +33,8 @@ class Method:
         reads_at_0: What it looks at where ``pruning.layer`` is 0 and no decoder layer has run.
         needs_attention: It needs attention weights; the rows it reads are computed beside the layer's own attention.
         needs_frame: It compares the frame with the one before.
+        recordable: Which kernels run depends on shapes and settings alone, so a CUDA graph can record it.
+        reads_text: It looks at the prompt, so that a record of it serves prompts of one length.
     """
 
     select: Selector
@@ -41,6 +43,8 @@ class Method:
     reads_at_0: str
     needs_attention: bool = False
     needs_frame: bool = False
+    recordable: bool = True
+    reads_text: bool = False
 
 
 def kept_count(keep_ratio: float, count: int) -> int:
@@ -136,6 +140,7 @@ METHODS: Mapping[str, Method] = {
         "attention paid by the last prompt token",
         "the same, as layer 0 would pay it",
         needs_attention=True,
+        reads_text=True,
     ),
     "divprune": Method(_divprune, "DivPrune, arXiv 2503.02175", "projector output", "projector output"),
     "dart": Method(
@@ -143,6 +148,7 @@ METHODS: Mapping[str, Method] = {
         "DART, arXiv 2502.11494",
         "normed hidden state, norms of the keys",
         "normed embeddings, norms of the keys of layer 0",
+        reads_text=True,
     ),
     "temporal": Method(
         _temporal,
@@ -150,6 +156,7 @@ METHODS: Mapping[str, Method] = {
         "pixels of this frame and of the one before",
         "pixels of this frame and of the one before",
         needs_frame=True,
+        recordable=False,  # without a frame before it keeps another number of tokens
     ),
     "norm": Method(
         _by_score(lambda view, _settings: row_norm(view.attention)),
@@ -157,7 +164,7 @@ METHODS: Mapping[str, Method] = {
         "self-attention output",
         "projector output",
     ),
-    "random": Method(_random, "control", "nothing", "nothing"),
+    "random": Method(_random, "control", "nothing", "nothing", recordable=False),  # drawn anew on the host
 }
 
 

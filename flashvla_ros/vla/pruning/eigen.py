@@ -1,0 +1,58 @@
+"""Eigenvectors of a symmetric matrix by matrix products alone, in a fixed number of iterations.
+
+``torch.linalg.eigh`` on CUDA asks the device whether it converged, so the host waits inside the step and no CUDA graph
+can record it. Here which kernels run depends on the size of the matrix alone.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+ITERATIONS = 24  # bench/ics_cost.py: tokens of a policy need 20, noise of 256 x 4096 needs 24
+_DAMPING = 0.3
+_LARGEST_TURN = 1.0  # where I + K + K²/2 stretches by 12 %, of which one Newton-Schulz step leaves 2 %
+_ROUNDING = 1e-12  # square of a difference of eigenvalues that float32 no longer resolves, for a trace of 1
+
+
+def eigh_by_products(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [n] and orthonormal eigenvectors [n, n], its columns, of a positive semidefinite float32 [n, n].
+
+    They come in no order.
+
+    Jacobi's rotations, of all pairs at a time. In the basis X the matrix is S = XᵀAX, and the rotation that makes it
+    diagonal to first order has the antisymmetric generator K_ij = S_ij / (S_jj - S_ii). It is damped, as Levenberg and
+    Marquardt damp Newton's step, by what rows i and j still have off the diagonal: as long as that is much, close pairs
+    wait; as it vanishes so does the damping, and convergence is quadratic. X(I + K + K²/2) is orthonormal up to
+    K⁴/4, which a Newton-Schulz step all but takes away.
+
+    The start is a fixed random basis: in the unit basis, two equal rows have equal diagonals and would never turn.
+    """
+    size = len(matrix)
+    scale = matrix.trace().clamp(min=torch.finfo(matrix.dtype).tiny)
+    matrix = matrix / scale
+    basis = _start(size, matrix.device)
+    for _ in range(iterations):
+        turned = basis.T @ (matrix @ basis)
+        turned = turned + turned.T  # a rounding error that is not symmetric would make K no rotation
+        values = turned.diagonal()
+        gaps = values - values[:, None]
+        off = (turned.square().sum(dim=1) - values.square()).clamp(min=0)
+        damping = _DAMPING * (off + off[:, None]) + _ROUNDING
+        generator = turned * gaps / (gaps.square() + damping)
+        square = generator @ generator
+        # Its eigenvalues come in equal pairs, so the largest is at most the Frobenius norm over the square root of 2.
+        largest = (square.norm() / 2**0.5).sqrt()
+        share = (_LARGEST_TURN / largest).clamp(max=1.0)
+        basis = basis + basis @ (share * generator + 0.5 * share.square() * square)
+        basis = 1.5 * basis - 0.5 * basis @ (basis.T @ basis)
+    return scale * (basis * (matrix @ basis)).sum(dim=0), basis
+
+
+@functools.cache  # without a bound: recorded graphs read it
+def _start(size: int, device: torch.device) -> Tensor:
+    """Return a random basis [size, size], the same everywhere, sent to the device once."""
+    drawn = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(drawn).Q.to(device)
