@@ -99,8 +99,7 @@ class PlainPolicy:
     def _embeddings(self, observation: Observation) -> Tensor:
         """[1, N + P, d]: what goes into the decoder."""
         policy = self._policy
-        (image,) = observation.images.values()
-        pixels = policy.processor(image, policy.backend.device).to(policy.backend.dtype)
+        pixels = policy.processor(*observation.images.values(), device=policy.backend.device).to(policy.backend.dtype)
         ids = torch.tensor([policy.prompts(observation.instruction)], device=policy.backend.device)
         return policy.model.embed(policy.model.visual_tokens(pixels), ids)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from flashvla_ros.bench import device as machine
 from flashvla_ros.bench.ics_ways import WAYS, Way, by_svd_64
 from flashvla_ros.bench.token_samples import sampled_tokens
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.processor import processor_name
 from flashvla_ros.core.results import write_results
 from flashvla_ros.vla.engine.graphs import CudaGraphs
@@ -139,8 +138,9 @@ def main() -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}, one thread"
     print(f"{name}, torch {torch.__version__}\n\n{_HEAD}")
     sizes = [(count, width) for count in options.tokens for width in options.widths]
-    rows = []
-    try:
+
+    def work() -> None:
+        rows = []
         with torch.inference_mode():
             for row in measure(sizes, device, options.seconds):
                 rows.append(row)
@@ -148,11 +148,9 @@ def main() -> int:
         if options.json:
             meta = {"command": "ics_cost", "device": name, "versions": machine.versions(), "kept": KEPT}
             write_results(options.json, meta, rows)
-    except FlashVLAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

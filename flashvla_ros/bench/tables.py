@@ -27,7 +27,12 @@ def text(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """Return every table of the page."""
+    """Return every table that a page shows of the results of a command of this room."""
+    tables = {"growth": growth_table, "ics_cost": ics_table, "engine_cost": engine_table}
+    return tables.get(results["meta"].get("command", ""), _bench_tables)(results)
+
+
+def _bench_tables(results: Results) -> str:
     parts = ["\n".join(_words(results["meta"])), steps_table(results), stages_table(results), work_table(results)]
     if aims.apply_to(results["meta"]):
         head = ["aim on one H200", "bound", "measured", ""]
@@ -77,6 +82,54 @@ def work_table(results: Results) -> str:
         rows.append([row["name"], *flops, *moved, _ms(row["least_ms"])])
     units = [f"{name} [GFLOP]" for name in _COUNTED] + [f"{name} [MB]" for name in _MOVED]
     return _table(["work of one step", *units, "least [ms]"], rows)
+
+
+def growth_table(results: Results) -> str:
+    """Return the machine, and for each size the median of each way to run a step with its ratio to the plain one."""
+    meta, rows = results["meta"], results["rows"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    sizes: dict[tuple[int, int, int], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        sizes.setdefault((row["cameras"], row["tokens"], row["actions"]), {})[row["name"]] = row
+    lines = []
+    for size, ways in sizes.items():
+        cells = [f"{_ms(ways[name]['p50_ms'])} ({ways[name]['speedup']:.2f})" for name in names]
+        lines.append([*map(str, size), *cells])
+    head = ["cameras", "visual tokens of each", "action dimensions", *(f"{name} [ms] (speedup)" for name in names)]
+    words = (
+        f"{meta['size']} on {meta['device']}, {meta['threads']} threads, {meta['dtype']}, engine {meta['engine']}; "
+        f"torch {meta['versions']['torch']}; {meta['rounds']} rounds; medians."
+    )
+    return f"{words}\n\n{_table(head, lines)}"
+
+
+def ics_table(results: Results) -> str:
+    """Return for each way its time at some sizes, and how many of the tokens it keeps are the right ones."""
+    rows, meta = results["rows"], results["meta"]
+    policy = next((row for row in rows if row["policy_frames"]), None)
+    sizes = sorted({(row["tokens"], row["width"]) for row in rows})
+    own = (policy["tokens"], policy["width"]) if policy else sizes[0]
+    shown = list(dict.fromkeys([sizes[0], own, *(size for size in sizes[-2:])]))
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = {(row["tokens"], row["width"]): row for row in rows if row["name"] == name}
+        kept = [f"{value:.3f}" for value in mine[own]["overlap_policy"]] or ["–"] * len(meta["kept"])
+        least = min(min(values) for row in mine.values() for values in row["overlap"].values())
+        lines.append([name, *(_ms(mine[size]["p50_ms"]) for size in shown), *kept, f"{least:.3f}"])
+    ratios = [f"policy, {100 * ratio:g} % kept" for ratio in meta["kept"]]
+    head = ["way", *(f"{count} x {width} [ms]" for count, width in shown), *ratios, "least of all drawn"]
+    return f"{meta['device']}; torch {meta['versions']['torch']}.\n\n{_table(head, lines)}"
+
+
+def engine_table(results: Results) -> str:
+    """Return each kind of step in each variant, with its ratio to the first."""
+    meta, lines = results["meta"], []
+    for row in results["rows"]:
+        stages = [_ms(row[f"{name}_ms"]) if f"{name}_ms" in row else "–" for name in STAGES[:-1]]
+        lines.append([row["name"], row["variant"], _ms(row["p50_ms"]), f"**{row['speedup']:.2f}**", *stages])
+    head = ["step", "variant", "p50 [ms]", "speedup", *STAGES[:-1]]
+    words = f"{meta['model']} on {meta['device']}; torch {meta['versions']['torch']}; {meta['rounds']} rounds."
+    return f"{words}\n\n{_table(head, lines)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

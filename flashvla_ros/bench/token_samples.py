@@ -17,7 +17,7 @@ _LAYER = 2
 
 @torch.inference_mode()
 def sampled_tokens() -> list[Tensor]:
-    """Return rows [N, d] in float32: of each frame the attention output that `ics` scores, and `ics_values`' values."""
+    """Return rows [N, d] in float32: of each frame what `ics` scores, attention output, and `ics_values`, values."""
     policy = OpenVLAPolicy.load(ModelSettings(device="cpu"))
     model, samples = policy.model, []
     for seen in load_observations(models.INSTRUCTION):

@@ -95,6 +95,7 @@ class ModelSize:
         decoder: The decoder.
         kv_width: Size of a token's keys in all heads; less than the decoder's width with grouped queries.
         vocabulary: Rows of the output projection.
+        images: C, images of one observation.
     """
 
     towers: tuple[TowerSize, ...]
@@ -102,16 +103,17 @@ class ModelSize:
     decoder: DecoderSize
     kv_width: int
     vocabulary: int
+    images: int = 1
 
     @property
     def visual_tokens(self) -> int:
-        """N, visual tokens of one image."""
-        return self.towers[0].patches
+        """N, visual tokens of one observation."""
+        return self.images * self.towers[0].patches
 
     def vision_flops(self) -> int:
-        """Return the FLOPs of towers and projector for one image."""
+        """Return the FLOPs of towers and projector for one observation."""
         projector = 2 * self.visual_tokens * sum(inputs * outputs for inputs, outputs in self.projector)
-        return sum(tower.flops() for tower in self.towers) + projector
+        return self.images * sum(tower.flops() for tower in self.towers) + projector
 
     def inference_flops(
         self, kept: int, layer: int, text: int, actions: int, drafted: int = 0, settled: int = 1

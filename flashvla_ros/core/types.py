@@ -70,7 +70,7 @@ class Inference:
         kept: [k] ascending indices of the visual tokens that were selected, None where nothing was scored.
         visual_tokens: N, the number of visual tokens before pruning.
         timings_s: Stage name to seconds.
-        picture: uint8 [S, S, 3], the image as the model saw it; None unless ``pruning.method`` compares frames.
+        picture: uint8 [C, S, S, 3], the images as the model saw them; None unless ``pruning.method`` compares frames.
         draft_tokens: Tokens of a draft that were checked.
         draft_accepted: Those that were accepted, up to the first that was not.
         draft_near: Those accepted though the model's own choice was another bin close by.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from flashvla_ros.core.errors import CheckpointError, FlashVLAError
+from flashvla_ros.core.errors import CheckpointError, FlashVLAError, SettingsError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import available_memory
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import build_empty, load_config
-from flashvla_ros.vla.config import DINOV2, OpenVLAConfig
+from flashvla_ros.vla.config import DINOV2, OpenVLAConfig, check_cameras
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
@@ -93,6 +93,10 @@ def _inputs(folder: Path, config: OpenVLAConfig, settings: Settings) -> Iterator
     hints = [folder.name, *config.norm_stats]
     augmented = any(word in hint.lower() for hint in hints for word in ("libero", "image_aug"))
     yield _images(processor, augmented, settings.model)
+    try:
+        check_cameras(settings.camera.names, config)
+    except SettingsError as error:
+        yield Finding.failure_of("cameras", error)
 
 
 def _images(processor: ImageProcessor, augmented: bool, model: ModelSettings) -> Finding:

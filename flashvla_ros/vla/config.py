@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
 
-from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.errors import CheckpointError, SettingsError
 
 DINOV2 = "dinov2_with_registers"
 SIGLIP = "siglip_vision_model"
@@ -121,6 +121,8 @@ class OpenVLAConfig:
         norm_stats: Data set name to ``{"action": {"q01": [D], "q99": [D], "mask": [D]}}``.
         pad_to_multiple_of: Rows added behind the vocabulary; the action tokens end just before them.
         n_action_bins: Edges over [-1, 1]; there is one bin fewer.
+        num_images_in_input: C, images of one observation, whose visual tokens follow each other; the name is that of
+            OpenVLA-OFT's training option.
     """
 
     vision_backbone_id: str
@@ -134,6 +136,7 @@ class OpenVLAConfig:
     pad_token_id: int = 32000
     pad_to_multiple_of: int = 64
     n_action_bins: int = 256
+    num_images_in_input: int = 1
 
     def __post_init__(self) -> None:
         if len(self.towers) not in (1, 2):
@@ -146,6 +149,8 @@ class OpenVLAConfig:
                 f"image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}, "
                 f"got {self.image_resize_strategy!r}"
             )
+        if self.num_images_in_input < 1:
+            raise CheckpointError(f"num_images_in_input must be at least 1, got {self.num_images_in_input}")
         if self.n_action_bins < 2 or self.action_vocab_size <= self.n_action_bins:
             raise CheckpointError(
                 f"text_config.vocab_size {self.text_config['vocab_size']} less {self.pad_to_multiple_of} padding rows "
@@ -160,8 +165,13 @@ class OpenVLAConfig:
 
     @property
     def visual_tokens(self) -> int:
-        """N, visual tokens of one image."""
-        return self.towers[0].tokens
+        """N, visual tokens of one observation."""
+        return self.num_images_in_input * self.towers[0].tokens
+
+    @property
+    def patches_per_side(self) -> int:
+        """Visual tokens along each side of one image."""
+        return self.towers[0].image_size // self.towers[0].patch_size
 
     @property
     def vision_size(self) -> int:
@@ -245,6 +255,16 @@ class OpenVLAConfig:
         else:
             data["vision_config"] = [dataclasses.asdict(tower) for tower in self.towers]
         return data
+
+
+def check_cameras(names: Sequence[str], config: OpenVLAConfig) -> None:
+    """Refuse, with :class:`SettingsError`, another number of cameras than the checkpoint sees images."""
+    images = config.num_images_in_input
+    if (len(names) or 1) != images:
+        raise SettingsError(
+            f"camera.names has {len(names)} entries {list(names)}, this checkpoint sees "
+            f"{'one camera' if images == 1 else f'{images} cameras'} (num_images_in_input): name as many"
+        )
 
 
 _FOREIGN_TEXT_KEYS = ("model_type", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path")

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import flashvla_ros
-from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.flops import DecoderSize
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.provenance import checkpoint_fingerprint
@@ -38,17 +37,17 @@ PolicyFactory = Callable[[Settings], LoadedPolicy]
 
 
 def check_before_loading(settings: Settings) -> None:
-    """Check what is known of every OpenVLA checkpoint, before minutes are spent on reading one.
+    """Check what a checkpoint's config.json tells, before minutes are spent on reading its weights.
 
     Raises:
-        SettingsError: More cameras are declared than it sees.
+        CheckpointError: Several cameras are declared and there is no such file to say whether it sees them.
+        SettingsError: It sees another number of cameras.
     """
-    names = list(settings.camera.names)
-    if len(names) > 1:
-        raise SettingsError(
-            f"an OpenVLA checkpoint sees one camera, but camera.names has {len(names)}: {names}; keep the one that it "
-            "was trained on"
-        )
+    if len(settings.camera.names) > 1:  # with one there is nothing to say that could not wait
+        from flashvla_ros.vla.config import OpenVLAConfig, check_cameras
+        from flashvla_ros.vla.policy import checkpoint_folder
+
+        check_cameras(settings.camera.names, OpenVLAConfig.from_folder(checkpoint_folder(settings.model)))
 
 
 def load_policy(settings: Settings) -> LoadedPolicy:
@@ -62,6 +61,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     # Torch takes seconds to import: only a node that loads a model pays for it.
     import torch
 
+    from flashvla_ros.vla.config import check_cameras
     from flashvla_ros.vla.policy import OpenVLAPolicy, checkpoint_folder
     from flashvla_ros.vla.pruning.select import check_layer
 
@@ -70,6 +70,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
 
     def check(changed: Settings) -> None:
         check_layer(changed.pruning, depth)
+        check_cameras(changed.camera.names, policy.model.config)
 
     check(settings)
     policy.warm_up(settings.pruning, settings.node.instruction.strip())

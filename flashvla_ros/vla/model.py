@@ -56,12 +56,13 @@ class OpenVLA(nn.Module):
                 tower.model.embeddings.position_ids = torch.arange(tower.config.tokens, device=device)[None]
 
     def patch_features(self, pixel_values: Tensor) -> Tensor:
-        """Map normalised images [B, 3 per tower, S, S] to the towers' patch features [B, N, d_vision]."""
+        """Map normalised images [B, 3 per tower, S, S] to the towers' features [B, patches of an image, d_vision]."""
         return concatenate_features(self.towers, pixel_values)
 
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Map normalised images [B, 3 per tower, S, S] to visual tokens [B, N, d]."""
-        return self.projector(self.patch_features(pixel_values))
+        """Map normalised images [B * C, 3 per tower, S, S], C of each observation, to visual tokens [B, N, d]."""
+        tokens = self.projector(self.patch_features(pixel_values))
+        return tokens.reshape(-1, self.config.visual_tokens, tokens.shape[2])
 
     def embed(self, visual: Tensor, input_ids: Tensor) -> Tensor:
         """Insert visual tokens [B, N, d] after the first token (BOS) of input_ids [B, P]: [B, N + P, d]."""
@@ -179,7 +180,7 @@ class OpenVLA(nn.Module):
         keep: Tensor | None = None,
         layer: int = 2,
     ) -> Tensor:
-        """Like :meth:`action_logits`, from normalised images [B, 3 per tower, S, S]."""
+        """Like :meth:`action_logits`, from normalised images [B * C, 3 per tower, S, S]."""
         visual = self.visual_tokens(pixel_values)
         return self.action_logits(visual, input_ids, action_ids, attention_mask=attention_mask, keep=keep, layer=layer)
 

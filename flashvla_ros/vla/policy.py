@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +88,11 @@ class OpenVLAPolicy:
         return self.codec.size
 
     @property
+    def cameras(self) -> int:
+        """C, the number of images of an observation."""
+        return self.model.config.num_images_in_input
+
+    @property
     def visual_tokens(self) -> int:
         """N, the number of visual tokens before pruning."""
         return self.model.config.visual_tokens
@@ -108,7 +112,8 @@ class OpenVLAPolicy:
             self._encode(instruction)
         except ObservationError:  # empty, or refused when a step asks for it
             instruction = _WARM_UP_INSTRUCTION
-        seen = Observation({"warm_up": image}, instruction, stamp_s=0.0)
+        images = {f"warm_up_{number}": image for number in range(self.cameras)}
+        seen = Observation(images, instruction, stamp_s=0.0)
         first = self.infer(seen, pruning)
         self.infer(seen, pruning, draft=Draft(first.tokens))
 
@@ -125,7 +130,8 @@ class OpenVLAPolicy:
         Its timings are those of preprocess, vision, prefill, decode and, where tokens are scored, scoring.
 
         Raises:
-            ObservationError: Not one camera, not an RGB image, or an instruction that is empty or too long.
+            ObservationError: Not as many cameras as the checkpoint sees, not an RGB image, or an instruction that is
+                empty or too long.
             SettingsError: ``pruning.layer`` is not a layer of this decoder.
         """
         with self.backend.current():
@@ -136,9 +142,10 @@ class OpenVLAPolicy:
     ) -> Inference:
         stages = _Stages(self.backend, self.on_stage)
         device = self.backend.device
-        square = self.processor.to_square(_only_image(observation), device)
-        pixels = self.processor.normalize(square).to(self.backend.dtype)
-        picture, similarity = self._compare(square, pruning, previous)
+        images = _checked_images(observation, self.cameras)
+        squares = [self.processor.to_square(image, device, slot) for slot, image in enumerate(images)]
+        pixels = self.processor.normalize(*squares).to(self.backend.dtype)
+        picture, similarity = self._compare(squares, pruning, previous)
         prompt = self._encode(observation.instruction)
         stages.done("preprocess")
         visual = self.engine.visual_tokens(pixels)
@@ -170,16 +177,17 @@ class OpenVLAPolicy:
         return judge(drafted, start.choices.tolist(), draft, self.codec)
 
     def _compare(
-        self, square: Tensor, pruning: PruningSettings, previous: Inference | None
+        self, squares: list[Tensor], pruning: PruningSettings, previous: Inference | None
     ) -> tuple[ImageArray | None, Tensor | None]:
-        """Return the picture to compare the next frame with, and the similarity [N] to that of `previous`."""
+        """Return the pictures to compare the next frame with, and the similarity [N] to those of `previous`."""
         if pruning.method == "none" or not METHODS[pruning.method].needs_frame:
             return None, None
-        picture = square.cpu().numpy()
+        pictures = torch.stack(squares).cpu().numpy()
         if previous is None or previous.picture is None:
-            return picture, None
-        side = math.isqrt(self.visual_tokens)
-        return picture, torch.from_numpy(patch_cosines(picture, previous.picture, side))
+            return pictures, None
+        side = self.model.config.patches_per_side
+        pairs = zip(pictures, previous.picture, strict=True)
+        return pictures, torch.from_numpy(np.concatenate([patch_cosines(one, other, side) for one, other in pairs]))
 
     def _encode(self, instruction: str) -> list[int]:
         """Encode the instruction; the last one is kept, since it seldom changes."""
@@ -238,13 +246,14 @@ def _log_progress(file: str, number: int, count: int) -> None:
     _LOG.info("reading %s, file %d of %d", file, number, count)
 
 
-def _only_image(observation: Observation) -> ImageArray:
-    if len(observation.images) != 1:
-        cameras = ", ".join(observation.images) or "none"
-        raise ObservationError(f"this checkpoint sees one camera, got {len(observation.images)}: {cameras}")
-    ((camera, image),) = observation.images.items()
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ObservationError(
-            f"image of camera {camera!r} must be RGB, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
-        )
-    return image
+def _checked_images(observation: Observation, count: int) -> list[ImageArray]:
+    if len(observation.images) != count:
+        sees = "one camera" if count == 1 else f"{count} cameras"
+        names = ", ".join(observation.images) or "none"
+        raise ObservationError(f"this checkpoint sees {sees}, got {len(observation.images)}: {names}")
+    for camera, image in observation.images.items():
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ObservationError(
+                f"image of camera {camera!r} must be RGB, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
+            )
+    return list(observation.images.values())

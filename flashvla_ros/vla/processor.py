@@ -98,25 +98,29 @@ class ImageProcessor:
             "stds": self.stds,
         }
 
-    def __call__(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
-        """Turn an RGB image, uint8 [H, W, 3], into float32 pixel values [1, 3 per tower, S, S]."""
-        return self.normalize(self.to_square(image, device))
+    def __call__(self, *images: ImageArray, device: torch.device | str = "cpu") -> Tensor:
+        """Turn RGB images, uint8 [H, W, 3], into float32 pixel values [C, 3 per tower, S, S]."""
+        return self.normalize(*(self.to_square(image, device, slot) for slot, image in enumerate(images)))
 
-    def normalize(self, square: Tensor) -> Tensor:
-        """Turn what :meth:`to_square` gives into pixel values [1, 3 per tower, S, S]."""
-        mean, std = _statistics_on(self.means, self.stds, square.device)
-        return ((square.permute(2, 0, 1).float().div_(255) - mean) / std).flatten(0, 1)[None]
+    def normalize(self, *squares: Tensor) -> Tensor:
+        """Turn what :meth:`to_square` gives, once or more, into pixel values [C, 3 per tower, S, S]."""
+        pictures = torch.stack(squares)
+        mean, std = _statistics_on(self.means, self.stds, pictures.device)
+        return ((pictures.permute(0, 3, 1, 2).float().div_(255)[:, None] - mean) / std).flatten(1, 2)
 
-    def to_square(self, image: ImageArray, device: torch.device | str = "cpu") -> Tensor:
-        """Resize and crop to uint8 [S, S, 3], the picture that the towers see before it is normalised."""
-        square = self._resized(image, device)
+    def to_square(self, image: ImageArray, device: torch.device | str = "cpu", slot: int = 0) -> Tensor:
+        """Resize and crop to uint8 [S, S, 3], the picture that the towers see before it is normalised.
+
+        Images of one step take different slots: see :func:`upload`.
+        """
+        square = self._resized(image, device, slot)
         return square if self.crop_area == 1.0 else center_crop(square, self.crop_area)
 
-    def _resized(self, image: ImageArray, device: torch.device | str) -> Tensor:
+    def _resized(self, image: ImageArray, device: torch.device | str, slot: int) -> Tensor:
         size = self.image_size
         if self.strategy == "letterbox":
             image = self._letterbox(image)
-        tensor = upload(image, torch.device(device))
+        tensor = upload(image, torch.device(device), slot)
         if self.strategy == "resize-naive":
             return resize(tensor, size, size)
         height, width = image.shape[:2]
@@ -166,22 +170,22 @@ class PromptEncoder:
         return ids
 
 
-def upload(image: ImageArray, device: torch.device) -> Tensor:
+def upload(image: ImageArray, device: torch.device, slot: int = 0) -> Tensor:
     """Return an image as a tensor on `device`; a GPU fetches it from pinned memory while the host goes on.
 
-    The pinned memory is used again by the next image of this shape, so whoever asks for one waits for the device first,
-    as every step of the policy ends by doing.
+    The pinned memory is used again by the next image of this shape and `slot`, so whoever asks for one waits for the
+    device first, as every step of the policy ends by doing.
     """
     if device.type == "cuda":
-        pinned = _pinned(image.shape)
+        pinned = _pinned(image.shape, slot)
         np.copyto(pinned.numpy(), image)
         return pinned.to(device, non_blocking=True)
     # torch takes neither read-only arrays, as messages give them, nor negative strides
     return torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
 
 
-@functools.lru_cache(maxsize=4)
-def _pinned(shape: tuple[int, ...]) -> Tensor:
+@functools.lru_cache(maxsize=16)
+def _pinned(shape: tuple[int, ...], slot: int) -> Tensor:  # noqa: ARG001 - keeps those of one step apart
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
 

@@ -17,6 +17,7 @@ def model_size(config: OpenVLAConfig) -> ModelSize:
         decoder=DecoderSize(llama.num_hidden_layers, width, llama.intermediate_size),
         kv_width=llama.num_key_value_heads * width // llama.num_attention_heads,
         vocabulary=llama.vocab_size,
+        images=config.num_images_in_input,
     )
 
 

@@ -70,6 +70,13 @@ def test_the_centre_crop_is_told_and_libero_fine_tunes_are_reminded_of_it(folder
     assert examine(libero, model__center_crop=0.9)["images"].level is Level.OK
 
 
+def test_more_cameras_than_the_checkpoint_sees_are_told(folder: Path) -> None:
+    assert "cameras" not in examine(folder, camera__names=["front"])
+    found = examine(folder, camera__names=["front", "wrist"])["cameras"]
+    assert found.level is Level.FAILURE
+    assert "['front', 'wrist'], this checkpoint sees one camera (num_images_in_input): name as many" in found.text
+
+
 def test_memory_that_is_not_there_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flashvla_ros.doctor.checkpoint.available_memory", lambda: 100_000_000)
     assert examine(folder)["memory"].level is Level.FAILURE

@@ -117,11 +117,11 @@ def test_a_camera_that_falls_silent_while_nothing_moves_is_named(make):
 
 
 def test_a_checkpoint_that_sees_one_camera_refuses_two_before_it_is_read():
-    bench = PolicyBench(factory=load_policy, camera__names=["front", "wrist"], model__checkpoint="/nowhere")
+    bench = PolicyBench(factory=load_policy, camera__names=["front", "wrist"])
     try:
         assert not bench.configure()
         assert bench.state() == "unconfigured"
-        line = bench.log_line("an OpenVLA checkpoint sees one camera")
-        assert "camera.names has 2: ['front', 'wrist']; keep the one that it was trained on" in line
+        line = bench.log_line("this checkpoint sees one camera")
+        assert "camera.names has 2 entries ['front', 'wrist']" in line
     finally:
         bench.close()

@@ -194,7 +194,7 @@ def test_temporal_pruning_compares_with_the_frame_that_it_is_given(policy):
     pruning = PruningSettings(method="temporal", keep_ratio=0.25)
     first = policy.infer(observation(seed=1), pruning)
     assert len(first.kept) == 16
-    assert first.picture.shape == (56, 56, 3)
+    assert first.picture.shape == (1, 56, 56, 3)
     image = next(iter(observation(seed=1).images.values())).copy()
     image[:15, :20] = 255 - image[:15, :20]  # the first of 4 x 4 patches
     moved = Observation({"camera": image}, "open the drawer", 1.1)

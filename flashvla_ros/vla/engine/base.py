@@ -38,7 +38,7 @@ class Engine(Protocol):
     """Runs the model. Results stay on the device and are valid until the next call of the same function."""
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
-        """Map normalised images [1, 3 per tower, S, S] to visual tokens [1, N, d]."""
+        """Map the normalised images of an observation [C, 3 per tower, S, S] to visual tokens [1, N, d]."""
         ...
 
     def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> Start:

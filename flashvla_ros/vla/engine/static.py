@@ -75,15 +75,15 @@ class StaticEngine:
         self._attention, self._recorder = attention, recorder
         self._decoder = LeanDecoder(model)
         self._count = model.config.visual_tokens
-        weight = self._decoder.embedding
-        side = model.config.towers[0].image_size
-        self._pixels = weight.new_zeros(1, 3 * len(model.config.towers), side, side)
+        weight, config = self._decoder.embedding, model.config
+        side = config.towers[0].image_size
+        self._pixels = weight.new_zeros(config.num_images_in_input, 3 * len(config.towers), side, side)
         self._visual = weight.new_zeros(1, self._count, weight.shape[1])
         self._buckets: collections.OrderedDict[int, Bucket] = collections.OrderedDict()
         self._vision: Run | None = None
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
-        """Map normalised images [1, 3 per tower, S, S] to visual tokens [1, N, d]."""
+        """See :class:`flashvla_ros.vla.engine.base.Engine`."""
         if self._vision is None:
             self._vision = self._recorder.record(self._see)
         self._pixels.copy_(pixels)
