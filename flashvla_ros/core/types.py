@@ -15,6 +15,7 @@ from flashvla_ros.core.settings import ActionSettings
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 ImageArray = NDArray[np.uint8]
+Box = tuple[float, float, float, float]  # left, top, right, bottom on an image [pixel]; may reach beyond its edges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Inference:
         draft_tokens: Tokens of a draft that were checked.
         draft_accepted: Those that were accepted, up to the first that was not.
         draft_near: Those accepted though the model's own choice was another bin close by.
+        views: What the patches of each camera cover of its image; a camera that is left out is seen whole.
     """
 
     action: FloatArray
@@ -86,6 +88,7 @@ class Inference:
     draft_tokens: int = 0
     draft_accepted: int = 0
     draft_near: int = 0
+    views: Mapping[str, Box] = dataclasses.field(default_factory=dict)
 
 
 class ActionKind(enum.StrEnum):

@@ -12,28 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.control.stepper import StepResult
-from flashvla_ros.core.types import ImageArray, IntArray
+from flashvla_ros.core.types import Box, ImageArray, IntArray
 
 _HEIGHT = 384  # of a camera's picture
-_BANNER, _PANEL = 34, 52
+_BANNER, _PANEL, _TAG = 34, 52, 26
 _DIM = 0.28  # what is left of a pruned token's brightness
-_INFER, _REUSE = (52, 101, 164), (56, 142, 60)
+_Colour = tuple[int, int, int]
+_INFER, _REUSE, _WARN = (52, 101, 164), (56, 142, 60), (251, 192, 45)
 _DARK, _LIGHT, _GREY, _PASS, _FAIL = (24, 24, 27), (240, 240, 240), (110, 110, 115), (102, 187, 106), (239, 108, 80)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-FloatArray32 = NDArray[np.float32]
 
 
 def draw(result: StepResult) -> ImageArray:
     """Return the picture of a step, uint8 [H, W, 3]: a banner, the cameras side by side, two bars.
 
-    The tokens shown are those of the fresh result behind the command. The model sees each camera's whole image,
-    or what ``model.center_crop`` leaves of it, squeezed into a square of patches, so a patch is a rectangle.
+    A tag in the corner says where the command is not sent, or is not followed at full speed.
+
+    The tokens shown are those of the fresh result behind the command. The square of patches lies where the model's
+    preprocessing put it: a patch is a rectangle where the image was squeezed, what was cut off is dim, and patches on
+    a border that was added are outside of the picture.
     """
-    images = list(result.observation.images.values())
-    inference = result.inference
+    images, inference = result.observation.images, result.inference
     masks = token_masks(inference.kept, inference.visual_tokens, len(images))
-    area = result.settings.model.center_crop
-    row = np.hstack([_camera(image, mask, area) for image, mask in zip(images, masks, strict=True)])
+    shown = [
+        _camera(image, mask, inference.views.get(camera))
+        for (camera, image), mask in zip(images.items(), masks, strict=True)
+    ]
+    row = np.hstack(shown)
+    _tag(row, result)
     return np.vstack([_banner(result, row.shape[1]), row, _panel(result, row.shape[1])])
 
 
@@ -50,24 +56,36 @@ def token_masks(kept: IntArray | None, visual_tokens: int, cameras: int) -> list
     return list(flat.reshape(cameras, side, side))
 
 
-def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, area: float) -> ImageArray:
+def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, view: Box | None) -> ImageArray:
     height, width = image.shape[:2]
     size = (min(max(round(width * _HEIGHT / height), _HEIGHT // 2), 4 * _HEIGHT), _HEIGHT)
     shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > _HEIGHT else cv2.INTER_CUBIC)
-    if mask is None and area == 1.0:
+    left, top, right, bottom = view or (0.0, 0.0, width, height)
+    patches = np.ones((1, 1), dtype=bool) if mask is None else mask
+    columns, across = _patches(size[0], left / width, right / width, patches.shape[1])
+    rows, down = _patches(size[1], top / height, bottom / height, patches.shape[0])
+    bright = patches[rows][:, columns] & down[:, None] & across
+    if bright.all():
         return shown  # type: ignore[return-value]
-    seen = np.ones((1, 1)) if mask is None else mask
-    bright = _centred(seen.astype(np.float32), size, area)[..., None]
-    return (shown * (_DIM + (1.0 - _DIM) * bright)).astype(np.uint8)  # type: ignore[no-any-return]
+    return (shown * np.where(bright, 1.0, _DIM)[..., None]).astype(np.uint8)  # type: ignore[no-any-return]
 
 
-def _centred(mask: FloatArray32, size: tuple[int, int], area: float) -> FloatArray32:
-    """Spread a mask over the centre of a picture of `size` (width, height), 0 around it."""
-    inner = [max(round(math.sqrt(area) * side), 1) for side in size]
-    left, top = ((side - part) // 2 for side, part in zip(size, inner, strict=True))
-    canvas = np.zeros(size[::-1], dtype=np.float32)
-    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(mask, inner, interpolation=cv2.INTER_NEAREST)
-    return canvas
+def _patches(length: int, start: float, stop: float, count: int) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Return for each pixel along a side its patch of `count` between two shares of it, and whether it has one."""
+    place = ((np.arange(length) + 0.5) / length - start) / (stop - start) * count
+    return np.clip(place, 0, count - 1).astype(np.int64), (place >= 0) & (place < count)
+
+
+def _tag(row: ImageArray, result: StepResult) -> None:
+    """Say in the corner what keeps the robot from following the policy at full speed."""
+    words = ["DRY RUN"] if result.settings.control.dry_run else []
+    if result.speed_scale != 1.0:
+        words.append(f"SPEED {result.speed_scale:.0%}")
+    if words:
+        text = "  ".join(words)
+        width = cv2.getTextSize(text, _FONT, 0.6, 2)[0][0]
+        cv2.rectangle(row, (0, 0), (width + 19, _TAG), _WARN, -1)
+        _text(row, text, 10, 19, 0.6, 2, _DARK)
 
 
 def _banner(result: StepResult, width: int) -> ImageArray:
@@ -112,5 +130,7 @@ def _bar(panel: ImageArray, y: int, name: str, value: float, threshold: float, f
     cv2.line(panel, (tick, y - 2), (tick, y + height + 2), _LIGHT, 1)
 
 
-def _text(image: ImageArray, text: str, x: int, y: int, scale: float, thickness: int = 1) -> None:
-    cv2.putText(image, text, (x, y), _FONT, scale, _LIGHT, thickness, cv2.LINE_AA)
+def _text(
+    image: ImageArray, text: str, x: int, y: int, scale: float, thickness: int = 1, colour: _Colour = _LIGHT
+) -> None:
+    cv2.putText(image, text, (x, y), _FONT, scale, colour, thickness, cv2.LINE_AA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
-from flashvla_ros.core.types import ImageArray
+from flashvla_ros.core.types import Box, ImageArray
 from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.config import DINOV2, RESIZE_STRATEGIES, SIGLIP, OpenVLAConfig, read_json
 from flashvla_ros.vla.resample import resize
@@ -116,6 +117,33 @@ class ImageProcessor:
         square = self._resized(image, device, slot)
         return square if self.crop_area == 1.0 else center_crop(square, self.crop_area)
 
+    def view(self, height: int, width: int) -> Box:
+        """Return what :meth:`to_square` shows of an image of this size; it reaches beyond where borders are added."""
+        left = top = 0.0
+        right, bottom = float(width), float(height)
+        if self.strategy != "resize-naive":
+            border_x, border_y = self._borders(height, width)
+            scaled_width, scaled_height = self._scaled(height + 2 * border_y, width + 2 * border_x)
+            across, down = (width + 2 * border_x) / scaled_width, (height + 2 * border_y) / scaled_height
+            left = round((scaled_width - self.image_size) / 2) * across - border_x
+            top = round((scaled_height - self.image_size) / 2) * down - border_y
+            right, bottom = left + self.image_size * across, top + self.image_size * down
+        cut = (1.0 - math.sqrt(self.crop_area)) / 2.0
+        cut_x, cut_y = cut * (right - left), cut * (bottom - top)
+        return left + cut_x, top + cut_y, right - cut_x, bottom - cut_y
+
+    def _borders(self, height: int, width: int) -> tuple[int, int]:
+        """Pixels that the letterbox adds on the left and right each, and above and below each."""
+        if self.strategy != "letterbox":
+            return 0, 0
+        side = max(height, width)
+        return (side - width) // 2, (side - height) // 2
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Width and height of an image whose shorter side is that of the square."""
+        short = min(height, width)
+        return self.image_size * width // short, self.image_size * height // short
+
     def _resized(self, image: ImageArray, device: torch.device | str, slot: int) -> Tensor:
         size = self.image_size
         if self.strategy == "letterbox":
@@ -123,17 +151,14 @@ class ImageProcessor:
         tensor = upload(image, torch.device(device), slot)
         if self.strategy == "resize-naive":
             return resize(tensor, size, size)
-        height, width = image.shape[:2]
-        short = min(height, width)
-        tensor = resize(tensor, size * height // short, size * width // short)
+        width, height = self._scaled(*image.shape[:2])
+        tensor = resize(tensor, height, width)
         top, left = round((tensor.shape[0] - size) / 2), round((tensor.shape[1] - size) / 2)
         return tensor[top : top + size, left : left + size]
 
     def _letterbox(self, image: ImageArray) -> ImageArray:
         """Add borders in the last tower's mean colour, equal on both sides: an odd difference leaves one pixel over."""
-        height, width = image.shape[:2]
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
+        left, top = self._borders(*image.shape[:2])
         fill = [int(mean * 255) for mean in self.means[-1]]
         return cv2.copyMakeBorder(image, top, top, left, left, cv2.BORDER_CONSTANT, value=fill)
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import Observation
+from flashvla_ros.core.types import Box, Observation
 from flashvla_ros.view import overlay
+from flashvla_ros.vla.config import RESIZE_STRATEGIES
+from flashvla_ros.vla.processor import ImageProcessor
 
 HEIGHT, BANNER = overlay._HEIGHT, overlay._BANNER
 
@@ -52,16 +54,58 @@ def test_where_nothing_was_pruned_nothing_is_dimmed(kept):
     assert patches(overlay.draw(result)).min() == 255
 
 
+def viewed(result: StepResult, **views: Box) -> StepResult:
+    """The same step of a model that sees so much of each image."""
+    return dataclasses.replace(result, inference=dataclasses.replace(result.inference, views=views))
+
+
 @pytest.mark.parametrize("kept", [None, (0, 63)])
 def test_what_the_model_does_not_see_is_dim(kept):
-    [result] = steps(kept=kept, model__center_crop=0.25)
-    bright = patches(overlay.draw(result), side=16) > 200
+    [result] = steps(kept=kept)
+    bright = patches(overlay.draw(viewed(result, image=(16.0, 16.0, 48.0, 48.0))), side=16) > 200
     seen = np.zeros((16, 16), dtype=bool)
     seen[4:12, 4:12] = True
     if kept is not None:
         seen[:] = False
         seen[4, 4] = seen[11, 11] = True
     np.testing.assert_array_equal(bright, seen)
+
+
+@pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
+@pytest.mark.parametrize("area", [1.0, 0.5])
+@pytest.mark.parametrize(("height", "width"), [(60, 96), (96, 60), (61, 96), (480, 640)])
+def test_a_patch_is_drawn_where_the_model_sees_it(strategy, area, height, width):
+    processor = ImageProcessor(64, strategy, ((0.5, 0.5, 0.5),), ((0.5, 0.5, 0.5),), area)
+    kept = np.sort(np.random.default_rng(0).choice(64, 32, replace=False))
+    [result] = steps(kept=tuple(kept), images={"image": np.full((height, width, 3), 255, np.uint8)})
+    drawn = overlay.draw(viewed(result, image=processor.view(height, width)))[BANNER : BANNER + HEIGHT]
+    # An image whose colours say where each of its pixels is, as the model's preprocessing gives it.
+    places = np.full((height, width, 3), 255.0)
+    places[..., 0] *= ((np.arange(width) + 0.5) / width)[None]
+    places[..., 1] *= ((np.arange(height) + 0.5) / height)[:, None]
+    centres = processor.to_square(places.round().astype(np.uint8)).numpy()[4::8, 4::8].astype(float) / 255
+    inside = centres[..., 2] > 0.9  # the rest is the letterbox's border
+    assert inside.sum() >= 40 if strategy == "letterbox" else inside.all()
+    x, y = centres[..., 0] * drawn.shape[1], centres[..., 1] * HEIGHT
+    bright = drawn[y.astype(int).clip(0, HEIGHT - 1), x.astype(int).clip(0, drawn.shape[1] - 1), 0] > 200
+    expected = np.isin(np.arange(64), kept).reshape(8, 8)
+    np.testing.assert_array_equal(bright[inside], expected[inside])
+
+
+def test_a_dry_run_and_a_scale_are_told_in_the_corner():
+    def corner(**values: object) -> np.ndarray:
+        [result] = steps(kept=None, images={"image": np.zeros((64, 64, 3), np.uint8)}, **values)
+        return overlay.draw(result)[BANNER : BANNER + overlay._TAG]
+
+    def width(strip: np.ndarray) -> int:
+        return int((strip[2] == overlay._WARN).all(axis=-1).sum())
+
+    assert not corner().any()
+    dry, slow = corner(control__dry_run=True), corner(control__speed_scale=0.25)
+    both = corner(control__dry_run=True, control__speed_scale=0.25)
+    assert 0 < width(dry) < width(both)
+    assert 0 < width(slow) < width(both)
+    assert (corner(control__speed_scale=0.5) != slow).any()  # the number is in it
 
 
 def test_infer_and_reuse_have_their_own_colour():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -143,6 +144,14 @@ IMAGE = np.zeros((8, 8, 3), dtype=np.uint8)
 def test_unusable_images_are_refused(policy, images, message):
     with pytest.raises(ObservationError, match=message):
         policy.infer(Observation(images, "open the drawer", 0.0), NONE)
+
+
+def test_what_the_patches_cover_of_the_image_is_told(policy, monkeypatch):
+    monkeypatch.setattr(policy, "processor", dataclasses.replace(policy.processor, strategy="resize-crop"))
+    wide = np.zeros((60, 100, 3), dtype=np.uint8)
+    views = policy.infer(Observation({"left": wide}, "open the drawer", 0.0), NONE).views
+    assert views == {"left": policy.processor.view(60, 100)}
+    assert views["left"] == pytest.approx((20.0, 0.0, 80.0, 60.0), abs=1.0)
 
 
 def test_unusable_instructions_are_refused(policy):
