@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.doctor.finding import Finding, Level, ok
+from flashvla_ros.doctor.trial import attempt
 
 _LEAST_PYTHON = (3, 11)
 _LEAST_TORCH = (2, 4)
@@ -96,16 +96,8 @@ def _rendering() -> Finding:
         remedy = "pip install 'flashvla_ros[sim]' for the simulated robot; a real one does not need it"
         return Finding("EGL", Level.WARNING, "not tried, MuJoCo is not installed", remedy)
     name = os.environ.get("MUJOCO_GL") or "egl"
-    trial = subprocess.run(  # noqa: S603  # our own interpreter and code
-        [sys.executable, "-c", _EGL_TRIAL],
-        env={**os.environ, "MUJOCO_GL": name},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if trial.returncode == 0:
+    works, text = attempt(_EGL_TRIAL, MUJOCO_GL=name)
+    if works:
         return ok("EGL" if name == "egl" else "rendering", f"MuJoCo draws without a screen (MUJOCO_GL={name})")
-    lines = trial.stderr.strip().splitlines() or [f"exit code {trial.returncode}"]
     remedy = "apt-get install libegl1 libgl1-mesa-dri, and leave MUJOCO_GL unset or set it to egl"
-    return Finding("EGL", Level.FAILURE, f"MuJoCo cannot draw (MUJOCO_GL={name}): {lines[-1]}", remedy)
+    return Finding("EGL", Level.FAILURE, f"MuJoCo cannot draw (MUJOCO_GL={name}): {text}", remedy)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flashvla_ros.core.settings import CameraSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
+from flashvla_ros.doctor.trial import attempt
 
 _INSTALL = "pip install 'flashvla_ros[ros]', or source /opt/ros/<distribution>/setup.bash"
 _RMW_TRIAL = "import rclpy; print(rclpy.get_rmw_implementation_identifier())"
@@ -54,17 +53,14 @@ def check_ros(settings: Settings, wait_s: float, remappings: Sequence[str] = ())
 
 def _middleware() -> Finding:
     """Name the RMW. One that is asked for and not there ends the process that imports rclpy, so try in another."""
-    trial = subprocess.run(  # noqa: S603  # our own interpreter and code
-        [sys.executable, "-c", _RMW_TRIAL], capture_output=True, text=True, timeout=60, check=False
-    )
-    if trial.returncode == 0:
-        return ok("RMW", f"{trial.stdout.strip()}, {_scope()}")
-    lines = [line for line in trial.stderr.splitlines() if line.strip()] or [f"exit code {trial.returncode}"]
+    works, text = attempt(_RMW_TRIAL)
+    if works:
+        return ok("RMW", f"{text}, {_scope()}")
     asked = os.environ.get("RMW_IMPLEMENTATION")
     if asked is None:
-        return Finding("RMW", Level.FAILURE, f"rclpy cannot be imported: {lines[-1]}", _INSTALL)
+        return Finding("RMW", Level.FAILURE, f"rclpy cannot be imported: {text}", _INSTALL)
     remedy = f"install {asked}, or unset RMW_IMPLEMENTATION"
-    return Finding("RMW", Level.FAILURE, f"RMW_IMPLEMENTATION={asked} cannot be used: {lines[-1]}", remedy)
+    return Finding("RMW", Level.FAILURE, f"RMW_IMPLEMENTATION={asked} cannot be used: {text}", remedy)
 
 
 def _distribution() -> Finding:

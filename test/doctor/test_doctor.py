@@ -128,7 +128,7 @@ def camera(kind: type[Any], reliability: ReliabilityPolicy) -> Iterator[None]:
         context.try_shutdown()
 
 
-def look(wait_s: float = 60.0, name: str = "camera", remap: tuple[str, ...] = (), **values: Any) -> Finding:
+def look(wait_s: float = 30.0, name: str = "camera", remap: tuple[str, ...] = (), **values: Any) -> Finding:
     settings = Settings().with_values({key.replace("__", "."): value for key, value in values.items()})
     return next(finding for finding in check_ros(settings, wait_s, remap) if finding.name == name)
 
@@ -178,11 +178,11 @@ def arm() -> Iterator[Node]:
 def test_a_controller_is_found_by_its_own_topic_and_its_type_compared(arm: Node) -> None:
     arm.create_subscription(TwistStamped, "/servo_node/delta_twist_cmds", lambda _: None, 10)
     remap = ("command:=/servo_node/delta_twist_cmds",)
-    found = look(60.0, "controller", remap)
+    found = look(5.0, "controller", remap)
     text = "/servo_node/delta_twist_cmds is read as geometry_msgs/msg/TwistStamped by arm_controller"
     assert (found.level, found.text) == (Level.OK, text)
     spec = {"command__type": "JointTrajectory", "action__names": ["elbow"], "action__kinds": ["absolute"]}
-    other = look(60.0, "controller", remap, **spec)
+    other = look(5.0, "controller", remap, **spec)
     assert other.level is Level.FAILURE
     assert "read as geometry_msgs/msg/TwistStamped, the node sends trajectory_msgs/msg/JointTrajectory" in other.text
     absent = look(0.2, "controller")
@@ -193,7 +193,7 @@ def test_a_controller_is_found_by_its_own_topic_and_its_type_compared(arm: Node)
 def test_a_controller_that_asks_for_more_than_the_node_offers_is_told(arm: Node) -> None:
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     arm.create_subscription(TwistStamped, "command", lambda _: None, latched)
-    found = look(60.0, "controller")
+    found = look(5.0, "controller")
     assert found.level is Level.FAILURE
     assert found.text == ("QoS of /command does not fit: ERROR: Volatile publisher and transient local subscription")
     assert "no more than that" in found.remedy
