@@ -105,9 +105,14 @@ class Surroundings:
         camera: The camera in this process; None while there is none.
         commands, gates, statuses: What came, in order.
         process: The node's.
+
+    Args:
+        folder: For the file with the fault, and the log.
+        namespace: Of the node, and of all around it.
+        parameters: Of the node.
     """
 
-    def __init__(self, folder: Path, **parameters: Any) -> None:
+    def __init__(self, folder: Path, namespace: str = "", **parameters: Any) -> None:
         self._fault = folder / "fault"
         self.fault("")
         values = {
@@ -122,7 +127,9 @@ class Surroundings:
             **parameters,
         }
         arguments = [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
+        arguments += ["-r", f"__ns:={namespace}"] if namespace else []
         command = [sys.executable, str(HERE / "faulty_policy_node.py"), str(self._fault), "--ros-args", *arguments]
+        self._namespace = namespace
         self._log = (folder / "log").open("w+")
         self.process = subprocess.Popen(command, stderr=self._log, text=True)
         self.camera: Camera | None = None
@@ -131,7 +138,7 @@ class Surroundings:
         self.statuses: list[PolicyStatus] = []
         self.context = Context()
         rclpy.init(context=self.context)
-        self.node = Node("observer", context=self.context)
+        self.node = Node("observer", context=self.context, namespace=namespace)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         for topic, received in (
@@ -139,7 +146,7 @@ class Surroundings:
             (interfaces.GATE, self.gates),
             (interfaces.STATUS, self.statuses),
         ):
-            name = topic.name.replace("~", "/flashvla")
+            name = topic.name.replace("~", f"{namespace}/flashvla")
             self.node.create_subscription(topic.type, name, received.append, 100)
 
     def fault(self, word: str) -> None:
@@ -167,7 +174,7 @@ class Surroundings:
     def run(self) -> None:
         """Show pictures until the robot has moved for two steps in a row."""
         if self.camera is None:
-            self.camera = Camera()
+            self.camera = Camera(topic=f"{self._namespace}/image")
         self.wait_for_steps()
 
     def wait_for_steps(self) -> None:

@@ -6,15 +6,19 @@ that the time a loaded machine takes to deliver a message to this test does not 
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from lifecycle_msgs.srv import GetState
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from surroundings import IMAGE_TIMEOUT_S, PATIENCE_S, PERIOD_S, Camera, Peer, Surroundings, seconds
@@ -124,24 +128,34 @@ def test_a_model_that_hangs_for_ten_seconds(running):
     assert seconds(resumed[0].header.stamp) > began_s + 8.0  # what the model said of the old image was dropped
 
 
-def test_parameters_and_the_emergency_stop_answer_while_the_model_runs_for_two_seconds(running):
+def test_parameters_state_and_the_emergency_stop_answer_while_the_model_runs_for_two_seconds(running):
     client = AsyncParameterClient(running.node, "flashvla")
     stop = running.node.create_publisher(Bool, "emergency_stop", 10)
     reset = running.node.create_client(Trigger, "/flashvla/reset")
+    get_state = running.node.create_client(GetState, "/flashvla/get_state")
 
-    def set_s(name: str, value: float) -> float:
+    def answer_s(ask: Callable[[], Future[Any]]) -> float:
         began_s = time.monotonic()
-        future = client.set_parameters([Parameter(name, value=value)])
-        running.until(future.done, name)
+        running.until(ask().done, "the answer")
         return time.monotonic() - began_s
 
+    def set_s(name: str, value: float) -> float:
+        return answer_s(lambda: client.set_parameters([Parameter(name, value=value)]))
+
     running.until(
-        lambda: client.services_are_ready() and stop.get_subscription_count() and reset.service_is_ready(), "them"
+        lambda: client.services_are_ready() and reset.service_is_ready() and get_state.service_is_ready(), "services"
     )
+    running.until(stop.get_subscription_count, "the emergency stop's reader")
     set_s("control.inference_timeout_s", 20.0)
     running.fault("slow")
     running.spin(1.0)  # it runs, and runs again as soon as it has answered
     assert statistics.median(set_s("gate.delta", index / 10) for index in range(10)) < ANSWER_S
+    assert statistics.median(answer_s(lambda: get_state.call_async(GetState.Request())) for _ in range(10)) < ANSWER_S
+    statuses = len(running.statuses)
+    running.until(lambda: len(running.statuses) >= statuses + 6, "statuses")
+    stamps_s = [seconds(status.header.stamp) for status in running.statuses[statuses:]]
+    late_s = [after - before - 1.0 for before, after in itertools.pairwise(stamps_s)]  # ~/status comes once a second
+    assert statistics.median(map(abs, late_s)) < ANSWER_S
     stopped_s = []
     for _ in range(3):
         began_s = time.time()
