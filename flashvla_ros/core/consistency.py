@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 AXES = ("x", "y", "z")
 _PER_DIMENSION = ("lower", "upper", "max_step", "joint_lower", "joint_upper", "joint_velocity")
 _MOTION = ("delta", "velocity")
+_TOPIC = re.compile(r"/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 def check(settings: Settings) -> None:
@@ -29,6 +31,7 @@ def check(settings: Settings) -> None:
     _standing_still(settings)
     _positions(settings)
     _deviation(settings)
+    _cameras(settings.camera.names)
     if limits.urdf and limits.robot_description:
         raise SettingsError("limits.urdf and limits.robot_description both name a URDF: give one of them")
 
@@ -49,6 +52,18 @@ def _sizes(settings: Settings) -> None:
             f"limits.workspace_* bounds dimensions named x, y and z, but action.names is {names}: "
             f"leave it empty, or bound joints with limits.joint_lower and limits.joint_upper"
         )
+
+
+def _cameras(names: Sequence[str]) -> None:
+    """A camera's name is the beginning of its topic's."""
+    if len(set(names)) != len(names):
+        raise SettingsError(f"camera.names must be distinct, got {list(names)}")
+    for name in names:
+        if not _TOPIC.fullmatch(name):
+            raise SettingsError(
+                f"camera.names: {name!r} cannot begin a topic's name, which has letters, digits and underscores "
+                "between slashes, and no digit first"
+            )
 
 
 def _order(low_name: str, lower: Sequence[float], high_name: str, upper: Sequence[float], names: Sequence[str]) -> None:

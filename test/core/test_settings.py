@@ -43,6 +43,10 @@ def test_everything_of_gate_and_pruning_is_dynamic():
         ("limits.max_step", [0.1, -1.0, 0.1, 0.1], "limits.max_step must be at least 0"),
         ("limits.lower", [0.0], "limits.lower must have 4 values"),
         ("gate.dleta", 0.5, "did you mean gate.delta"),
+        ("camera.names", ["front", "front"], "camera.names must be distinct, got ['front', 'front']"),
+        ("camera.names", ["front", "2nd"], "camera.names: '2nd' cannot begin a topic's name"),
+        ("camera.names", ["front cam"], "camera.names: 'front cam' cannot begin a topic's name"),
+        ("camera.names", [""], "camera.names: '' cannot begin a topic's name"),
     ],
 )
 def test_a_refusal_names_parameter_value_and_rule(name, value, words):
@@ -63,6 +67,11 @@ def test_a_refused_value_changes_nothing():
 def test_crossed_limits_are_refused_by_dimension():
     with pytest.raises(SettingsError, match=r"limits.lower exceeds limits.upper for y: 1 > 0"):
         Settings().with_values({"limits.lower": [0, 1, 0, 0], "limits.upper": [0, 0, 0, 0]})
+
+
+def test_a_camera_may_have_a_namespace():
+    names = ("left_arm/wrist", "/ceiling", "Front2")
+    assert Settings().with_values({"camera.names": names}).camera.names == names
 
 
 def test_arrays_come_in_as_any_sequence():
