@@ -1,112 +1,156 @@
-"""What each engine and floating-point type costs on this CPU: ``python -m flashvla_ros.bench.engine_cost``.
+"""What engine, type, threads and memory format cost on this CPU: ``python -m flashvla_ros.bench.engine_cost``.
 
-Every combination runs the same steps in one process, in turn with the reference (eager, float32). Durations are CPU
-time of the calling thread with one thread, so that what else runs on the machine does not count. ``flashvla-ros bench``
-has wall-clock figures, percentiles and GPUs.
+Every variant runs the same steps in one process, in turn with the first (eager, float32, one thread), each round
+beginning with another one. On a busy machine the ratio by processor time is the steadier, but it counts the time of
+every thread, so that two of them can only lose by it. ``flashvla-ros bench`` has percentiles, intervals and GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from flashvla_ros.bench import device, models
+from flashvla_ros.bench.frames import load_observations
+from flashvla_ros.bench.rounds import Runner, Speedup, measure
+from flashvla_ros.bench.tables import engine_table
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
-from flashvla_ros.core.types import Draft, Observation
+from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
 
-STAGES = ("preprocess", "vision", "prefill", "scoring", "decode")
-_DENSE, _PRUNED = PruningSettings(method="none"), PruningSettings()
-_STEPS = {"dense": (_DENSE, False), "pruned": (_PRUNED, False), "dense, draft accepted": (_DENSE, True)}
+_DENSE, _PRUNED = PruningSettings(method="none"), PruningSettings(method="ics", keep_ratio=0.625, layer=2)
+_STEPS = {"dense": (_DENSE, False), "ics 62.5 % layer 2": (_PRUNED, False), "dense, draft accepted": (_DENSE, True)}
 
 
-class _Clock:
-    """CPU time of the stages of one step."""
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to run a step.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last_s = time.thread_time()
+    Attributes:
+        engine: ``model.engine``.
+        dtype: ``model.dtype``.
+        threads: Of torch.
+        channels_last: Weights of the patch embedding in that memory format.
+    """
 
-    def done(self, stage: str) -> None:
-        now_s = time.thread_time()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
-        self._last_s = now_s
+    engine: str
+    dtype: str = "float32"
+    threads: int = 1
+    channels_last: bool = False
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        threads = "" if self.threads == 1 else f", {self.threads} threads"
+        return f"{self.engine}, {self.dtype}{threads}{', channels-last' if self.channels_last else ''}"
+
+    def load(self, model: str) -> OpenVLAPolicy:
+        """Return the policy."""
+        settings = ModelSettings(device="cpu", dtype=self.dtype, engine=self.engine, threads=1)
+        policy = models.load_subject(model, settings)
+        if self.channels_last:
+            policy.model.towers.to(memory_format=torch.channels_last)
+        return policy
 
 
-def step(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None) -> dict[str, float]:
-    """Run one step; return the CPU time [s] of its stages."""
-    image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    clock = _Clock()
-    policy.on_stage = clock.done
-    policy.infer(Observation({"camera": image}, models.INSTRUCTION, stamp_s=1.0), pruning, draft=draft)
-    return clock.seconds
+VARIANTS = (
+    Variant("eager"),
+    Variant("static"),
+    Variant("static", channels_last=True),
+    Variant("static", threads=2),
+    Variant("eager", "bfloat16"),
+    Variant("static", "bfloat16"),
+    Variant("static", "bfloat16", threads=2),
+    Variant("compiled"),
+)
 
 
-def measure(policies: dict[tuple[str, str], OpenVLAPolicy], repeats: int) -> Iterator[dict[str, Any]]:
-    """Yield one row for each kind of step and each policy, by engine and type; the first is what ratios are to."""
-    for name, (pruning, drafted) in _STEPS.items():
-        drafts = {}
-        for key, policy in policies.items():
-            image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-            result = policy.infer(Observation({"camera": image}, models.INSTRUCTION, stamp_s=1.0), pruning)
-            drafts[key] = Draft(result.tokens) if drafted else None
-        times: dict[tuple[str, str], list[dict[str, float]]] = {key: [] for key in policies}
-        for _ in range(repeats):  # in turn, so that a slow moment of the machine meets all of them
-            for key, policy in policies.items():
-                times[key].append(step(policy, pruning, drafts[key]))
-        totals = {key: statistics.median(sum(one.values()) for one in runs) for key, runs in times.items()}
-        base = next(iter(totals.values()))
-        for (engine, dtype), runs in times.items():
-            stages = {stage: [1e3 * one[stage] for one in runs if stage in one] for stage in STAGES}
+def load_all(model: str, variants: Sequence[Variant]) -> tuple[dict[Variant, OpenVLAPolicy], dict[Variant, float]]:
+    """Return a policy for each variant, one for those that differ by threads alone, and what its first steps took."""
+    policies: dict[Variant, OpenVLAPolicy] = {}
+    first_s: dict[Variant, float] = {}
+    for variant in variants:
+        twin = next((one for one in policies if dataclasses.replace(one, threads=variant.threads) == variant), None)
+        policies[variant] = policies[twin] if twin else variant.load(model)
+        started_s = time.perf_counter()
+        for pruning, _ in _STEPS.values():
+            policies[variant].infer(_observation(), pruning)
+        first_s[variant] = time.perf_counter() - started_s
+    return policies, first_s
+
+
+def _observation() -> Observation:
+    return load_observations(models.INSTRUCTION)[0]
+
+
+def measure_all(model: str, variants: Sequence[Variant], rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield one row for each kind of step and each variant; ratios are to the first."""
+    policies, first_s = load_all(model, variants)
+    for kind, (pruning, drafted) in _STEPS.items():
+        runners = {variant.name: _runner(policy, variant, pruning, drafted) for variant, policy in policies.items()}
+        series = measure(runners, [_observation()], rounds, lambda: None, lambda _: None, cpu=True)
+        base = series[variants[0].name]
+        for variant in variants:
+            one = series[variant.name]
+            stages = {f"{name}_ms": 1e3 * float(statistics.median(part)) for name, part in one.stages().items()}
+            cpu = [first / second for first, second in zip(base.cpu_seconds, one.cpu_seconds, strict=True)]
             yield {
-                "name": name,
-                "engine": engine,
-                "dtype": dtype,
-                "p50_ms": 1e3 * totals[engine, dtype],
-                "speedup": base / totals[engine, dtype],
-                **{f"{stage}_ms": statistics.median(values) for stage, values in stages.items() if values},
+                "name": kind,
+                "variant": variant.name,
+                "p50_ms": 1e3 * statistics.median(one.seconds),
+                "cpu_p50_ms": 1e3 * statistics.median(one.cpu_seconds),
+                "speedup": Speedup.of(base.array, one.array).median,
+                "cpu_speedup": statistics.median(cpu),
+                "first_s": first_s[variant],
+                **stages,
             }
 
 
-def main() -> None:
+def _runner(policy: OpenVLAPolicy, variant: Variant, pruning: PruningSettings, drafted: bool) -> Runner:
+    draft = Draft(policy.infer(_observation(), pruning).tokens) if drafted else None
+
+    def run(seen: Observation) -> Inference:
+        torch.set_num_threads(variant.threads)
+        return policy.infer(seen, pruning, draft=draft)
+
+    return run
+
+
+def main() -> int:
     """Print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=models.DEMO, help="demo, mid or a checkpoint folder (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed steps a cell (default: %(default)s)")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed steps a cell (default: %(default)s)")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="WORD", help="variants that hold a word: compiled")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table here as well")
     options = parser.parse_args()
-    policies = {}
-    for dtype in options.dtypes:
-        for engine in ("eager", "static"):
-            settings = ModelSettings(device="cpu", dtype=dtype, engine=engine, threads=1)
-            policies[engine, dtype] = models.load_subject(options.model, settings)
-    meta = {
-        **device.describe(policies["static", options.dtypes[0]].backend),
-        **device.versions(),
-        "model": options.model,
-    }
-    for differs in ("dtype", "engine"):
-        meta.pop(differs)
-    print(f"{meta['device']}, one thread, torch {torch.__version__}, {options.model}, {options.repeats} steps a cell\n")
-    print(f"| step | engine | dtype | p50 [ms] | speed-up | {' | '.join(STAGES)} |\n|{'---|' * (5 + len(STAGES))}")
-    rows = []
-    for row in measure(policies, options.repeats):
-        rows.append(row)
-        stages = " | ".join(f"{row[f'{stage}_ms']:.1f}" if f"{stage}_ms" in row else "–" for stage in STAGES)
-        figures = f"{row['p50_ms']:.1f} | {row['speedup']:.2f} | {stages}"
-        print(f"| {row['name']} | {row['engine']} | {row['dtype']} | {figures} |", flush=True)
-    if options.json:
-        write_results(options.json, meta, rows)
+
+    def work() -> None:
+        variants = [one for one in VARIANTS if not any(word in one.name for word in options.skip)]
+        rows = []
+        for row in measure_all(options.model, variants, options.rounds):
+            rows.append(row)
+            print(f"{row['name']:22s} {row['variant']:32s} {row['p50_ms']:8.1f} ms  {row['speedup']:.2f}", flush=True)
+        backend = Variant("static").load(options.model).backend
+        meta = {**device.describe(backend), "versions": device.versions(), "model": options.model}
+        meta |= {"command": "engine_cost", "rounds": options.rounds}
+        for differs in ("dtype", "engine", "threads"):
+            meta.pop(differs)
+        print("\n" + engine_table({"meta": meta, "rows": rows}))
+        if options.json:
+            write_results(options.json, meta, rows)
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -78,6 +78,7 @@ def main() -> int:
     parser.add_argument("--size", choices=("tiny", "mid", "7b"), default="mid", help="of the model (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each point (%(default)s)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="for all; at least two rounds are timed")
+    parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (torch's default)")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="of one image: squares of whole numbers")
     parser.add_argument("--cameras", type=int, nargs="+", default=CAMERAS)
@@ -98,7 +99,7 @@ def main() -> int:
 
 def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
     """Return a row for each size and way to run it."""
-    base, settings = config_of_size(args.size), ModelSettings(threads=args.threads)
+    base, settings = config_of_size(args.size), ModelSettings(device=args.device, threads=args.threads)
     sizes = points(args.tokens, args.cameras, args.actions)
     configs = [point.config(base) for point in sizes]
     rows: list[Row] = []

@@ -21,7 +21,7 @@ from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_pro
 from flashvla_ros.vla.random_checkpoint import LLAMA_VOCABULARY, config_of_size
 from flashvla_ros.vla.tokenizer import build_tokenizer
 
-SIZES = ("mid", "7b")
+SIZES = ("tiny", "mid", "7b")
 DEMO = "demo"
 INSTRUCTION = "open the drawer"
 _STATISTICS = "random"
@@ -31,7 +31,7 @@ def load_subject(name: str, settings: ModelSettings, *, seed: int = 0) -> OpenVL
     """Return the policy that is measured.
 
     Args:
-        name: ``demo``, ``mid`` or ``7b`` (random weights in memory, nothing is written), or a checkpoint folder.
+        name: ``demo``, a size of random weights (in memory, nothing is written), or a checkpoint folder.
         settings: Device, type, attention and threads; its checkpoint is replaced by what `name` says.
         seed: Of random weights.
 

@@ -1,13 +1,14 @@
 """Record the default trace of ``flashvla-ros bench``: ``python -m flashvla_ros.bench.record_trace``.
 
-Runs the demo policy in closed loop, lock-step, with the gate in each of its modes, and writes every decision to
-``trace.csv`` and some of the frames that the policy saw beside it.
+Runs the demo policy in closed loop on every task, lock-step, with the gate in each of its modes, and writes every
+decision to ``trace.csv`` and some of the frames that the policy saw in the first episode beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import numpy as np
 
 from flashvla_ros.bench.trace import DATA, INFER, REUSE, TraceStep, write_trace
 from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, ImageArray, IntArray
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.rollout import roll_out
-from flashvla_ros.sim.tasks import find_task
+from flashvla_ros.sim.tasks import TASKS, find_task
 from flashvla_ros.sim.world import World
 from flashvla_ros.vla.policy import OpenVLAPolicy
 
@@ -28,29 +30,31 @@ MODES = ("guarded", "paper")
 _FRAMES, _FRAME_PIXELS = 8, 224
 
 
-def main() -> None:
+def main() -> int:
     """Write trace and frames."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA, metavar="DIR", help="folder (default: the package's own)")
-    parser.add_argument("--tasks", nargs="+", default=["drawer-open", "drawer-close"], metavar="TASK")
-    parser.add_argument("--episodes", type=int, default=2, help="of each task and mode (default: %(default)s)")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help="(default: all)")
+    parser.add_argument("--episodes", type=int, default=1, help="of each task and mode (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first (default: %(default)s)")
     args = parser.parse_args()
+    return exit_code(lambda: record(args.out, args.tasks, range(args.seed, args.seed + args.episodes)))
+
+
+def record(out: Path, tasks: Sequence[str], seeds: Sequence[int]) -> None:
+    """Run an episode of each mode, task and seed; write the trace and the frames."""
     base = Settings()
     policy = OpenVLAPolicy.load(base.model)
     steps: list[TraceStep] = []
     with closing(World(_FRAME_PIXELS)) as world:
-        for mode in MODES:
-            settings = base.with_values({"gate.mode": mode})
-            for task in args.tasks:
-                for seed in range(args.seed, args.seed + args.episodes):
-                    results = _episode(world, policy, task, seed, settings)
-                    steps += _steps(mode, task, seed, results)
-                    if len(steps) == len(results):  # the first episode of all
-                        _write_frames(args.out, [next(iter(result.observation.images.values())) for result in results])
-                    reused = sum(not result.fresh for result in results)
-                    print(f"{mode} {task} {seed}: {len(results)} steps, {reused} reused", flush=True)
-    write_trace(args.out / "trace.csv", steps)
+        for mode, task, seed in itertools.product(MODES, tasks, seeds):
+            results = _episode(world, policy, task, seed, base.with_values({"gate.mode": mode}))
+            if not steps:
+                _write_frames(out, [next(iter(result.observation.images.values())) for result in results])
+            steps += _steps(mode, task, seed, results)
+            reused = sum(not result.fresh for result in results)
+            print(f"{mode} {task} {seed}: {len(results)} steps, {reused} reused", flush=True)
+    write_trace(out / "trace.csv", steps)
 
 
 def _episode(world: World, policy: OpenVLAPolicy, task: str, seed: int, settings: Settings) -> list[StepResult]:
@@ -89,4 +93,4 @@ def _write_frames(folder: Path, images: list[ImageArray]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

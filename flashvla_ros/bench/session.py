@@ -30,11 +30,12 @@ from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
 _FRAMES = 2
+_MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters that are options too
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark that the command line asks for and return its results."""
-    overrides = {f"model.{name}": getattr(args, name) for name in ("device", "dtype", "engine", "threads")}
+    overrides = {f"model.{name}": getattr(args, name) for name in _MODEL}
     settings = Settings().with_values({name: find(name).parse(value) for name, value in overrides.items()})
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)

@@ -126,8 +126,9 @@ def engine_table(results: Results) -> str:
     meta, lines = results["meta"], []
     for row in results["rows"]:
         stages = [_ms(row[f"{name}_ms"]) if f"{name}_ms" in row else "–" for name in STAGES[:-1]]
-        lines.append([row["name"], row["variant"], _ms(row["p50_ms"]), f"**{row['speedup']:.2f}**", *stages])
-    head = ["step", "variant", "p50 [ms]", "speedup", *STAGES[:-1]]
+        ratios = f"**{row['speedup']:.2f}**", f"{row['cpu_speedup']:.2f}"
+        lines.append([row["name"], row["variant"], _ms(row["p50_ms"]), *ratios, f"{row['first_s']:.1f}", *stages])
+    head = ["step", "variant", "p50 [ms]", "speedup", "by CPU time", "first steps [s]", *STAGES[:-1]]
     words = f"{meta['model']} on {meta['device']}; torch {meta['versions']['torch']}; {meta['rounds']} rounds."
     return f"{words}\n\n{_table(head, lines)}"
 

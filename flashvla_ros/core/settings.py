@@ -120,8 +120,10 @@ class ModelSettings:
     engine: str = _row(
         "auto",
         "How a step is run; eager: transformers' modules, the reference; static: fixed buffers and fused products, "
-        "recorded as CUDA graphs on CUDA; auto: static, unless model.attention is eager.",
-        choices=("auto", "eager", "static"),
+        "recorded as CUDA graphs on CUDA; compiled: static, with what stands around attention compiled by "
+        "torch.compile, which takes about a minute in the first steps and gains nothing on the CPU; auto: static, "
+        "unless model.attention is eager.",
+        choices=("auto", "eager", "static", "compiled"),
     )
     threads: int = _row(0, "CPU threads of the model; 0: torch's default.", low=0, high=256)
 

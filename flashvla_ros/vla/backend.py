@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import os
+import shutil
 from contextlib import AbstractContextManager
 
 import torch
@@ -19,7 +21,7 @@ _FLASH = "flash_attention_2"
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """What ``auto`` came to. Attention has transformers' name; engine is eager or static."""
+    """What ``auto`` came to. Attention has transformers' name; engine is eager, static or compiled."""
 
     device: torch.device
     dtype: torch.dtype
@@ -87,8 +89,13 @@ def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _engine(name: str, device: torch.device, attention: str) -> str:
-    if name == "static" and attention == "eager":
-        raise SettingsError("model.engine static computes attention with SDPA or FlashAttention 2: set model.attention")
+    if name in ("static", "compiled") and attention == "eager":
+        raise SettingsError(
+            f"model.engine {name} computes attention with SDPA or FlashAttention 2: set model.attention"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if name == "compiled" and shutil.which(compiler) is None:
+        raise SettingsError(f"model.engine compiled needs the C++ compiler {compiler}: install it or set static")
     if name == "auto":
         name = "eager" if attention == "eager" else "static"
         graphs = "with CUDA graphs" if device.type == "cuda" else "without graphs on the CPU"

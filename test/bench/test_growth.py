@@ -13,7 +13,7 @@ from flashvla_ros.bench import growth
 
 def test_each_size_gives_a_row_for_each_way_to_run_it(tmp_path):
     args = argparse.Namespace(
-        size="tiny", rounds=1, seconds=60.0, threads=1, tokens=[16, 25], cameras=[1, 2], actions=[4, 5]
+        size="tiny", device="cpu", rounds=1, seconds=60.0, threads=1, tokens=[16, 25], cameras=[1, 2], actions=[4, 5]
     )
     results = growth.measure_growth(args)
     rows = results["rows"]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from flashvla_ros.bench import record_trace
+from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, read_trace, relative, write_trace
 from flashvla_ros.core.errors import FlashVLAError
 
@@ -30,6 +32,13 @@ def test_a_trace_comes_back_as_it_was_written(tmp_path: Path):
     ]
     write_trace(tmp_path / "t" / "trace.csv", steps)
     assert read_trace(tmp_path / "t" / "trace.csv") == steps
+
+
+def test_a_trace_is_recorded_with_the_demo_policy(tmp_path: Path):
+    record_trace.record(tmp_path, ["button-press"], [0])
+    steps = read_trace(tmp_path / "trace.csv")
+    assert {(step.mode, step.task) for step in steps} == {(mode, "button-press") for mode in record_trace.MODES}
+    assert len(load_observations("press the button", tmp_path)) == 8
 
 
 def test_columns_that_only_explain_may_be_missing(tmp_path: Path):

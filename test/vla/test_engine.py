@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from test_policy import observation
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Observation
+from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.engine.attention import SdpaAttention
 from flashvla_ros.vla.engine.base import EagerEngine
@@ -256,12 +259,31 @@ def test_the_watch_sees_what_would_stall_a_step():
             stall()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_the_compiled_engine_gives_the_tokens_of_the_plain_one(eager, folder):
+    policy = load(folder, "compiled")
+    for pruning in (NONE, PruningSettings(method="ics", keep_ratio=0.5)):
+        for seed, words in enumerate(WORDS[:2]):
+            seen = observation(seed, words)
+            expected = eager.infer(seen, pruning)
+            assert same(policy.infer(seen, pruning), expected)
+            assert same(policy.infer(seen, pruning, draft=Draft(expected.tokens)), expected)
+
+
+def test_a_missing_compiler_is_said_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        SettingsError, match=r"compiled needs the C\+\+ compiler no-such-compiler: install it or set static"
+    ):
+        Backend.resolve(ModelSettings(device="cpu", engine="compiled"))
+
+
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @cuda
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_graphs_give_the_tokens_of_direct_calls(folder, dtype):
+def test_cuda_graphs_give_the_tokens_of_direct_calls(folder, dtype):
     settings = ModelSettings(checkpoint=str(folder), device="cuda", dtype=dtype, attention="sdpa", engine="static")
     graphs, direct = OpenVLAPolicy.load(settings), OpenVLAPolicy.load(settings)
     assert isinstance(graphs.engine._recorder, CudaGraphs)
@@ -274,7 +296,7 @@ def test_recorded_graphs_give_the_tokens_of_direct_calls(folder, dtype):
 
 
 @cuda
-def test_a_step_allocates_nothing_that_stays(folder):
+def test_a_cuda_step_allocates_nothing_that_stays(folder):
     policy = load_cuda(folder)
     run: Callable[[Observation], object] = lambda seen: policy.infer(seen, PruningSettings(keep_ratio=0.5))  # noqa: E731
     for step in range(3):

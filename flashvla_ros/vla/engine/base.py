@@ -12,6 +12,7 @@ from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import Prefill, decode, prefill, untimed
 from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
+from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.model import OpenVLA
@@ -93,6 +94,7 @@ def make_engine(model: OpenVLA, size: int, backend: Backend) -> Engine:
     if backend.engine == "eager":
         return EagerEngine(model, size)
     attention = FlashAttention2() if backend.attention == "flash_attention_2" else SdpaAttention()
+    decoder = LeanDecoder(model, compiled=backend.engine == "compiled")
     if backend.device.type == "cuda":
-        return StaticEngine(model, size, attention, CudaGraphs(backend.device), _GRAPH_GRANULARITY)
-    return StaticEngine(model, size, attention, DirectCalls(), granularity=1)
+        return StaticEngine(model, size, attention, CudaGraphs(backend.device), _GRAPH_GRANULARITY, decoder)
+    return StaticEngine(model, size, attention, DirectCalls(), granularity=1, decoder=decoder)

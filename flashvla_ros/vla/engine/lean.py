@@ -1,13 +1,15 @@
 """Llama's decoder layer over the loaded weights, with fewer and larger operations than transformers' modules.
 
 Queries, keys and values are one matrix product, gate and up projection another; the rotary embedding turns queries and
-keys together. The weights are shared with the module: they move into one tensor, and the module's own parameters become
+keys together. What stands before and after attention are two pure functions, which torch.compile takes once for all
+layers. The weights are shared with the module: they move into one tensor, and the module's own parameters become
 views of it, so both compute the same function. Results differ from the module's in the last bits at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,35 +19,65 @@ from flashvla_ros.vla.model import OpenVLA, Rotary
 
 # Queries [1, H, L, D], keys and values [1, G, L, D] → [1, H, L, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Linear = tuple[Tensor, Tensor | None]  # weight and bias
+Norm = tuple[Tensor, float]  # weight and epsilon
 
 
 class LeanLayer:
-    """One decoder layer."""
+    """One decoder layer.
 
-    def __init__(self, layer: nn.Module) -> None:
+    Args:
+        layer: Its weights are shared, not copied.
+        before: :func:`before_attention`, or that compiled.
+        after: :func:`after_attention`, or that compiled.
+        activation: Of the MLP; one object for all layers, or each would be compiled anew.
+    """
+
+    def __init__(
+        self, layer: nn.Module, before: Callable[..., Any], after: Callable[..., Any], activation: nn.Module
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._norm_1, self._norm_2 = layer.input_layernorm, layer.post_attention_layernorm
+        self._before, self._after, self._activation = before, after, activation
+        self._norms = tuple(_parts(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
         self._qkv = fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._out, self._down = attention.o_proj, mlp.down_proj
+        self._out, self._down = ((linear.weight, linear.bias) for linear in (attention.o_proj, mlp.down_proj))
         self._gate_up = fuse([mlp.gate_proj, mlp.up_proj])
-        self._activation = mlp.act_fn
         self._head_size = attention.head_dim
         self._groups = attention.k_proj.out_features // self._head_size
 
     def __call__(self, hidden: Tensor, rotary: Rotary, attend: Attend) -> tuple[Tensor, Tensor]:
         """Return the hidden state [1, L, d] after this layer, and its self-attention output [1, L, d] alone."""
-        length = hidden.shape[1]
-        rows = functional.linear(normed(hidden, self._norm_1), *self._qkv)
-        heads = rows.view(1, length, -1, self._head_size).transpose(1, 2)
-        turned, values = heads.split([heads.shape[1] - self._groups, self._groups], dim=1)
-        turned = turn(turned, rotary)
-        queries, keys = turned.split([turned.shape[1] - self._groups, self._groups], dim=1)
-        attended = attend(queries, keys, values).transpose(1, 2).reshape(1, length, -1)
-        attention = functional.linear(attended, self._out.weight, self._out.bias)
-        hidden = hidden + attention
-        gate, up = functional.linear(normed(hidden, self._norm_2), *self._gate_up).chunk(2, dim=-1)
-        down = functional.linear(self._activation(gate).mul_(up), self._down.weight, self._down.bias)
-        return hidden + down, attention
+        first, second = self._norms
+        heads = self._before(hidden, rotary, first, self._qkv, self._head_size, self._groups)
+        return self._after(hidden, attend(*heads), second, self._out, self._gate_up, self._down, self._activation)
+
+
+def before_attention(
+    hidden: Tensor, rotary: Rotary, norm: Norm, qkv: Linear, head_size: int, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return turned queries [1, H, L, D], turned keys and values [1, G, L, D] of hidden [1, L, d]."""
+    rows = functional.linear(normed(hidden, *norm), *qkv)
+    heads = rows.view(1, hidden.shape[1], -1, head_size).transpose(1, 2)
+    turned, values = heads.split([heads.shape[1] - groups, groups], dim=1)
+    turned = turn(turned, rotary)
+    queries, keys = turned.split([turned.shape[1] - groups, groups], dim=1)
+    return queries, keys, values
+
+
+def after_attention(
+    hidden: Tensor,
+    attended: Tensor,
+    norm: Norm,
+    out: Linear,
+    gate_up: Linear,
+    down: Linear,
+    activation: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the hidden state [1, L, d] after the layer, and its self-attention output [1, L, d] alone."""
+    attention = functional.linear(attended.transpose(1, 2).reshape(1, hidden.shape[1], -1), *out)
+    hidden = hidden + attention
+    gate, up = functional.linear(normed(hidden, *norm), *gate_up).chunk(2, dim=-1)
+    return hidden + functional.linear(activation(gate).mul_(up), *down), attention
 
 
 class LeanDecoder:
@@ -53,25 +85,34 @@ class LeanDecoder:
 
     Args:
         model: Its weights are shared, not copied.
+        compiled: Compile what stands before and after attention, once for all layers.
     """
 
-    def __init__(self, model: OpenVLA) -> None:
+    def __init__(self, model: OpenVLA, *, compiled: bool = False) -> None:
         decoder = model.language_model.model
-        self.layers = [LeanLayer(layer) for layer in decoder.layers]
-        self._norm, self._head = decoder.norm, model.language_model.lm_head
+        before, after = before_attention, after_attention
+        if compiled:
+            before, after = torch.compile(before), torch.compile(after)
+        activation = decoder.layers[0].mlp.act_fn
+        self.layers = [LeanLayer(layer, before, after, activation) for layer in decoder.layers]
+        self._norm, self._head = _parts(decoder.norm), model.language_model.lm_head
         self.embedding: Tensor = decoder.embed_tokens.weight
 
     def choices(self, hidden: Tensor) -> Tensor:
         """Most likely token after each row of hidden [1, L, d]: [L]."""
-        logits = functional.linear(normed(hidden[0], self._norm), self._head.weight, self._head.bias)
+        logits = functional.linear(normed(hidden[0], *self._norm), self._head.weight, self._head.bias)
         return logits.argmax(dim=-1)
 
 
-def normed(hidden: Tensor, norm: nn.Module) -> Tensor:
+def normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Root-mean-square norm in float32, as transformers computes it."""
     wide = hidden.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(norm.variance_epsilon))
-    return norm.weight * (wide * scale).to(hidden.dtype)
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(epsilon))
+    return weight * (wide * scale).to(hidden.dtype)
+
+
+def _parts(norm: nn.Module) -> Norm:
+    return norm.weight, norm.variance_epsilon
 
 
 def turn(heads: Tensor, rotary: Rotary) -> Tensor:

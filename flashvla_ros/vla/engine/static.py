@@ -65,15 +65,22 @@ class StaticEngine:
         attention: Over these buffers.
         recorder: CUDA graphs or direct calls.
         granularity: Prompt lengths are rounded up to a multiple of it.
+        decoder: Layers of `model`; made of it where it is None.
     """
 
     def __init__(
-        self, model: OpenVLA, size: int, attention: StaticAttention, recorder: Recorder, granularity: int
+        self,
+        model: OpenVLA,
+        size: int,
+        attention: StaticAttention,
+        recorder: Recorder,
+        granularity: int,
+        decoder: LeanDecoder | None = None,
     ) -> None:
         self.model = model
         self._size, self._granularity = size, granularity
         self._attention, self._recorder = attention, recorder
-        self._decoder = LeanDecoder(model)
+        self._decoder = decoder or LeanDecoder(model)
         self._count = model.config.visual_tokens
         weight, config = self._decoder.embedding, model.config
         side = config.towers[0].image_size
