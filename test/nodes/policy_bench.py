@@ -33,6 +33,12 @@ from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 TASK = "open the drawer"
+CALM = {
+    "control__frozen_image_s": 0.0,  # most tests show one grey picture
+    "control__image_timeout_s": 30.0,  # and a machine with other work may take its time
+    "control__inference_timeout_s": 30.0,
+    "control__state_timeout_s": 30.0,
+}
 PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine
 _LOG_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -56,8 +62,8 @@ class PolicyBench:
         factory: Instead of `policy`: what the node calls to load it.
         files: Parameter files.
         namespace: Of the node.
-        parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``. A frozen camera is allowed
-            unless they say otherwise: most tests show one grey picture.
+        parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``. Those of :data:`CALM` unless
+            they say otherwise.
     """
 
     def __init__(
@@ -73,10 +79,7 @@ class PolicyBench:
         arguments = [word for path in files for word in ("--params-file", str(path))]
         rclpy.init(context=self.context, args=["--ros-args", *arguments])
         self.policy = policy or ScriptedPolicy()
-        overrides = [
-            Parameter(name.replace("__", "."), value=value)
-            for name, value in {"control__frozen_image_s": 0.0, **parameters}.items()
-        ]
+        overrides = [Parameter(name.replace("__", "."), value=value) for name, value in {**CALM, **parameters}.items()]
         self.node = PolicyNode(
             factory or (lambda _: LoadedPolicy(self.policy)),
             context=self.context,

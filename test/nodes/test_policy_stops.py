@@ -149,16 +149,16 @@ def test_an_action_that_is_not_finite_is_never_published(make):
 
 def test_a_model_that_hangs_is_stopped_in_time_and_its_late_answer_dropped(make):
     go_on = threading.Event()
-    bench = make(
-        ScriptedPolicy(before=lambda call: go_on.wait(20) if call == 1 else None), control__inference_timeout_s=0.2
-    ).start()
+    bench = make(ScriptedPolicy(before=lambda call: go_on.wait(20) if call == 1 else None)).start()
     bench.step()
+    assert bench.set("control.inference_timeout_s", 0.2).successful
     started_s = time.monotonic()
     bench.show()
     bench.until(lambda: stops(bench), "the stop action")
     assert time.monotonic() - started_s < 15.0  # not the 20 s that the model would take
     assert "control.inference_timeout_s is 0.2" in bench.report().stop_reason
     assert bench.set("gate.delta", 0.75).successful  # the node answers all the while
+    assert bench.set("control.inference_timeout_s", 10.0).successful
     go_on.set()
     bench.spin(0.2)
     assert len(bench.gates) == 1

