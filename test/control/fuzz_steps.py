@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flashvla_ros.control.motion import slowed
 from flashvla_ros.control.stepper import Stepper, StepperState, StepResult, in_force
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.results import write_results
@@ -141,8 +142,12 @@ class Fuzz:
             self._check(result, before)
 
     def _needs_position(self, before: StepperState) -> bool:
-        """Whether a step limit of an absolute dimension may have no reference to count from."""
-        return before.command is None and bool(self.settings.limits.max_step)
+        """Whether an absolute dimension may lack what a step limit or a scale counts from, or be outside its limits."""
+        control = self.settings.control
+        at_rest = before.command is None or before.resting or control.dry_run is not before.dry_run
+        if ActionKind.ABSOLUTE not in self.spec.kinds:
+            return before.command is None and bool(self.settings.limits.max_step)
+        return bool(at_rest and self.settings.limits.max_step) or control.speed_scale < 1.0 or control.ramp_s > 0.0
 
     def _check(self, result: StepResult, before: StepperState) -> None:
         """Hold one result to what docs/safety.md and docs/gate.md promise."""
@@ -155,7 +160,12 @@ class Fuzz:
             assert (command >= np.array(limits.lower)).all(), "below limits.lower"
             assert (command <= np.array(limits.upper)).all(), "above limits.upper"
         if limits.max_step:
-            self._check_steps(command, before)
+            self._check_steps(command, before, result.speed_scale)
+        control = self.settings.control
+        assert 0.0 <= result.speed_scale <= control.speed_scale, "faster than control.speed_scale"
+        if result.speed_scale == 0.0:
+            motion = [kind in (ActionKind.DELTA, ActionKind.VELOCITY) for kind in self.spec.kinds]
+            assert not command[:, motion].any(), "moves at a scale of 0"
         if result.fresh:
             self._in_a_row, self._fresh_s = 0, self._stamp_s
             return
@@ -167,12 +177,14 @@ class Fuzz:
             assert self._stamp_s - self._fresh_s <= gate.max_age_s + _SLACK, "reused what is older than gate.max_age_s"
         assert result.observation.instruction == self._fresh_instruction(), "reused for another instruction"
 
-    def _check_steps(self, command: np.ndarray, before: StepperState) -> None:
+    def _check_steps(self, command: np.ndarray, before: StepperState, scale: float) -> None:
         """From the command in force, and from row to row, it changes by limits.max_step at most."""
         limits = self.settings.limits
         rows = command
-        if before.command is not None and not before.resting:
+        followed = before.dry_run is self.settings.control.dry_run  # nothing of a dry run was
+        if before.command is not None and not before.resting and followed:
             held = in_force(before.command, self._stamp_s - before.command_s, self.spec.dt_s)
+            held = slowed(held, before.speed_scale, scale, self.spec)  # a scale that falls holds at once
             if limits.lower:  # the range has the last word, also over where the step counts from
                 held = np.clip(held, limits.lower, limits.upper)
             rows = np.vstack([held, command])
@@ -211,6 +223,9 @@ class Fuzz:
                 "gate.max_age_s": float(rng.choice([0.0, 0.2, 1.0])),
                 "gate.scene_patches": int(rng.integers(0, 4)),
                 "gate.gripper_margin": float(rng.choice([0.0, 0.2])),
+                "control.dry_run": bool(rng.random() < 0.1),
+                "control.speed_scale": float(rng.choice([1.0, 1.0, 0.5, 0.0])),
+                "control.ramp_s": float(rng.choice([0.0, 0.0, 2.0])),
                 "pruning.method": str(rng.choice(["ics", "ics", "none"])),
                 "pruning.keep_ratio": float(rng.choice([0.25, 0.625, 1.0])),
                 "limits.lower": tuple(-upper) if (bounded := rng.random() < 0.7) else (),
