@@ -27,7 +27,7 @@ ARGUMENTS = {
     "episodes": "number of episodes; 0: until Ctrl-C",
     "seed": "seed of the first episode's scene",
     "lock_step": "true: the robot waits for each command, and runs repeat exactly",
-    "camera": "image topic of a real robot; nothing is simulated then",
+    "camera": "image topic of a real robot, or name:=topic for each of several; nothing is simulated then",
     "checkpoint": "folder of an OpenVLA checkpoint; empty: the demo policy",
     "params": "parameter file of the policy node",
     "remap": "topics under other names, such as command:=/servo_node/delta_twist_cmds",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
@@ -59,7 +59,8 @@ class Bringup:
         episodes: How many; 0: until stopped.
         seed: Of the first episode's scene.
         lock_step: The robot waits for each command, so that a run repeats exactly.
-        camera: Image topic of a real robot, whose driver runs already; empty: the simulated one.
+        camera: Image topic of a real robot, whose driver runs already; several as ``name:=topic``, separated by spaces;
+            empty: the simulated one.
         checkpoint: Folder of an OpenVLA checkpoint; empty: the demo policy.
         params: Parameter file for the policy node; empty: none beside the demo's.
         remap: Topics of the policy node under other names, such as ``command:=/servo_node/delta_twist_cmds``; several
@@ -96,9 +97,14 @@ class Bringup:
         if self.checkpoint:
             parameters["model.checkpoint"] = self.checkpoint
         if self.camera:
-            compressed = self.camera.endswith(_COMPRESSED)
+            cameras = _cameras(self.camera)
+            compressed = _are_compressed(cameras.values())
             parameters["camera.compressed"] = compressed
-            remappings = ((f"image{_COMPRESSED}" if compressed else "image", self.camera), *remappings)
+            if "" not in cameras:
+                parameters["camera.names"] = list(cameras)
+            end = _COMPRESSED if compressed else ""
+            images = ((f"{name}/image{end}" if name else f"image{end}", topic) for name, topic in cameras.items())
+            remappings = (*images, *remappings)
             parameters.update({"node.instruction": self.instruction} if self.instruction else {})
         if self.lock_step:
             parameters["use_sim_time"] = True
@@ -124,6 +130,30 @@ class Bringup:
         return Process(
             ROBOT, "robot_node", "flashvla_ros.nodes.robot_node", (share_path("config", "demo.yaml"),), parameters
         )
+
+
+def _cameras(text: str) -> dict[str, str]:
+    """Return each camera's topic by its name; one without a name has an empty one."""
+    words = text.split()
+    if len(words) == 1 and ":=" not in text:
+        return {"": words[0]}
+    cameras: dict[str, str] = {}
+    for word in words:
+        name, arrow, topic = word.partition(":=")
+        if not (name and arrow and topic) or name in cameras:
+            raise SettingsError(
+                f"several cameras have the form name:=topic, such as front:=/front/image_raw wrist:=/wrist/image_raw, "
+                f"each with a name of its own, got {word!r}"
+            )
+        cameras[name] = topic
+    return cameras
+
+
+def _are_compressed(topics: Collection[str]) -> bool:
+    compressed = [topic for topic in topics if topic.endswith(_COMPRESSED)]
+    if compressed and len(compressed) < len(topics):
+        raise SettingsError(f"cameras are all raw or all compressed, but of {sorted(topics)} only {compressed} are")
+    return bool(compressed)
 
 
 def _remapping(rule: str) -> tuple[str, str]:

@@ -36,7 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     robot.add_argument("--seed", type=_count, default=0, metavar="S", help="of the first episode's scene (%(default)s)")
     robot.add_argument("--lock-step", action="store_true", help="wait for each command: runs repeat exactly")
     real = parser.add_argument_group("real robot")
-    real.add_argument("--camera", default="", metavar="TOPIC", help="image topic of its driver; nothing is simulated")
+    real.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="TOPIC",
+        help="image topic of its driver, or NAME:=TOPIC for each of several; nothing is simulated",
+    )
     real.add_argument("--checkpoint", default="", metavar="DIR", help="OpenVLA checkpoint (the demo policy)")
     real.add_argument(
         "--remap", action="append", default=[], metavar="TOPIC:=NAME", help="name of the controller's topic, …"
@@ -62,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         episodes=args.episodes,
         seed=args.seed,
         lock_step=args.lock_step,
-        camera=args.camera,
+        camera=" ".join(args.camera),
         checkpoint=args.checkpoint,
         params=args.params,
         remap=" ".join(args.remap),

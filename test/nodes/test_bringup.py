@@ -11,6 +11,7 @@ from rclpy.node import Node
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.bringup import Bringup, Process
 from flashvla_ros.nodes.parameters import NodeParameters
 
@@ -74,9 +75,22 @@ def test_a_real_camera_needs_no_robot(topic, compressed, remapping):
     assert settings.limits.upper == ()  # those of the demo's arm are not another robot's
 
 
+@pytest.mark.parametrize("end", ["", "/compressed"])
+def test_several_cameras_are_named_and_remapped_in_their_order(end):
+    (policy,) = Bringup(camera=f"wrist:=/arm/wrist/raw{end} front:=/realsense/raw{end}").processes()
+    settings = settings_of(policy)
+    assert settings.camera.names == ("wrist", "front")
+    remapped = dict(policy.remappings)
+    topics = [topic.name for topic in interfaces.image_topics(settings.camera).values()]  # as the node opens them
+    assert [remapped[topic] for topic in topics] == [f"/arm/wrist/raw{end}", f"/realsense/raw{end}"]
+
+
 @pytest.mark.parametrize(
     ("bringup", "words"),
     [
+        (Bringup(camera="front:=/a /b"), "form name:=topic, such as .*, got '/b'"),
+        (Bringup(camera="front:=/a front:=/b"), "each with a name of its own, got 'front:=/b'"),
+        (Bringup(camera="a:=/a b:=/b/compressed"), r"all raw or all compressed, but .* only \['/b/compressed'\] are"),
         (Bringup(task="drawer-opne"), "did you mean drawer-open"),
         (Bringup(camera="/image", episodes=2), "belong to the simulated robot"),
         (Bringup(params="/nowhere.yaml"), "no parameter file /nowhere.yaml"),
