@@ -22,6 +22,7 @@ from flashvla_ros.bench.configurations import DENSE, PLAIN
 from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.bench.report import Row, times
 from flashvla_ros.bench.rounds import Runner, measure
+from flashvla_ros.bench.tables import steadiest
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.results import write_results
@@ -116,8 +117,9 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _line(row: Row) -> str:
+    duration_ms, speedup, _ = steadiest(row)
     size = f"{row['cameras']} x {row['tokens']:4d} tokens, {row['actions']:2d} dimensions"
-    return f"{size}  {row['name']:18s} {row['p50_ms']:9.1f} ms  {row['speedup']:.2f}"
+    return f"{size}  {row['name']:18s} {duration_ms:9.1f} ms  {speedup:.2f}"
 
 
 def _timed(policy: OpenVLAPolicy, rounds: int, limit_s: float) -> list[Row]:
@@ -151,10 +153,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for name in (PLAIN, DENSE, PRUNED):
             fixed = {field: value for field, value in middle._asdict().items() if field != key}
             chosen = [row for row in rows if row["name"] == name and fixed.items() <= row.items()]
-            line = sorted((row[key], row["p50_ms"]) for row in chosen)
+            line = sorted((row[key], steadiest(row)[0]) for row in chosen)
             axes.plot(*zip(*line, strict=True), marker="o", label=name)
-        axes.set(xlabel=label, ylim=(0, None))
-    figure.axes[0].set_ylabel("ms a step (median)")
+        axes.set(xlabel=label, xticks=sorted({row[key] for row in chosen}), ylim=(0, None))
+    figure.axes[0].set_ylabel(f"ms a step (median{steadiest(rows[0])[2]})")
     figure.axes[0].legend()
     figure.suptitle(f"{results['meta']['size']} on {results['meta']['device']}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

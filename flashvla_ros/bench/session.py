@@ -30,6 +30,7 @@ from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
 _FRAMES = 2
+_PROGRESS_S = 0.5 if sys.stderr.isatty() else 10.0
 _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters that are options too
 
 
@@ -88,7 +89,8 @@ class Session:
         # Warms up, as counting does the others; the static engine moves the weights in its first step.
         for policy in (self.plain, self.eager, self.policy):
             policy.infer(self.observations[0], self.settings.pruning)
-        works = {row.name: self._work(row) for row in self.rows}
+        counted = tqdm(self.rows, desc="counting", unit="configuration", mininterval=_PROGRESS_S)
+        works = {row.name: self._work(row) for row in counted}
         series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)
         first = series[self.rows[0].name].inferences[0]
@@ -119,7 +121,7 @@ class Session:
     def _timed(self, rounds: int, limit_s: float) -> dict[str, Series]:
         backend = self.policy.backend
         prober = Prober(backend)
-        with tqdm(total=rounds, unit="round", disable=not sys.stderr.isatty()) as bar:
+        with tqdm(total=rounds, desc="timing", unit="round", mininterval=_PROGRESS_S) as bar:
 
             def after_round(_number: int) -> None:
                 prober.probe(self.roofline)
