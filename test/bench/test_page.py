@@ -26,8 +26,9 @@ def test_page_is_filled_from_the_results_it_names(results, tmp_path):
         page_module.filled("nothing", tmp_path)
 
 
-def test_every_figure_of_the_speed_page_comes_from_its_results():
-    page = ROOT / "docs" / "speed.md"
+@pytest.mark.parametrize("name", ["speed.md", "engine.md"])
+def test_every_table_of_a_page_comes_from_its_results(name):
+    page = ROOT / "docs" / name
     text = page.read_text(encoding="utf-8")
     assert page_module.filled(text, page.parent) == text
 
