@@ -139,7 +139,7 @@ class PruningSettings:
         dynamic=True,
     )
     keep_ratio: float = _row(
-        0.625,
+        0.75,
         "Share of the visual tokens that is kept; 1 keeps all.",
         low=0.01,
         high=1.0,
@@ -235,7 +235,7 @@ class GateSettings:
         high=10.0,
         dynamic=True,
     )
-    max_reuse: int = _row(1, "Most reused steps in a row.", low=0, high=1000, dynamic=True)
+    max_reuse: int = _row(2, "Most reused steps in a row.", low=0, high=1000, dynamic=True)
     fresh_between: int = _row(
         1,
         "Least fresh steps between two runs of reused ones.",

@@ -28,7 +28,7 @@ _PUBLISHED = {
 BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "dense": {"gate.mode": "off", "pruning.method": "none"},
     "prune": {"gate.mode": "off", **_PUBLISHED},
-    "paper": {"gate.mode": "paper", **_PUBLISHED},
+    "paper": {"gate.mode": "paper", "gate.max_reuse": 1, **_PUBLISHED},
     "guarded": {},
     "gate": {"pruning.drop": False},
 }

@@ -36,7 +36,7 @@ _SECTIONS = {
     "main": (
         "Success and cost",
         "`prune` is FlashVLA's pruning (62.5 % of the visual tokens from layer 2 on) without a gate, `paper` all of it "
-        "as published, `guarded` the shipped defaults.",
+        "as published, `guarded` the shipped defaults, `deep` half of the tokens from layer 1 on.",
     ),
     "ablation": ("Gate and pruning apart", "`prune` prunes without a gate, `gate` reuses without dropping a token."),
     "pruners": (
@@ -53,8 +53,7 @@ _SECTIONS = {
     "freerunning": ("With real latency", "The robot goes on while the model thinks."),
     "selection": (
         "How a setting was chosen",
-        "On seeds from 10⁹ on, where training draws its own: these rates chose a setting and prove nothing "
-        "of it. `selection-rejected` and `selection-third` are choices on unseen seeds, which they did not survive.",
+        "On seeds from 10⁹ on, where training draws its own: these rates chose a setting and prove nothing of it.",
     ),
 }
 _COMPARED = {"pruners": ("random", "prune"), "perturbations": ()}

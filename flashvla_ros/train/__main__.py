@@ -22,7 +22,7 @@ from flashvla_ros.train.trainer import FitConfig
 
 EPISODES = 120  # of each task
 PLAIN = FitConfig()
-DROPOUT = FitConfig(steps=1600, learning_rate=7.5e-4, dropout_share=0.8)
+DROPOUT = FitConfig(steps=2400, learning_rate=1e-3, dropout_share=0.9)
 BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # instructions that make it faster than float32
 
 

@@ -48,8 +48,8 @@ class FitConfig:
     state_rate: float = 0.05
     lighting: float = 0.1
     dropout_share: float = 0.0
-    dropout_keep: tuple[float, ...] = (0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
-    dropout_layers: tuple[int, ...] = (0, 1, 2, 3)
+    dropout_keep: tuple[float, ...] = (0.625, 0.5, 0.375, 0.25, 0.125)
+    dropout_layers: tuple[int, ...] = (0, 1, 2)
     precision: str = "float32"
     compile: bool = False
     save_every: int = 400

@@ -140,7 +140,7 @@ def test_frames_are_streamed(tmp_path):
 @pytest.mark.usefixtures("turning")
 def test_the_helper_gives_numbers_to_assert_on(tmp_path):
     bag = write_bag(tmp_path / "bag", drive(60))
-    result = testing.evaluate_bag(bag, {"gate.delta": 0.5, "gate.max_angle_deg": 5.0})
+    result = testing.evaluate_bag(bag, {"gate.delta": 0.5, "gate.max_angle_deg": 5.0, "gate.max_reuse": 1})
     assert result.steps == 60
     assert result.reuse_rate == pytest.approx(result.reasons["reuse"] / 60)
     assert 0.3 < result.reuse_rate < 0.6

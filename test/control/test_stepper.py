@@ -33,7 +33,7 @@ def run(stepper: Stepper, steps: int, values: Settings = DEFAULTS, start_s: floa
 
 def test_a_steady_policy_is_reused_every_other_step_and_never_locks_up() -> None:
     policy = ScriptedPolicy()
-    results = run(Stepper(policy, SPEC), 101)
+    results = run(Stepper(policy, SPEC), 101, with_values(gate__max_reuse=1))
     assert [str(result.decision.reason) for result in results[:6]] == [
         "start", "too_few_fresh", "reuse", "max_reuse", "reuse", "max_reuse",
     ]  # fmt: skip
@@ -329,7 +329,7 @@ class PreviousPolicy(ScriptedPolicy):
 def test_the_policy_is_handed_the_last_fresh_result_until_a_reset() -> None:
     policy = PreviousPolicy()
     stepper = Stepper(policy, SPEC)
-    fresh = [result.inference for result in run(stepper, 4) if result.fresh]
+    fresh = [result.inference for result in run(stepper, 4, with_values(gate__max_reuse=1)) if result.fresh]
     assert len(fresh) == 3  # the third of four steps is reused
     stepper.reset()
     run(stepper, 1)
@@ -366,7 +366,8 @@ def offered(policy: DraftPolicy) -> list[int | None]:
 
 def test_the_last_fresh_tokens_are_the_draft_also_behind_reused_steps() -> None:
     policy = DraftPolicy()
-    results = run(Stepper(policy, SPEC), 6, DRAFT)
+    one_at_a_time = DRAFT.with_values({"gate.max_reuse": 1})
+    results = run(Stepper(policy, SPEC), 6, one_at_a_time)
     assert [result.fresh for result in results] == [True, True, False, True, False, True]
     assert offered(policy) == [None, 0, 1, 2]
     assert (policy.offered[1].accept_bins, policy.offered[1].max_near) == (3, 2)  # type: ignore[union-attr]

@@ -24,6 +24,7 @@ def test_built_in_modes_say_what_they_are() -> None:
     assert settings["guarded"] == Settings()
     assert settings["prune"].pruning == settings["paper"].pruning
     assert (settings["prune"].gate.mode, settings["paper"].gate.mode) == ("off", "paper")
+    assert settings["paper"].gate.max_reuse == 1
     assert not settings["gate"].pruning.drop
 
 

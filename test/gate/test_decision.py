@@ -73,7 +73,7 @@ GUARDED = [
     (Reason.CLOCK_JUMP, steady(), view(math.nan), {}),
     (Reason.STALE_GAP, steady(), view(2.2), {"max_age_s": 60.0}),
     (Reason.TOO_FEW_FRESH, remembering(fresh(view(1.1))), view(1.2), {}),
-    (Reason.MAX_REUSE, steady().after_reuse(view(1.2)), view(1.3), {}),
+    (Reason.MAX_REUSE, steady().after_reuse(view(1.2)), view(1.3), {"max_reuse": 1}),
     (Reason.MAX_REUSE, steady(), view(1.2), {"max_reuse": 0}),
     (
         Reason.FRESH_BETWEEN,

@@ -57,7 +57,7 @@ def test_an_image_becomes_a_command_with_the_stamp_of_the_image(make):
 
 
 def test_reused_steps_publish_the_last_fresh_action_without_the_model(make):
-    bench = make(control__image_timeout_s=10.0).start()
+    bench = make(control__image_timeout_s=10.0, gate__max_reuse=1).start()
     gates = [bench.step() for _ in range(5)]
     assert [gate.decision for gate in gates] == [0, 0, 1, 0, 1]
     assert bench.policy.calls == 3
@@ -154,7 +154,7 @@ def test_what_a_draft_gave_is_in_every_step_and_in_the_status(make):
             counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if draft else {}
             return dataclasses.replace(super().infer(observation, pruning, previous, draft), **counts)
 
-    bench = make(Drafting(), control__image_timeout_s=10.0, decode__mode="draft").start()
+    bench = make(Drafting(), control__image_timeout_s=10.0, decode__mode="draft", gate__max_reuse=1).start()
     assert math.isnan(bench.report().draft_acceptance)
     gates = [bench.step() for _ in range(4)]
     assert [gate.decision for gate in gates] == [0, 0, 1, 0]

@@ -66,7 +66,7 @@ def test_expert_succeeds_through_the_control_step(world: World) -> None:
     outcome = roll_out(world, Stepper(ExpertPolicy(world), SPEC), plan(), OFF)
     assert outcome.success
     assert outcome.reused == 0
-    assert outcome.kept_ratio == 0.625
+    assert outcome.kept_ratio == OFF.pruning.keep_ratio
     assert outcome.reasons == {"mode_off": outcome.steps}
     assert len(outcome.latencies_s) == outcome.steps
 

@@ -53,7 +53,7 @@ def test_folder_is_small_and_has_openvlas_parts() -> None:
 def test_robot_does_what_it_is_told(world: World, policy: OpenVLAPolicy, task: str) -> None:
     outcome = roll_out(world, Stepper(policy, SPEC), plan_episode(task, SEED), Settings())
     assert outcome.success
-    assert outcome.kept_ratio == pytest.approx(0.625)
+    assert outcome.kept_ratio == pytest.approx(Settings().pruning.keep_ratio)
 
 
 @pytest.mark.parametrize("mode", ["dense", "guarded"])

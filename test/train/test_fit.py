@@ -35,7 +35,16 @@ SIZE = DemoSize(
     decoder_layers=3,
     decoder_heads=2,
 )
-CONFIG = FitConfig(dropout_share=0.5, steps=4, batch=4, learning_rate=1e-2, warmup=1, save_every=2, size=SIZE)
+CONFIG = FitConfig(
+    dropout_share=0.5,
+    dropout_keep=(0.75, 0.5, 0.25),
+    steps=4,
+    batch=4,
+    learning_rate=1e-2,
+    warmup=1,
+    save_every=2,
+    size=SIZE,
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_training_learns_what_the_pictures_show(data: Path, tmp_path: Path) -> None:
-    validation = fit(data, tmp_path, dataclasses.replace(CONFIG, steps=60, save_every=60))
+    validation = fit(data, tmp_path, dataclasses.replace(CONFIG, steps=120, save_every=120))
     first, *_, last = losses(tmp_path)
     assert last < 0.5 * first
     assert max(validation[f"error_{i}"] for i in range(4)) < 0.1
@@ -187,5 +196,5 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
 
 
 def test_bfloat16_learns_what_the_pictures_show(data: Path, tmp_path: Path) -> None:
-    validation = fit(data, tmp_path, dataclasses.replace(CONFIG, steps=60, save_every=60, precision="bfloat16"))
+    validation = fit(data, tmp_path, dataclasses.replace(CONFIG, steps=120, save_every=120, precision="bfloat16"))
     assert max(validation[f"error_{i}"] for i in range(4)) < 0.1
