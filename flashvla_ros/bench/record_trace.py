@@ -1,7 +1,7 @@
 """Record the default trace of ``flashvla-ros bench``: ``python -m flashvla_ros.bench.record_trace``.
 
-Runs the demo policy in closed loop on every task, lock-step, with the gate in each of its modes, and writes every
-decision to ``trace.csv`` and some of the frames that the policy saw in the first episode beside it.
+Runs the demo policy in closed loop on every task, lock-step, in ``eval``'s modes ``guarded`` and ``paper``, and writes
+every decision to ``trace.csv`` and some of the frames that the policy saw in the first episode beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, ImageArray, IntArray
+from flashvla_ros.evaluation.modes import BUILT_IN
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.sim.tasks import TASKS, find_task
@@ -48,7 +49,7 @@ def record(out: Path, tasks: Sequence[str], seeds: Sequence[int]) -> None:
     steps: list[TraceStep] = []
     with closing(World(_FRAME_PIXELS)) as world:
         for mode, task, seed in itertools.product(MODES, tasks, seeds):
-            results = _episode(world, policy, task, seed, base.with_values({"gate.mode": mode}))
+            results = _episode(world, policy, task, seed, base.with_values(BUILT_IN[mode]))
             if not steps:
                 _write_frames(out, [next(iter(result.observation.images.values())) for result in results])
             steps += _steps(mode, task, seed, results)
