@@ -38,7 +38,10 @@ _SECTIONS = {
         "`prune` is FlashVLA's pruning (62.5 % of the visual tokens from layer 2 on) without a gate, `paper` all of it "
         "as published, `guarded` the shipped defaults, `deep` half of the tokens from layer 1 on.",
     ),
-    "ablation": ("Gate and pruning apart", "`prune` prunes without a gate, `gate` reuses without dropping a token."),
+    "ablation": (
+        "Gate and pruning apart",
+        "`guarded` with its gate off prunes alone, `gate` reuses alone, without dropping a token.",
+    ),
     "pruners": (
         "Pruning methods side by side",
         "The same budget and layer, no gate. `prune` is ICS; `random` and `norm` are the controls that it has to beat.",
