@@ -196,10 +196,10 @@ class Session:
         return count_stages(policy, lambda: run(self.observations[1]))
 
     def _memory_row(self) -> Row:
-        """Peak, and growth from the end of the first round to that of the last."""
-        growth = self._memory[-1] - self._memory[0]
+        """Peak, and growth over the second half of the rounds: by then allocators have what they will keep."""
+        half = self._memory[len(self._memory) // 2 :]
         return {
             "peak_bytes": device.peak_bytes(self.policy.backend),
-            "growth_bytes": growth,
-            "steps": (len(self.rows) + 1) * (len(self._memory) - 1),
+            "growth_bytes": half[-1] - half[0],
+            "steps": (len(self.rows) + 1) * (len(half) - 1),
         }

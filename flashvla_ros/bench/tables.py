@@ -161,7 +161,7 @@ def _words(meta: Mapping[str, Any]) -> list[str]:
         f"matrix-vector products.",
         f"Gate: {meta['gate']['p50_ms']:.3f} ms (p95 {meta['gate']['p95_ms']:.3f}); publishing: {published}.",
         f"Dense tokens equal to those of generate in {meta['tokens_equal_plain']}.",
-        f"Memory: peak {memory['peak_bytes'] / 2**20:.0f} MiB, {memory['growth_bytes'] / 2**20:+.1f} MiB over "
+        f"Memory: peak {memory['peak_bytes'] / 2**20:.0f} MiB, {memory['growth_bytes'] / 2**20:+.1f} MiB over the last "
         f"{memory['steps']} steps.",
     ]
     return [*lines, meta["note"]] if meta["note"] else lines
