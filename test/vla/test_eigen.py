@@ -11,7 +11,7 @@ from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning import select
-from flashvla_ros.vla.pruning.eigen import eigh_by_products
+from flashvla_ros.vla.pruning.eigen import eigh_by_lapack, eigh_by_products
 from flashvla_ros.vla.pruning.scores import contribution_along
 
 SPECTRA = {
@@ -94,3 +94,17 @@ def test_a_trained_policys_tokens_are_kept_alike(method, monkeypatch):
     monkeypatch.setattr("torch.linalg.eigh", eigh_by_products)
     for one, kept in zip(seen, expected, strict=True):
         assert len({*policy.infer(one, pruning).kept} & {*kept}) / len(kept) >= 0.98
+
+
+def test_lapack_is_asked_on_one_thread_and_the_others_are_given_back() -> None:
+    seen: list[int] = []
+    real, threads = torch.linalg.eigh, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.linalg, "eigh", lambda matrix: (seen.append(torch.get_num_threads()), real(matrix))[1])
+            values, _ = eigh_by_lapack(torch.eye(3))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(threads)
+    assert values.tolist() == [1.0, 1.0, 1.0]

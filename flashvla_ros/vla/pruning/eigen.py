@@ -1,7 +1,7 @@
-"""Eigenvectors of a symmetric matrix by matrix products alone, in a fixed number of iterations.
+"""Eigenvectors of a symmetric matrix: by LAPACK on the CPU, elsewhere by a fixed number of matrix products.
 
 ``torch.linalg.eigh`` on CUDA asks the device whether it converged, so the host waits inside the step and no CUDA graph
-can record it. Here which kernels run depends on the size of the matrix alone.
+can record it. Of the products which kernels run depends on the size of the matrix alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,22 @@ ITERATIONS = 24  # bench/ics_cost.py: tokens of a policy need 20, noise of 256 x
 _DAMPING = 0.3
 _LARGEST = 2**0.25  # root of the norm of K²: K turns by at most 1, where I + K + K²/2 stretches by 12 %
 _ROUNDING = 1e-12  # square of a difference of eigenvalues that float32 no longer resolves, for a trace of 1
+
+
+def eigh_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [n] and orthonormal eigenvectors [n, n], its columns, of a symmetric matrix on the CPU.
+
+    On one thread: several gain a tenth at n = 256 where waiting threads spin, and take ten times as long where they
+    sleep (OMP_WAIT_POLICY=passive), since LAPACK makes them meet thousands of times.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return torch.linalg.eigh(matrix)
+    torch.set_num_threads(1)
+    try:
+        return torch.linalg.eigh(matrix)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def eigh_by_products(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from flashvla_ros.vla.pruning.eigen import eigh_by_products
+from flashvla_ros.vla.pruning.eigen import eigh_by_lapack, eigh_by_products
 
 
 def information_contribution(tokens: Tensor, rank: int = 0) -> Tensor:
@@ -17,7 +16,7 @@ def information_contribution(tokens: Tensor, rank: int = 0) -> Tensor:
     """
     rows = tokens.float()
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
-    values, vectors = torch.linalg.eigh(gram) if gram.device.type == "cpu" else eigh_by_products(gram)
+    values, vectors = eigh_by_lapack(gram) if gram.device.type == "cpu" else eigh_by_products(gram)
     return contribution_along(rows, values, vectors, rank)
 
 
