@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -72,3 +73,21 @@ def make_observation(
     """A uniform grey picture of `level` at `stamp_s`."""
     image = np.full((*size, 3), level, dtype=np.uint8)
     return Observation(images={"image": image}, instruction=instruction, stamp_s=stamp_s, received_s=stamp_s)
+
+
+class HeldPolicy(ScriptedPolicy):
+    """Runs at its second call until it is let go.
+
+    Attributes:
+        entered: Set once that call has begun.
+        go_on: Set it to let the call end; it ends by itself after a minute.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(before=self._hold)
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def _hold(self, call: int) -> None:
+        if call == 1:
+            self.entered.set()
+            self.go_on.wait(60)

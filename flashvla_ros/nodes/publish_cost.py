@@ -19,6 +19,7 @@ from rclpy.node import Node
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.exits import exit_code
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionSpec, Inference, Observation
 from flashvla_ros.nodes import interfaces
@@ -53,12 +54,7 @@ def main() -> int:
     keep_to_this_machine()
     rclpy.init()
     try:
-        return _read() if args.read else _publish(args.count)
-    except FlashVLAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return exit_code(_read if args.read else lambda: _publish(args.count))
     finally:
         rclpy.try_shutdown()
 
@@ -67,7 +63,7 @@ def _topics() -> list[interfaces.Interface]:
     return [interfaces.COMMAND, interfaces.GRIPPER_COMMAND, interfaces.GATE]
 
 
-def _read() -> int:
+def _read() -> None:
     node = Node("publish_cost_reader")
     for topic in _topics():
         name = topic.name.replace("~", f"/{_NAME}")
@@ -75,10 +71,9 @@ def _read() -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     executor.spin()
-    return 0
 
 
-def _publish(count: int) -> int:
+def _publish(count: int) -> None:
     node = LifecycleNode(_NAME)
     settings = Settings()
     outputs = Outputs(node, settings, ActionSpec.of(settings.action))
@@ -95,7 +90,6 @@ def _publish(count: int) -> int:
         outputs.close()
         node.destroy_node()
     print(json.dumps({"seconds": seconds}))
-    return 0
 
 
 def _wait_for_reader(node: LifecycleNode) -> None:

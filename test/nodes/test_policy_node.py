@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import ScriptedPolicy
+from fakes import HeldPolicy, ScriptedPolicy
 from policy_bench import TASK, PolicyBench
 from std_srvs.srv import Trigger
 
@@ -75,38 +74,26 @@ def test_gate_delta_changes_the_very_next_gate_status(make):
 
 
 def test_gate_delta_changes_the_very_next_gate_status_even_while_the_model_runs(make):
-    entered, go_on = threading.Event(), threading.Event()
-
-    def before(call: int) -> None:
-        if call == 1:
-            entered.set()
-            go_on.wait(20)
-
-    bench = make(ScriptedPolicy(before=before), control__image_timeout_s=10.0, control__inference_timeout_s=20.0)
+    policy = HeldPolicy()
+    bench = make(policy, control__image_timeout_s=10.0, control__inference_timeout_s=20.0)
     bench.start().step()
     bench.show()
-    bench.until(entered.is_set, "the model")
+    bench.until(policy.entered.is_set, "the model")
     assert bench.set("gate.delta", 0.9).successful
-    go_on.set()
+    policy.go_on.set()
     bench.until(lambda: len(bench.gates) == 2, "the step that was under way")
     assert bench.gates[1].delta == 0.9
     assert bench.policy.calls == 2
 
 
 def test_a_new_instruction_drops_the_answer_to_the_old_one(make):
-    entered, go_on = threading.Event(), threading.Event()
-
-    def before(call: int) -> None:
-        if call == 1:
-            entered.set()
-            go_on.wait(20)
-
-    bench = make(ScriptedPolicy(before=before), control__image_timeout_s=10.0, control__inference_timeout_s=20.0)
+    policy = HeldPolicy()
+    bench = make(policy, control__image_timeout_s=10.0, control__inference_timeout_s=20.0)
     bench.start().step()
     bench.show()
-    bench.until(entered.is_set, "the model")
+    bench.until(policy.entered.is_set, "the model")
     bench.say("close the drawer")
-    go_on.set()
+    policy.go_on.set()
     gate = bench.step()
     assert (gate.instruction, gate.reason) == ("close the drawer", "new_instruction")
     assert len(bench.gates) == 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from builtin_interfaces.msg import Time
-from fakes import ScriptedPolicy
+from fakes import HeldPolicy, ScriptedPolicy
 from policy_bench import PolicyBench
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -217,22 +217,16 @@ def test_deactivation_stops_the_robot_and_silences_the_node(make):
 
 
 def test_deactivation_does_not_wait_for_a_model_that_hangs(make):
-    entered, go_on = threading.Event(), threading.Event()
-
-    def before(call: int) -> None:
-        if call == 1:
-            entered.set()
-            go_on.wait(60)
-
-    bench = make(ScriptedPolicy(before=before)).start()
+    policy = HeldPolicy()
+    bench = make(policy).start()
     bench.step()
     bench.show()
-    bench.until(entered.is_set, "the model")
+    bench.until(policy.entered.is_set, "the model")
     started_s = time.monotonic()
     bench.node.trigger_deactivate()
     assert time.monotonic() - started_s < 30
     bench.until(lambda: stops(bench), "the stop action")
-    go_on.set()
+    policy.go_on.set()
     bench.spin(0.1)
     assert len(bench.gates) == 1
 

@@ -7,13 +7,12 @@ Stamps are on /clock; time-outs, the rate of control, the age of joint states an
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from builtin_interfaces.msg import Time
-from fakes import ScriptedPolicy
+from fakes import HeldPolicy, ScriptedPolicy
 from policy_bench import PolicyBench
 from rosgraph_msgs.msg import Clock
 
@@ -110,44 +109,32 @@ def test_a_camera_that_falls_silent_at_a_jump_is_noticed_in_wall_time(make, jump
 
 @pytest.mark.parametrize("jump_s", [-900.0, 900.0])
 def test_a_model_that_hangs_across_a_jump_is_stopped_in_wall_time(make, jump_s):
-    entered, go_on = threading.Event(), threading.Event()
-
-    def before(call: int) -> None:
-        if call == 1:
-            entered.set()
-            go_on.wait(60)
-
-    simulation = make(ScriptedPolicy(before=before), control__inference_timeout_s=30.0)
+    policy = HeldPolicy()
+    simulation = make(policy, control__inference_timeout_s=30.0)
     bench = simulation.start()
     simulation.step()
     bench.show()
-    bench.until(entered.is_set, "the model")
+    bench.until(policy.entered.is_set, "the model")
     simulation.at(simulation.now_s + jump_s)
     assert bench.report().state == "running"
     assert bench.set("control.inference_timeout_s", 0.2).successful
     bench.log_line("stopped, inference_timeout")
-    go_on.set()
+    policy.go_on.set()
     assert bench.set("control.inference_timeout_s", 30.0).successful
     assert simulation.step().reason == "inference_timeout"
     assert len(bench.gates) == 2  # what it said of the picture before the jump was dropped
 
 
 def test_an_answer_under_way_at_a_jump_is_of_its_own_time_and_the_next_one_starts_anew(make):
-    entered, go_on = threading.Event(), threading.Event()
-
-    def before(call: int) -> None:
-        if call == 1:
-            entered.set()
-            go_on.wait(60)
-
-    simulation = make(ScriptedPolicy(before=before), control__inference_timeout_s=30.0)
+    policy = HeldPolicy()
+    simulation = make(policy, control__inference_timeout_s=30.0)
     bench = simulation.start()
     simulation.step()
     simulation.at(simulation.now_s + 0.1)
     shown = bench.show()
-    bench.until(entered.is_set, "the model")
+    bench.until(policy.entered.is_set, "the model")
     simulation.at(5.0)
-    go_on.set()
+    policy.go_on.set()
     bench.until(lambda: len(bench.gates) == 2, "the step that was under way")
     assert bench.commands[-1].header.stamp == shown.stamp
     gate = simulation.step()
