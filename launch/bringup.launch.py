@@ -5,7 +5,7 @@
     ros2 launch flashvla_ros bringup.launch.py camera:=/camera/image_raw checkpoint:=/models/openvla-7b \
         instruction:="pick up the red block" params:=/robots/arm.yaml remap:="command:=/servo_node/delta_twist_cmds"
 
-The processes are those of ``flashvla-ros bringup``; both come from ``flashvla_ros.nodes.bringup``.
+The processes are those of ``flashvla-ros bringup``; both come from ``flashvla_ros.bringup.processes``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from flashvla_ros.nodes.bringup import Bringup, Process
+from flashvla_ros.bringup.processes import Bringup, Process
 
 ARGUMENTS = {
     "task": "task of the simulated robot",

@@ -29,14 +29,14 @@ step() {
     }
 }
 
-bench() { step "$1" "$2" "$python" -m flashvla_ros.cli bench --model "$model" --device "$device" "${@:3}"; }
+bench() { step "$1" "$2" "$python" -m flashvla_ros bench --model "$model" --device "$device" "${@:3}"; }
 
 bench "every configuration" 260 --rounds 50 --seconds 120 \
     --json "$out/speed_$name.json" --plot "$out/speed_$name.png" --markdown
-step "ways to score by ICS" 90 "$python" -m flashvla_ros.bench.ics_cost --device "$device" --seconds 0.1 \
+step "ways to score by ICS" 90 "$python" -m benchmarks.ics --device "$device" --seconds 0.1 \
     --tokens 64 256 --widths 4096 --json "$out/ics_cost_$name.json"
 step "tests on the GPU" 90 "$python" -m pytest -q test/vla -k cuda
-step "growth" 150 "$python" -m flashvla_ros.bench.growth --size "$model" --device "$device" --seconds 60 \
+step "growth" 150 "$python" -m benchmarks.growth --size "$model" --device "$device" --seconds 60 \
     --json "$out/growth_$name.json" --plot "$out/growth_$name.png"
 # The first command takes FlashAttention 2 where it is installed; this is the other half of that pair.
 bench "SDPA" 60 --attention sdpa --only dense --only 'ics k=* layer 2' --rounds 20 --seconds 15 \

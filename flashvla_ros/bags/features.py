@@ -20,10 +20,10 @@ from flashvla_ros.bags.playback import reset_before
 from flashvla_ros.bags.steps import RecordedStep
 from flashvla_ros.core.errors import BagError
 from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray, ImageArray, Inference, IntArray
 from flashvla_ros.gate.memory import FreshResult, View
-from flashvla_ros.gate.reasons import Reason
 
 THUMBNAIL_WIDTH = 160
 

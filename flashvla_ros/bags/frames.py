@@ -14,10 +14,10 @@ from flashvla_ros.bags.storage import RawMessage
 from flashvla_ros.bags.topics import Topics
 from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import BagError, ObservationError
-from flashvla_ros.core.measured import pose_values
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import ImageArray, Observation
-from flashvla_ros.gate.reasons import Reason
-from flashvla_ros.images import decode_compressed, decode_image
+from flashvla_ros.messages.images import decode_compressed, decode_image
+from flashvla_ros.messages.pose import pose_values
 
 JITTER_S = 0.005  # a camera's period may be this much shorter than that of control.rate_hz
 

@@ -16,8 +16,8 @@ from flashvla_ros.bags.playback import SettingsInForce
 from flashvla_ros.bags.reader import Bag, open_bag
 from flashvla_ros.bags.steps import RunLog, read_log
 from flashvla_ros.bags.topics import DEFAULT_NODE, Topics, find_topics, parse_remappings
+from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.overrides import parse_overrides
 from flashvla_ros.core.settings import Parameter, Settings, Value, find
 
 

@@ -13,9 +13,9 @@ from flashvla_ros.bags.steps import RecordedStep, RunLog, equal, values_of
 from flashvla_ros.control.stepper import Stepper, StepperState, StepResult
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.gate.memory import GateMemory
-from flashvla_ros.gate.reasons import EMPTYING, Reason
 
 
 class SettingsInForce:

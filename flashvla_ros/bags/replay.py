@@ -12,9 +12,9 @@ from tqdm import tqdm
 from flashvla_ros.bags.options import Recording, Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.playback import Comparison, play, reasons_to_differ
+from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.provenance import Provenance
-from flashvla_ros.core.results import write_results
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.vla.loading import LoadedPolicy, load_policy
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from flashvla_ros.bags import sweep
 from flashvla_ros.bags.tuning import SWEPT, Outcome, Tuning
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.decision import GateDecision
-from flashvla_ros.gate.reasons import Reason
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.bags.features import Features
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.decision import GateDecision, Measures, Pair, decide, judge, measure
 from flashvla_ros.gate.memory import FreshResult, GateMemory, View
-from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.gate.scene import SceneChange, SceneMotion
 
 Sources = NDArray[np.int32]  # [S, F] frame whose action is in force at each frame: itself where the model is run

@@ -15,9 +15,9 @@ from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.report import write_report
 from flashvla_ros.bags.tuning import SWEPT, Tuning, tune
+from flashvla_ros.cli.fanout import add_arguments as add_fanout_arguments
+from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
-from flashvla_ros.core.fanout import add_arguments as add_fanout_arguments
-from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import find
 
 GRID = {"delta": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", "max_angle_deg": "2,5,10,20,40", "max_reuse": "1,2,3,5"}

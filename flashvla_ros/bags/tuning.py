@@ -13,8 +13,8 @@ from tqdm import tqdm
 from flashvla_ros.bags import sweep
 from flashvla_ros.bags.features import Features, collect
 from flashvla_ros.bags.options import Source
+from flashvla_ros.cli.fanout import fan_out
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.fanout import fan_out
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import ActionSpec

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from flashvla_ros.bench.trace import DEFAULT_TRACE
-from flashvla_ros.core.results import read_results, write_results
+from flashvla_ros.cli.results import read_results, write_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

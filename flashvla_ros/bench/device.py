@@ -12,7 +12,7 @@ import transformers
 
 import flashvla_ros
 from flashvla_ros.bench.usage import Usage
-from flashvla_ros.core.processor import processor_name
+from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.vla.backend import Backend
 
 

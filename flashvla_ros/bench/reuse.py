@@ -55,7 +55,7 @@ def publish_seconds() -> tuple[FloatArray | None, str]:
     Returns:
         Seconds of each step and an empty word; or None and why nothing was measured.
     """
-    command = [sys.executable, "-m", "flashvla_ros.nodes.publish_cost"]
+    command = [sys.executable, "-m", "benchmarks.publishing"]
     try:
         child = subprocess.run(  # noqa: S603  # our own module, no shell
             command, capture_output=True, text=True, timeout=_PUBLISH_TIMEOUT_S, check=False

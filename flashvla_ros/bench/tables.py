@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flashvla_ros.bench import aims
-
 STAGES = ("preprocess", "vision", "prefill", "scoring", "decode", "generate")
 _LEAST_MS = 0.1  # a ratio to less than this says nothing
 _COUNTED, _MOVED = ("vision", "prefill", "decode"), ("weights", "inputs", "activations")
@@ -34,9 +32,6 @@ def markdown(results: Results) -> str:
 
 def _bench_tables(results: Results) -> str:
     parts = ["\n".join(_words(results["meta"])), steps_table(results), stages_table(results), work_table(results)]
-    if aims.apply_to(results["meta"]):
-        head = ["aim on one H200", "bound", "measured", ""]
-        parts.append(_table(head, aims.verdicts({row["name"]: row for row in results["rows"]})))
     return "\n\n".join(parts)
 
 

@@ -66,7 +66,7 @@ def read_trace(path: Path) -> list[TraceStep]:
             if missing := [name for name in _NEEDED if name not in (reader.fieldnames or ())]:
                 raise FlashVLAError(
                     f"{path} is no trace of decisions: it has no column {', '.join(missing)}; record one with "
-                    f"python -m flashvla_ros.bench.record_trace"
+                    f"python -m benchmarks.trace"
                 )
             steps = [_step(path, number, row) for number, row in enumerate(reader, start=2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -18,11 +18,11 @@ from flashvla_ros.control import safety, targets
 from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled, slowed
 from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.decision import GateDecision, decide
 from flashvla_ros.gate.memory import FreshResult, GateMemory, View
-from flashvla_ros.gate.reasons import Reason
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.control.stepper import StepResult
-from flashvla_ros.gate.reasons import Reason
+from flashvla_ros.core.reasons import Reason
 
 
 class Tally:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from flashvla_ros.control.deviation import DeviationWatch
 from flashvla_ros.control.worker import State, Worker
-from flashvla_ros.gate.reasons import Reason
+from flashvla_ros.core.reasons import Reason
 
 _PERIOD_S = 0.01  # between two looks: what it adds to a time-out
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import flashvla_ros
+from flashvla_ros.cli.overrides import parse_overrides
+from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
-from flashvla_ros.core.overrides import parse_overrides
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.doctor.finding import Finding, Level, render
 from flashvla_ros.doctor.machine import check_machine

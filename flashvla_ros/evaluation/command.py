@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flashvla_ros.cli.fanout import add_arguments as add_fanout_arguments
+from flashvla_ros.cli.fanout import fan_out
+from flashvla_ros.cli.overrides import parse_overrides
+from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.fanout import add_arguments as add_fanout_arguments
-from flashvla_ros.core.fanout import fan_out
-from flashvla_ros.core.overrides import parse_overrides
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.core.results import write_results
 from flashvla_ros.evaluation import markdown, video
 from flashvla_ros.evaluation.jobs import Job, Record, close_worlds, run_job
 from flashvla_ros.evaluation.ledger import Ledger

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashvla_ros
-from flashvla_ros.core.processor import processor_name
+from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest

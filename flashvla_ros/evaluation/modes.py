@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.overrides import parse_overrides
 from flashvla_ros.core.settings import Settings, find
 
 LIKE = "like"  # key of a mode in a file: start from that mode's values

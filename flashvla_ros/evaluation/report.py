@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.bench.statistics import mcnemar_exact
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.markdown import Row
+from flashvla_ros.evaluation.statistics import mcnemar_exact
 from flashvla_ros.evaluation.summary import ALL, DENSE, rates
 from flashvla_ros.sim.perturbation import NONE
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flashvla_ros.bench.statistics import Rate, mcnemar_exact
 from flashvla_ros.evaluation.jobs import Record
+from flashvla_ros.evaluation.statistics import Rate, mcnemar_exact
 
 ALL = "all"
 DENSE = "dense"

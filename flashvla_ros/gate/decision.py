@@ -12,10 +12,10 @@ import math
 
 import numpy as np
 
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.memory import FreshResult, GateMemory, View
-from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.gate.scene import SceneChange, compare
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, PruningSettings
 from flashvla_ros.core.types import ActionSpec, FloatArray, Inference, IntArray, Observation
 from flashvla_ros.gate import scene
-from flashvla_ros.gate.reasons import Reason
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

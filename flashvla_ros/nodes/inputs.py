@@ -20,10 +20,10 @@ from std_msgs.msg import Bool, Header, String
 from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import ObservationError
-from flashvla_ros.core.measured import pose_values
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ImageArray, Observation
-from flashvla_ros.images import decode_compressed, decode_image, same_picture
+from flashvla_ros.messages.images import decode_compressed, decode_image, same_picture
+from flashvla_ros.messages.pose import pose_values
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.rejections import Rejections
 

@@ -10,7 +10,7 @@ from std_msgs.msg import Header
 
 from flashvla_ros.control.mailbox import Mailbox
 from flashvla_ros.control.stepper import StepResult
-from flashvla_ros.images import encode_compressed
+from flashvla_ros.messages.images import encode_compressed
 
 
 class OverlayPublisher:

@@ -19,9 +19,9 @@ from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.worker import State
 from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
-from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.inputs import Inputs, Listener, StampedObservation
 from flashvla_ros.nodes.outputs import Outputs

@@ -14,8 +14,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from flashvla_ros.cli.exits import EXIT_USAGE
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
-from flashvla_ros.core.exits import EXIT_USAGE
 from flashvla_ros.nodes.logs import forward_to_ros
 
 _SPIN_S = 0.1  # a signal is noticed within this time

@@ -13,10 +13,10 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from flashvla_ros.control.limits import UNBOUNDED
+from flashvla_ros.control.urdf import JointLimits, joint_limits
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import LimitsSettings
 from flashvla_ros.core.types import ActionSpec
-from flashvla_ros.core.urdf import JointLimits, joint_limits
 from flashvla_ros.nodes import interfaces
 
 _DESCRIPTION_S = 5.0  # longest wait for robot_description

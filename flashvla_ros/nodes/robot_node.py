@@ -30,7 +30,7 @@ from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.types import FloatArray, ImageArray
-from flashvla_ros.images import encode_image
+from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe

@@ -13,8 +13,8 @@ from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import Stop, Worker
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.rejections import Rejections
 

@@ -26,7 +26,7 @@ PATIENCE_S = 120.0  # without any progress: the time to start, between two write
 # No file of the process may grow beyond a limit: writing fails as on a full disk, with another number of the error.
 LIMITED = f"""
 import resource, sys
-from flashvla_ros.cli import main
+from flashvla_ros.__main__ import main
 resource.setrlimit(resource.RLIMIT_FSIZE, ({DISK_BYTES}, {DISK_BYTES}))
 sys.exit(main(["record", sys.argv[1]]))
 """
@@ -99,6 +99,6 @@ def test_a_file_that_may_not_grow_ends_the_recording_in_one_line_and_leaves_what
 
 def test_a_full_disk_ends_the_recording_in_one_line_and_leaves_what_was_written(images, small_disk):
     bag = small_disk / "bag"
-    words = record_until_full(images, bag, "-m", "flashvla_ros.cli", "record")
+    words = record_until_full(images, bag, "-m", "flashvla_ros", "record")
     assert words == f"flashvla-ros: recording to {bag} stopped: No space left on device"
     assert_all_but_the_last_chunk_can_be_read(bag)

@@ -9,7 +9,7 @@ import pytest
 from bag_factory import COMPRESSED, IMAGE, START_NS, STORE, STRING, drive, header, picture, raw_image, text, write_bag
 from fakes import ScriptedPolicy
 
-from flashvla_ros import cli
+from flashvla_ros import __main__ as cli
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.replay import replay
 from flashvla_ros.control.stepper import Stepper

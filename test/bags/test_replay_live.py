@@ -19,8 +19,8 @@ from policy_bench import PolicyBench  # noqa: E402
 from std_msgs.msg import Bool, Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
-from flashvla_ros import cli  # noqa: E402
-from flashvla_ros.images import encode_image  # noqa: E402
+from flashvla_ros import __main__ as cli  # noqa: E402
+from flashvla_ros.messages.images import encode_image  # noqa: E402
 from flashvla_ros.vla.loading import load_policy  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)  # the recorder is a process of its own, slow to start on a busy machine

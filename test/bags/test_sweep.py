@@ -15,9 +15,9 @@ from flashvla_ros.bags import sweep
 from flashvla_ros.bags.features import Gallery, collect
 from flashvla_ros.bags.frames import Frame
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
 from flashvla_ros.core.types import Draft, Inference, Observation
-from flashvla_ros.gate.reasons import Reason
 
 TOKENS = 16
 

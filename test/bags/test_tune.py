@@ -14,7 +14,7 @@ from bag_factory import drive, write_bag
 from checkpoints import write_checkpoint
 from fakes import SPEC
 
-from flashvla_ros import cli
+from flashvla_ros import __main__ as cli
 from flashvla_ros.bags import testing
 from flashvla_ros.bags.features import collect
 from flashvla_ros.bags.options import Source, read_parameters

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoints import write_checkpoint
 
-from flashvla_ros import cli
+from flashvla_ros import __main__ as cli
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.policy import OpenVLAPolicy
 

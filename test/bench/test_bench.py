@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoints import random_model, tiny_config, write_checkpoint
 
-from flashvla_ros import cli
+from flashvla_ros import __main__ as cli
 from flashvla_ros.bench import models, reuse
 from flashvla_ros.bench.baselines import PlainPolicy
 from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, draft_name, paper_name, select, table

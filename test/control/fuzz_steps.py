@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.motion import slowed
 from flashvla_ros.control.stepper import Stepper, StepperState, StepResult, in_force
 from flashvla_ros.core.errors import ActionError
-from flashvla_ros.core.results import write_results
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
 

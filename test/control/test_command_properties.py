@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from flashvla_ros.control.limits import bounds_of
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import ActionError
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec
-from flashvla_ros.gate.reasons import Reason
 
 DELTA, VELOCITY, ABSOLUTE, GRIPPER = ActionKind.DELTA, ActionKind.VELOCITY, ActionKind.ABSOLUTE, ActionKind.GRIPPER
 SPECS = (

@@ -16,9 +16,9 @@ from hypothesis.extra import numpy as hnp
 from flashvla_ros.control.motion import oriented, ramped, scaled
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import ActionError
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ControlSettings, LimitsSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec
-from flashvla_ros.gate.reasons import Reason
 
 DELTA, VELOCITY, ABSOLUTE, GRIPPER = ActionKind.DELTA, ActionKind.VELOCITY, ActionKind.ABSOLUTE, ActionKind.GRIPPER
 MIXED = ActionSpec(("x", "speed", "elbow", "gripper"), (DELTA, VELOCITY, ABSOLUTE, GRIPPER), 0.1)

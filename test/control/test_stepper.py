@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import ActionError, ObservationError
+from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
-from flashvla_ros.gate.reasons import EMPTYING, Reason
 
 DEFAULTS = Settings()
 

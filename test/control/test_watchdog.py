@@ -10,8 +10,8 @@ from fakes import SPEC, ScriptedPolicy, make_observation
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import State, Stop, Worker
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.gate.reasons import Reason
 
 LONG_S = 20.0
 

@@ -13,9 +13,9 @@ from fakes import SPEC, ScriptedPolicy, make_observation
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.control.worker import State, Stop, Worker
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec
-from flashvla_ros.gate.reasons import Reason
 
 LONG_S = 20.0  # a test that waits this long has failed
 

@@ -18,7 +18,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from flashvla_ros.cli import main
+from flashvla_ros.__main__ import main
 from flashvla_ros.core.settings import CameraSettings, ModelSettings, Settings
 from flashvla_ros.doctor import ros
 from flashvla_ros.doctor.checkpoint import check_checkpoint

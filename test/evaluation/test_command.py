@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from flashvla_ros import cli
+from flashvla_ros import __main__ as cli
 from flashvla_ros.evaluation import jobs
 from flashvla_ros.evaluation.jobs import run_job
 from flashvla_ros.sim.errors import SimulationError

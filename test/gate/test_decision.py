@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, PruningSettings
 from flashvla_ros.gate.decision import GateDecision, angle_between, decide, overlap_of
 from flashvla_ros.gate.memory import FreshResult, GateMemory, View
-from flashvla_ros.gate.reasons import Reason
 from flashvla_ros.gate.scene import GRID
 
 KEPT = tuple(range(40))

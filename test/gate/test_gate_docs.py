@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, LimitsSettings
-from flashvla_ros.gate.reasons import Reason
 
 DOCS = Path(__file__).parents[2] / "docs"
 

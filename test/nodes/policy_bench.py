@@ -26,7 +26,7 @@ from std_msgs.msg import Bool, Float64, Header, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.policy import Policy
-from flashvla_ros.images import encode_compressed, encode_image
+from flashvla_ros.messages.images import encode_compressed, encode_image
 from flashvla_ros.msg import GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.policy_node import PolicyNode

@@ -15,8 +15,8 @@ from rcl_interfaces.msg import Log
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
+from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.types import Inference, Observation
-from flashvla_ros.gate.reasons import EMPTYING, Reason
 
 OK, ERROR = b"\x00", b"\x02"
 LONG_S = 30.0  # what the test does not want to happen, does not

@@ -23,7 +23,7 @@ from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.images import decode_image
+from flashvla_ros.messages.images import decode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.sim.errors import SimulationError

@@ -22,15 +22,22 @@ FORBIDDEN = {
     "vla": (*ROS, "torchvision", "timm", "flashvla_ros.nodes"),
     "sim": (*ROS, "torch", "flashvla_ros.nodes"),
 }
+# Each room, lowest first, and the rooms below it that it may use. The entry point `__main__` names modules of any room.
 ALLOWED_ROOMS = {
     "core": set(),
+    "cli": {"core"},
     "gate": {"core"},
-    "control": {"core", "gate"},
+    "messages": {"core"},
     "vla": {"core"},
+    "control": {"core", "gate"},
     "sim": {"core", "control", "gate"},
     "view": {"core", "control", "gate"},
-    "train": {"bench", "control", "core", "evaluation", "gate", "sim", "vla"},
-    "evaluation": {"bench", "control", "core", "gate", "sim", "view", "vla"},
+    "evaluation": {"cli", "control", "core", "gate", "sim", "view", "vla"},
+    "bags": {"cli", "control", "core", "gate", "messages", "vla"},
+    "bench": {"cli", "control", "core", "gate", "sim", "vla"},
+    "doctor": {"bags", "cli", "control", "core", "gate", "messages", "msg", "sim", "vla"},
+    "nodes": {"cli", "control", "core", "gate", "messages", "msg", "sim", "view", "vla"},
+    "bringup": {"bags", "cli", "core", "msg", "nodes", "sim"},
 }
 
 _IMPORT_ALL = """
@@ -78,6 +85,17 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py") if generated not in path.parents)
 
 
+def test_every_room_stands_in_the_table() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} - {"msg"}
+    assert rooms == set(ALLOWED_ROOMS)
+
+
+def test_no_room_uses_one_above_it() -> None:
+    floors = list(ALLOWED_ROOMS)
+    for floor, room in enumerate(floors):
+        assert ALLOWED_ROOMS[room] - {"msg"} <= set(floors[:floor])
+
+
 def rooms_imported_by(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imports(path) if name.startswith("flashvla_ros.")}
 
@@ -91,9 +109,10 @@ def test_room_depends_only_on_rooms_below_it(room: str) -> None:
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 
-def test_only_entry_points_import_the_nodes() -> None:
+def test_only_entry_points_and_bringup_import_the_nodes() -> None:
     nodes = PACKAGE / "nodes"
-    others = [path for path in sources("flashvla_ros") if nodes not in path.parents and path.name != "cli.py"]
+    allowed = {nodes, PACKAGE / "bringup"}
+    others = [path for path in sources("flashvla_ros") if not allowed & set(path.parents)]
     assert others
     for path in others:
         assert "nodes" not in rooms_imported_by(path), path.relative_to(ROOT)

@@ -13,7 +13,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
-from flashvla_ros.images import encode_image
+from flashvla_ros.messages.images import encode_image
 from flashvla_ros.nodes import interfaces
 
 PERIOD_S = 0.2

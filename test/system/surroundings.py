@@ -20,7 +20,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
-from flashvla_ros.images import encode_image
+from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
 

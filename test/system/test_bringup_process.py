@@ -20,7 +20,7 @@ from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_chec
 
 pytestmark = pytest.mark.timeout(600)  # each starts a model; far less where the machine is idle
 
-BRINGUP = [sys.executable, "-m", "flashvla_ros.cli", "bringup"]
+BRINGUP = [sys.executable, "-m", "flashvla_ros", "bringup"]
 
 
 def children_of(pid: int) -> set[int]:

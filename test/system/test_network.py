@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from flashvla_ros.bringup.command import profile_variable
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.nodes.bringup_command import profile_variable
 
 NODE = "from flashvla_ros.nodes.policy_node import main; main([])"
-KEPT = "from flashvla_ros.nodes.bringup_command import keep_to_this_machine; keep_to_this_machine(); " + NODE
+KEPT = "from flashvla_ros.bringup.command import keep_to_this_machine; keep_to_this_machine(); " + NODE
 PROFILES = ("fastdds.xml", "fastdds_local.xml")
 NAMESPACE = {"dds": "http://www.eprosima.com"}
 

@@ -19,7 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_msgs.msg import Header, String
 
-from flashvla_ros.images import encode_image
+from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
 

@@ -1,0 +1,1 @@
+"""What every command of ``flashvla-ros`` shares: overrides, results, fan-out, exit codes."""

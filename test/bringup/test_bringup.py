@@ -1,0 +1,117 @@
+"""The description of the processes: what is started with which parameters, and what is refused before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import rclpy
+from rclpy.context import Context
+from rclpy.node import Node
+
+from flashvla_ros.bringup.processes import Bringup, Process
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.parameters import NodeParameters
+
+
+def settings_of(process: Process) -> Settings:
+    """What a node started with these arguments reads."""
+    context = Context()
+    rclpy.init(context=context)
+    node = Node("any", context=context, cli_args=process.arguments())
+    try:
+        assert node.get_name() == process.name
+        return NodeParameters(node).settings
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
+
+
+def test_the_demo_is_a_policy_and_a_robot():
+    policy, robot = Bringup(task="drawer-close", episodes=3, seed=7, instruction="shut it").processes()
+    assert (policy.executable, robot.executable) == ("policy_node", "robot_node")
+    assert dict(robot.parameters) == {
+        "task": "drawer-close",
+        "episodes": 3,
+        "seed": 7,
+        "lock_step": False,
+        "instruction": "shut it",
+    }
+    settings = settings_of(policy)
+    assert settings.node.autostart
+    assert settings.limits.upper == (0.01, 0.01, 0.01, 1.0)
+    assert settings.action.names == ("x", "y", "z", "gripper")
+
+
+def test_overrides_go_before_the_users_file_and_that_before_the_demos(tmp_path):
+    params = tmp_path / "my.yaml"
+    params.write_text(
+        "/**:\n  ros__parameters:\n    gate: {delta: 0.1, max_reuse: 3}\n    control.image_timeout_s: 9.0\n"
+    )
+    overrides = {"gate.delta": 0.2, "gate.mode": "off", "limits.lower": (), "node.instruction": 'say "no": now'}
+    settings = settings_of(Bringup(params=str(params), overrides=overrides).processes()[0])
+    assert (settings.gate.delta, settings.gate.max_reuse, settings.gate.mode) == (0.2, 3, "off")
+    assert settings.control.image_timeout_s == 9.0
+    assert settings.limits.lower == ()
+    assert settings.node.instruction == 'say "no": now'
+
+
+@pytest.mark.parametrize(
+    ("topic", "compressed", "remapping"),
+    [
+        ("/front/image_raw", False, ("image", "/front/image_raw")),
+        ("/front/image_raw/compressed", True, ("image/compressed", "/front/image_raw/compressed")),
+    ],
+)
+def test_a_real_camera_needs_no_robot(topic, compressed, remapping):
+    (policy,) = Bringup(camera=topic, checkpoint="/models/mine", instruction="wave").processes()
+    settings = settings_of(policy)
+    assert settings.camera.compressed is compressed
+    assert policy.remappings == (remapping,)
+    assert settings.model.checkpoint == "/models/mine"
+    assert settings.node.instruction == "wave"
+    assert settings.limits.upper == ()  # those of the demo's arm are not another robot's
+
+
+@pytest.mark.parametrize("end", ["", "/compressed"])
+def test_several_cameras_are_named_and_remapped_in_their_order(end):
+    (policy,) = Bringup(camera=f"wrist:=/arm/wrist/raw{end} front:=/realsense/raw{end}").processes()
+    settings = settings_of(policy)
+    assert settings.camera.names == ("wrist", "front")
+    remapped = dict(policy.remappings)
+    topics = [topic.name for topic in interfaces.image_topics(settings.camera).values()]  # as the node opens them
+    assert [remapped[topic] for topic in topics] == [f"/arm/wrist/raw{end}", f"/realsense/raw{end}"]
+
+
+@pytest.mark.parametrize(
+    ("bringup", "words"),
+    [
+        (Bringup(camera="front:=/a /b"), "form name:=topic, such as .*, got '/b'"),
+        (Bringup(camera="front:=/a front:=/b"), "each with a name of its own, got 'front:=/b'"),
+        (Bringup(camera="a:=/a b:=/b/compressed"), r"all raw or all compressed, but .* only \['/b/compressed'\] are"),
+        (Bringup(task="drawer-opne"), "did you mean drawer-open"),
+        (Bringup(camera="/image", episodes=2), "belong to the simulated robot"),
+        (Bringup(params="/nowhere.yaml"), "no parameter file /nowhere.yaml"),
+        (Bringup(camera="/image", remap="command:=/a gripper_command=/b"), "got 'gripper_command=/b'"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_before_anything_is(bringup, words):
+    with pytest.raises(FlashVLAError, match=words):
+        bringup.processes()
+
+
+def test_topics_of_a_controller_are_remapped():
+    remap = "command:=/servo_node/delta_twist_cmds joint_states:=/arm/joint_states"
+    (policy,) = Bringup(camera="/front/image_raw", remap=remap).processes()
+    words = policy.arguments()
+    assert "image:=/front/image_raw" in words
+    assert {"command:=/servo_node/delta_twist_cmds", "joint_states:=/arm/joint_states"} <= set(words)
+
+
+def test_the_launch_file_takes_every_option_that_the_description_has():
+    text = (Path(__file__).parents[2] / "launch" / "bringup.launch.py").read_text(encoding="utf-8")
+    compile(text, "bringup.launch.py", "exec")
+    for name in ("task", "instruction", "episodes", "seed", "lock_step", "camera", "checkpoint", "params", "remap"):
+        assert f'    "{name}": "' in text

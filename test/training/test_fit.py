@@ -1,0 +1,200 @@
+"""Training on a handful of made-up frames: it learns, it can be resumed exactly, and what it writes is a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.core.types import Observation
+from flashvla_ros.evaluation.meta import fingerprint, known_tasks
+from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.processor import ImageProcessor
+from training.architecture import DemoSize, demo_config, demo_tokenizer
+from training.batches import Demonstrations
+from training.dataset import AUXILIARY, DatasetError, episode_path, load, write_episode, write_meta
+from training.fit import CHECKPOINT, DESCRIPTION, STATE, fit, main
+from training.publish import publish
+from training.trainer import FitConfig, Trainer
+
+INSTRUCTIONS = ["open the drawer", "please close the drawer"]
+SIZE = DemoSize(
+    28,
+    patch_size=14,
+    tower_width=16,
+    tower_layers=2,
+    tower_heads=2,
+    decoder_width=16,
+    decoder_layers=3,
+    decoder_heads=2,
+)
+CONFIG = FitConfig(
+    dropout_share=0.5,
+    dropout_keep=(0.75, 0.5, 0.25),
+    steps=4,
+    batch=4,
+    learning_rate=1e-2,
+    warmup=1,
+    save_every=2,
+    size=SIZE,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bright pictures go with one action, dark ones with another."""
+    folder = tmp_path_factory.mktemp("data")
+    write_meta(
+        folder, {"tasks": ["drawer-open"], "seed": 0, "instructions": INSTRUCTIONS, "image_size": SIZE.image_size}
+    )
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        count, bright = 6, number % 2
+        write_episode(
+            episode_path(folder, "drawer-open", number),
+            images=rng.integers(100 * bright, 100 + 100 * bright, (count, 28, 28, 3), dtype=np.uint8),
+            actions=np.full((count, 4), 0.5 if bright else -0.5, dtype=np.float32),
+            instruction=rng.integers(0, 2, count).astype(np.uint8),
+            auxiliary=rng.normal(size=(count, len(AUXILIARY))).astype(np.float32),
+            done=np.ones(count, dtype=bool),
+        )
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["action"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_learns_what_the_pictures_show(data: Path, tmp_path: Path) -> None:
+    validation = fit(data, tmp_path, dataclasses.replace(CONFIG, steps=120, save_every=120))
+    first, *_, last = losses(tmp_path)
+    assert last < 0.5 * first
+    assert max(validation[f"error_{i}"] for i in range(4)) < 0.1
+
+
+def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(data, tmp_path / "whole", CONFIG)
+    taken = 0
+    real_step = Trainer.train_step
+
+    def interrupted_step(self: Trainer, batches: Demonstrations) -> dict[str, float]:
+        nonlocal taken
+        taken += 1
+        if taken > 3:
+            raise KeyboardInterrupt
+        return real_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, tmp_path / "parts", CONFIG)
+    monkeypatch.undo()
+    fit(data, tmp_path / "parts", CONFIG, resume=True)
+    whole, parts = (torch.load(tmp_path / name / STATE, weights_only=True)["model"] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_checkpoint_runs_as_a_policy_with_any_instruction(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path, CONFIG)
+    policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(tmp_path / CHECKPOINT), device="cpu"))
+    assert policy.visual_tokens == 4
+    for instruction in ("open the drawer", "Öffne die 引き出し!", "x" * 200):
+        observation = Observation({"image": np.zeros((28, 28, 3), dtype=np.uint8)}, instruction, stamp_s=0.0)
+        inference = policy.infer(observation, PruningSettings(layer=2))
+        assert np.all(np.abs(inference.action) <= [0.01, 0.01, 0.01, 1.0])
+
+
+def test_batches_are_normalised_as_the_policy_does(data: Path) -> None:
+    frames, meta = load(data)
+    trainer, demonstrations = _parts(data)
+    batch = demonstrations.batch(np.arange(3))
+    processor = ImageProcessor.from_config(trainer.model.config)
+    expected = torch.cat([processor(image) for image in frames.images[:3]])
+    torch.testing.assert_close(batch.pixel_values, expected)
+    assert meta["instructions"] == INSTRUCTIONS
+
+
+def test_validation_episodes_are_never_drawn(data: Path) -> None:
+    frames, _ = load(data)
+    _, demonstrations = _parts(data)
+    held_out = set(frames.episode[demonstrations.validation].tolist())
+    assert held_out == {19}
+    assert held_out.isdisjoint(frames.episode[demonstrations.training].tolist())
+
+
+def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrations]:
+    frames, meta = load(data)
+    model = OpenVLA(demo_config(config.size))
+    demonstrations = Demonstrations(frames, meta["instructions"], model.config, demo_tokenizer(INSTRUCTIONS))
+    return Trainer(config, model), demonstrations
+
+
+def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:
+    run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
+    fit(data, tmp_path / "before", dataclasses.replace(CONFIG, steps=2))
+    fit(data, run, dataclasses.replace(CONFIG, state_rate=0.1), init=tmp_path / "before")
+    row = {"mode": "dense", "task": "drawer-open", "perturbation": "none", "episodes": 50, "successes": 49}
+    row |= {"reuse_rate": 0.0, "visual_flops_ratio": 1.0, "flops_ratio": 1.0, "latency_mean_ms": 30.0}
+    row |= {"latency_p50_ms": 30.0, "latency_p95_ms": 40.0, "inference_p50_ms": 30.0}
+    meta = {"checkpoint": {"name": "run", "sha256": fingerprint(run / CHECKPOINT)}, "seeds": [0, 49]}
+    meta |= {"modes": {"dense": {"gate.mode": "off"}}, "command": "flashvla-ros eval --checkpoint DIR --modes dense"}
+    rows = [row, row | {"task": "all"}]
+    results.write_text(json.dumps({"meta": meta, "rows": rows}))
+    publish(run, [results], out)
+    card = (out / "README.md").read_text()
+    assert "49/50" in card
+    assert "--steps 4" in card
+    assert "2 steps of 4 frames, token dropout in 50% of them" in card
+    assert "--init RUN-0 --out RUN --seed 0 --steps 4" in card
+    assert "--state-rate 0.1" in card
+    assert json.loads((out / "evaluation.json").read_text())["rows"] == rows
+    assert "flashvla-ros eval --checkpoint RUN/checkpoint --modes dense --json EVAL-1.json" in card
+    assert known_tasks(out) == ["drawer-open"]
+    assert fingerprint(out) == fingerprint(run / CHECKPOINT)
+    assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
+    description = json.loads((run / DESCRIPTION).read_text())
+    (run / DESCRIPTION).write_text(json.dumps({**description, "config": {**description["config"], "steps": 5}}))
+    with pytest.raises(FlashVLAError, match="--resume"):
+        publish(run, [results], out)
+    (run / CHECKPOINT / "config.json").write_text("{}")
+    with pytest.raises(FlashVLAError, match="evaluates another checkpoint"):
+        publish(run, [results], out)
+
+
+def test_run_that_exists_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path, CONFIG)
+    with pytest.raises(FlashVLAError, match="--resume"):
+        fit(data, tmp_path, CONFIG)
+    with pytest.raises(FlashVLAError, match="other settings"):
+        fit(data, tmp_path, dataclasses.replace(CONFIG, seed=1), resume=True)
+
+
+def test_missing_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "collect" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path / "one", CONFIG)
+    trainer, _ = _parts(data, CONFIG)
+    trainer.start_from(tmp_path / "one" / STATE)
+    before = torch.load(tmp_path / "one" / STATE, weights_only=True)
+    assert trainer.step == 0
+    assert all(torch.equal(value, before["model"][name]) for name, value in trainer.model.state_dict().items())
+    with pytest.raises(DatasetError, match="does not fit this run's sizes"):
+        _parts(data, dataclasses.replace(CONFIG, size=dataclasses.replace(SIZE, tower_width=32)))[0].start_from(
+            tmp_path / "one" / STATE
+        )
+
+
+def test_bfloat16_learns_what_the_pictures_show(data: Path, tmp_path: Path) -> None:
+    validation = fit(data, tmp_path, dataclasses.replace(CONFIG, steps=120, save_every=120, precision="bfloat16"))
+    assert max(validation[f"error_{i}"] for i in range(4)) < 0.1

@@ -1,0 +1,46 @@
+"""Smeared targets agree with the action codec, and the losses are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashvla_ros.vla.action_codec import ActionCodec
+from training.architecture import DemoSize, demo_config
+from training.loss import action_loss, random_subset, smeared_bins
+
+CONFIG = demo_config(DemoSize())
+BINS = CONFIG.n_action_bins - 1
+
+
+@given(st.lists(st.floats(-1.0, 1.0, width=32), min_size=4, max_size=4))
+def test_most_likely_token_decodes_to_the_action(action: list[float]) -> None:
+    codec = ActionCodec.from_config(CONFIG)
+    target = smeared_bins(torch.tensor(action), BINS, sigma=4.0)
+    tokens = CONFIG.action_vocab_size - 1 - target.argmax(-1).numpy()
+    assert np.abs(codec.decode(tokens) - action).max() <= 1.0 / BINS + 1e-6
+
+
+def test_targets_are_a_gaussian_of_the_given_width() -> None:
+    target = smeared_bins(torch.tensor([0.0]), BINS, sigma=4.0)[0].double()
+    offsets = torch.arange(BINS) - BINS // 2
+    assert target.sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert (target * offsets**2).sum().sqrt().item() == pytest.approx(4.0, rel=1e-3)
+
+
+def test_loss_is_zero_at_the_target_and_positive_elsewhere() -> None:
+    target = smeared_bins(torch.tensor([[0.3, -1.0]]), BINS, sigma=4.0)
+    logits = torch.full((1, 2, CONFIG.action_vocab_size), -1e4)
+    logits[..., -BINS:] = target.clamp_min(1e-30).log().flip(-1)
+    assert action_loss(logits, target).item() == pytest.approx(0.0, abs=1e-4)
+    assert action_loss(logits.roll(1, dims=-1), target).item() > 0.01
+
+
+def test_random_subsets_are_ascending_and_differ_between_samples() -> None:
+    keep = random_subset(8, 64, 24, torch.Generator().manual_seed(0))
+    assert keep.shape == (8, 24)
+    assert bool((keep.diff(dim=1) > 0).all())
+    assert len({tuple(row) for row in keep.tolist()}) == 8

@@ -1,0 +1,83 @@
+"""From demonstrations to the tensors of one training step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, pad_prompts
+from training.dataset import Frames
+
+VALIDATION_EVERY = 20  # one episode in so many is never trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B frames.
+
+    Attributes:
+        pixel_values: [B, 3 per tower, S, S] normalised images.
+        input_ids: [B, P] prompts, shorter ones padded right after BOS.
+        attention_mask: [B, P] true for real tokens.
+        actions: [B, D] normalised actions.
+        state: [B, A] standardised state of the scene.
+    """
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    actions: Tensor
+    state: Tensor
+
+
+class Demonstrations:
+    """A data set in memory, split by episode into training and validation frames.
+
+    Args:
+        frames: The data.
+        instructions: What ``frames.instruction`` indexes.
+        config: Gives the image statistics of the towers.
+        tokenizer: Of the checkpoint.
+    """
+
+    def __init__(self, frames: Frames, instructions: list[str], config: OpenVLAConfig, tokenizer: Tokenizer) -> None:
+        held_out = frames.episode % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        self.training = np.flatnonzero(~held_out)
+        self.validation = np.flatnonzero(held_out)
+        self._frames = frames
+        state = frames.auxiliary
+        self.state_mean, self.state_std = state[self.training].mean(0), state[self.training].std(0) + 1e-6
+        encode = PromptEncoder(tokenizer, config.llm_max_length)
+        self._ids, self._mask = pad_prompts([encode(line) for line in instructions], config.pad_token_id)
+        processor = ImageProcessor.from_config(config)
+        self._mean = torch.tensor(np.array(processor.means), dtype=torch.float32)[:, None, :, None, None] * 255.0
+        self._std = torch.tensor(np.array(processor.stds), dtype=torch.float32)[:, None, :, None, None] * 255.0
+
+    def batch(self, rows: NDArray[np.int64], lighting: NDArray[np.float32] | None = None) -> Batch:
+        """Gather frames; `lighting` [B, 2] is a gain and an offset in grey levels for their pixels."""
+        frames = self._frames
+        instruction = torch.from_numpy(frames.instruction[rows].astype(np.int64))
+        images = torch.from_numpy(frames.images[rows]).permute(0, 3, 1, 2).float()
+        if lighting is not None:
+            gain, offset = torch.from_numpy(lighting).T[:, :, None, None, None]
+            images = (images * gain + offset).clamp(0.0, 255.0)
+        towers = (images[None] - self._mean) / self._std
+        return Batch(
+            pixel_values=torch.cat(tuple(towers), dim=1).contiguous(),
+            input_ids=self._ids[instruction],
+            attention_mask=self._mask[instruction],
+            actions=torch.from_numpy(frames.actions[rows]),
+            state=torch.from_numpy((frames.auxiliary[rows] - self.state_mean) / self.state_std),
+        )
+
+    def draw(self, rng: np.random.Generator, size: int, lighting: float) -> Batch:
+        """Draw training frames with replacement; `lighting` is the largest change of gain and offset, as a share."""
+        rows = rng.choice(self.training, size)
+        change = rng.uniform(-lighting, lighting, (size, 2))
+        return self.batch(rows, (change * [1.0, 255.0] + [1.0, 0.0]).astype(np.float32))

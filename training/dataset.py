@@ -1,0 +1,107 @@
+"""Demonstrations on disk: one file an episode, so that collection can stop, go on and grow at any point.
+
+A data set is a folder with ``meta.json`` and ``episode-<task>-<number>.npz`` files. Each file holds, for its F frames,
+what :class:`Frames` names; ``meta.json`` holds the instructions that ``instruction`` indexes and how the data was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashvla_ros.core.errors import FlashVLAError
+
+META = "meta.json"
+AUXILIARY = ("hand_x", "hand_y", "hand_z", "gripper", "object_x", "object_y", "object_z")
+
+
+class DatasetError(FlashVLAError):
+    """A data set is missing, incomplete, or was made in another way than asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """F frames of demonstrations.
+
+    Attributes:
+        images: [F, H, W, 3] RGB uint8.
+        actions: [F, 4] float32 in [-1, 1]: the expert's dx, dy, dz, gripper at that frame, without noise.
+        instruction: [F] uint8, index into the instructions of the data set.
+        auxiliary: [F, 7] float32, see :data:`AUXILIARY`; positions in m, gripper's opening in [0, 1].
+        done: [F] bool, the instruction in force is already accomplished.
+        episode: [F] int32, number of the frame's episode in the data set.
+    """
+
+    images: NDArray[np.uint8]
+    actions: NDArray[np.float32]
+    instruction: NDArray[np.uint8]
+    auxiliary: NDArray[np.float32]
+    done: NDArray[np.bool_]
+    episode: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def episode_path(folder: Path, task: str, number: int) -> Path:
+    """Return where an episode lies."""
+    return folder / f"episode-{task}-{number:05d}.npz"
+
+
+def write_episode(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write an episode so that a file of that name is always complete."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Create the folder with its ``meta.json``, or check that an existing one was made in the same way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / META
+    if path.exists():
+        present = read_meta(folder)
+        for key, value in meta.items():
+            if present.get(key) != value:
+                raise DatasetError(
+                    f"{folder} was made with {key}={present.get(key)!r}, not {value!r}: "
+                    "give another --out, or the same settings"
+                )
+    path.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return what ``meta.json`` says of a data set."""
+    try:
+        return json.loads((folder / META).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DatasetError(f"{folder} is not a data set ({error}): make one with python -m training.collect") from error
+
+
+def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
+    """Read a data set into memory: the frames of its successful episodes, in order of their names, and its meta data.
+
+    Where noise has driven an expert into a corner that its script does not know, its actions are no example to follow.
+    """
+    meta = read_meta(folder)
+    paths = sorted(folder.glob("episode-*.npz"))
+    if not paths:
+        raise DatasetError(f"{folder} holds no episode: run python -m training.collect again")
+    names = [field.name for field in dataclasses.fields(Frames) if field.name != "episode"]
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "episode")}
+    for number, path in enumerate(paths):
+        with np.load(path) as file:
+            if not file["done"][-1]:
+                continue
+            for name in names:
+                parts[name].append(file[name])
+            parts["episode"].append(np.full(len(parts["images"][-1]), number, dtype=np.int32))
+    if not parts["images"]:
+        raise DatasetError(f"no episode of {folder} is successful: collect more")
+    return Frames(**{name: np.concatenate(parts[name]) for name in parts}), meta

@@ -1,0 +1,170 @@
+"""Train the demo policy by imitation: ``python -m training.fit --data DIR --out DIR``.
+
+Every step depends on (seed, step) alone, so a run that was stopped goes on with ``--resume`` as if it had not been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from flashvla_ros.cli.exits import exit_code
+from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.sim.tasks import TASKS
+from flashvla_ros.vla.checkpoint import save_checkpoint
+from flashvla_ros.vla.model import OpenVLA
+from training.architecture import DemoSize, demo_config, demo_tokenizer
+from training.batches import Demonstrations
+from training.dataset import DatasetError, load
+from training.trainer import FitConfig, Trainer
+
+STATE, LOG, DESCRIPTION, CHECKPOINT = "state.pt", "log.jsonl", "run.json", "checkpoint"
+LOG_EVERY = 20
+OPTIONS = (  # fields of FitConfig that the command line sets
+    "seed",
+    "steps",
+    "batch",
+    "learning_rate",
+    "dropout_share",
+    "state_weight",
+    "state_rate",
+    "lighting",
+    "precision",
+    "compile",
+    "save_every",
+)
+
+
+def fit(
+    data_folder: Path, out: Path, config: FitConfig, *, init: Path | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Train, writing state, log and checkpoint below `out`; return the last validation.
+
+    Args:
+        data_folder: Data set of :mod:`training.collect`.
+        out: Folder of the run.
+        config: How to train.
+        init: Folder of a finished run of the same sizes, whose weights this one starts from; None: from scratch.
+        resume: Go on with a run that was stopped.
+
+    Raises:
+        DatasetError: The data or a run's folder is not what the settings ask for.
+    """
+    frames, meta = load(data_folder)
+    if meta["image_size"] != config.size.image_size:
+        raise DatasetError(
+            f"{data_folder} has images of {meta['image_size']} px, --image-size says {config.size.image_size}"
+        )
+    torch.manual_seed(config.seed)
+    tokenizer = demo_tokenizer(task.instruction for task in TASKS.values())
+    # eager: the fused attention of CPUs takes several times as long backwards at these sizes
+    model = OpenVLA(demo_config(config.size), attention="eager")
+    trainer = Trainer(config, model)
+    if init is not None:
+        trainer.start_from(init / STATE)
+    data = Demonstrations(frames, meta["instructions"], model.config, tokenizer)
+    out.mkdir(parents=True, exist_ok=True)
+    if resume and (out / STATE).exists():
+        trainer.restore(out / STATE)
+    elif (out / STATE).exists():
+        raise DatasetError(f"{out} already holds a run: add --resume to go on with it, or give another --out")
+    description = _describe(trainer, data, meta) | {"init": _history(init)}
+    description["episodes"] = len(np.unique(frames.episode))
+    description["episodes_per_task"] = len(list(data_folder.glob("episode-*"))) // len(meta["instructions"])
+    (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    print(f"{description['frames']} frames, {description['parameters']} parameters, {description['device']}")
+    return _run(trainer, data, tokenizer, out)
+
+
+def _describe(trainer: Trainer, data: Demonstrations, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a model card says of a run."""
+    return {
+        "config": dataclasses.asdict(trainer.config),
+        "data": meta,
+        "frames": len(data.training),
+        "validation_frames": len(data.validation),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "device": f"{processor_name()}, {torch.get_num_threads()} threads, {trainer.config.precision}",
+        "torch": torch.__version__,
+    }
+
+
+def _history(init: Path | None) -> list[dict[str, Any]]:
+    """The descriptions of the runs that this one builds on, the first one first."""
+    if init is None:
+        return []
+    before = json.loads((init / DESCRIPTION).read_text(encoding="utf-8"))
+    last = json.loads((init / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    return [*before["init"], {key: before[key] for key in ("config", "device", "torch")} | {"seconds": last["seconds"]}]
+
+
+def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+    config = trainer.config
+    validation: dict[str, Any] = {}
+    with tqdm(total=config.steps, initial=trainer.step, unit="step") as bar, (out / LOG).open("a") as log:
+        recent: list[dict[str, float]] = []
+        started = time.monotonic() - trainer.seconds
+        while trainer.step < config.steps:
+            recent.append(trainer.train_step(data))
+            bar.update()
+            saving = trainer.step % config.save_every == 0 or trainer.step == config.steps
+            if not saving and trainer.step % LOG_EVERY:
+                continue
+            means = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
+            recent.clear()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+            trainer.seconds = time.monotonic() - started
+            line: dict[str, Any] = {"step": trainer.step, "seconds": round(trainer.seconds, 1), **means}
+            if saving:
+                line["validation"] = validation = trainer.validate(data)
+                trainer.save(out / STATE)
+                save_checkpoint(out / CHECKPOINT, trainer.model, tokenizer, dtype=torch.float16)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+    return validation
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    default = FitConfig()
+    parser = argparse.ArgumentParser(prog="python -m training.fit", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="data set of training.collect")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; the policy lies in its checkpoint/")
+    parser.add_argument("--init", type=Path, metavar="RUN", help="start from the weights of a finished run")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
+    parser.add_argument("--image-size", type=int, default=default.size.image_size, help="pixels (default %(default)s)")
+    for name in OPTIONS:
+        value = getattr(default, name)
+        kind: dict[str, Any] = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value)}
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, default=value, help="default %(default)s; see FitConfig", **kind)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = parse_arguments(arguments)
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    values = {name: value for name, value in vars(options).items() if name in names}
+    torch.set_num_threads(options.threads)
+
+    def work() -> None:
+        config = FitConfig(**values, size=DemoSize(image_size=options.image_size))
+        print(json.dumps(fit(options.data, options.out, config, init=options.init, resume=options.resume)))
+
+    return exit_code(work, interrupted="the same command with --resume goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

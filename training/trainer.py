@@ -1,0 +1,180 @@
+"""One training run's settings, model and optimiser, and what a step does to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flashvla_ros.vla.model import OpenVLA
+from training.architecture import DemoSize
+from training.batches import Batch, Demonstrations
+from training.dataset import AUXILIARY, DatasetError
+from training.loss import StateHead, action_loss, random_subset, smeared_bins
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How the policy is trained.
+
+    Attributes:
+        sigma_bins: Standard deviation of the smeared targets, in action bins.
+        state_weight: Weight of the loss of the auxiliary head.
+        state_rate: Learning rate of that head as a share of `learning_rate`. The head has a hundred times the inputs
+            of any other layer, and a step of Adam changes its output by as much more.
+        lighting: Largest change of an image's gain and offset, as a share.
+        dropout_share: Share of the steps in which only some visual tokens pass beyond a layer of `dropout_layers`.
+        dropout_keep: Shares of the visual tokens kept in such a step, one drawn for each step.
+        dropout_layers: First decoder layers that see only the kept tokens, one drawn for each step.
+        precision: float32, or bfloat16 for autocast, which pays where the processor multiplies in that type.
+        compile: Compile the model's blocks with torch.compile; takes a minute at the start.
+        save_every: Steps between two checkpoints, each with its validation.
+        validation_frames: Frames that a validation looks at.
+    """
+
+    seed: int = 0
+    steps: int = 5200
+    batch: int = 64
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    sigma_bins: float = 4.0
+    state_weight: float = 1.0
+    state_rate: float = 0.05
+    lighting: float = 0.1
+    dropout_share: float = 0.0
+    dropout_keep: tuple[float, ...] = (0.625, 0.5, 0.375, 0.25, 0.125)
+    dropout_layers: tuple[int, ...] = (0, 1, 2)
+    precision: str = "float32"
+    compile: bool = False
+    save_every: int = 400
+    validation_frames: int = 512
+    size: DemoSize = dataclasses.field(default_factory=DemoSize)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warm-up, then a cosine to 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+class Trainer:
+    """Model, auxiliary head and optimiser, and what one step does to them."""
+
+    def __init__(self, config: FitConfig, model: OpenVLA) -> None:
+        self.config = config
+        self.model = model
+        self.head = StateHead(model.config.visual_tokens * model.config.vision_size, len(AUXILIARY))
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        vectors = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+            {"params": list(self.head.parameters()), "weight_decay": 0.0},
+        ]
+        if config.compile:
+            for block in (*model.towers, model.projector, *model.layers):
+                block.compile()
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self.seconds = 0.0
+
+    def losses(
+        self, batch: Batch, keep: Tensor | None, layer: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the action loss [nats], the mean squared error of the standardised state, and the logits."""
+        model, config = self.model, self.config
+        vocabulary, bins = model.config.action_vocab_size, model.config.n_action_bins - 1
+        target = smeared_bins(batch.actions, bins, config.sigma_bins)
+        # The tokens fed back are drawn from the targets, as inexact as the policy's own will be.
+        drawn = torch.multinomial(target.flatten(0, 1), 1, generator=generator).view(batch.actions.shape)
+        mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            patches = model.patch_features(batch.pixel_values)
+            visual, fed = model.projector(patches), vocabulary - 1 - drawn
+            logits = model.action_logits(visual, batch.input_ids, fed, attention_mask=mask, keep=keep, layer=layer)
+        logits = logits[..., :vocabulary].float()
+        state = self.head(patches.float())
+        return action_loss(logits, target), nn.functional.mse_loss(state, batch.state), logits
+
+    def train_step(self, data: Demonstrations) -> dict[str, float]:
+        """Take one step and return its losses."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        batch = data.draw(rng, config.batch, config.lighting)
+        keep, layer = None, 0
+        if rng.uniform() < config.dropout_share:
+            count = self.model.config.visual_tokens
+            keep = random_subset(config.batch, count, round(count * rng.choice(config.dropout_keep)), generator)
+            layer = int(rng.choice(config.dropout_layers))
+        for group in self.optimizer.param_groups[:-1]:
+            group["lr"] = config.rate(self.step)
+        self.optimizer.param_groups[-1]["lr"] = config.rate(self.step) * config.state_rate
+        action, state, _ = self.losses(batch, keep, layer, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        (action + config.state_weight * state).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.step += 1
+        return {"action": action.item(), "state": state.item()}
+
+    @torch.no_grad()
+    def validate(self, data: Demonstrations) -> dict[str, float]:
+        """Return losses on held-out episodes, dense, and the mean error of each action dimension in [-1, 1]."""
+        config = self.config
+        rows = data.validation
+        if not len(rows):
+            return {}
+        rows = rows[np.linspace(0, len(rows) - 1, min(config.validation_frames, len(rows))).astype(np.int64)]
+        generator = torch.Generator().manual_seed(config.seed)
+        action, state, error = [], [], []
+        for chunk in np.array_split(rows, math.ceil(len(rows) / config.batch)):
+            batch = data.batch(chunk)
+            losses = self.losses(batch, None, 0, generator)
+            bins = self.model.config.n_action_bins - 1
+            best = losses[2][..., -bins:].flip(-1).argmax(-1)
+            error.append(((best + 0.5) * (2.0 / bins) - 1.0 - batch.actions).abs())
+            action.append(losses[0].item())
+            state.append(losses[1].item())
+        errors = {f"error_{i}": value for i, value in enumerate(torch.cat(error).mean(0).tolist())}
+        return {"action": float(np.mean(action)), "state": float(np.mean(state)), **errors}
+
+    def save(self, path: Path) -> None:
+        """Write everything that a resumed run needs."""
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of model and head from a state of another run; optimiser and step begin anew."""
+        try:
+            state = torch.load(path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.head.load_state_dict(state["head"])
+        except (OSError, RuntimeError) as error:
+            raise DatasetError(f"{path} does not fit this run's sizes, or cannot be read: {error}") from error
+
+    def restore(self, path: Path) -> None:
+        """Go on from a state that :meth:`save` wrote with the same settings."""
+        state = torch.load(path, weights_only=True)
+        if state["config"] != dataclasses.asdict(self.config):
+            raise DatasetError(f"{path} was written with other settings: give the same ones, or another --out")
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
