@@ -35,7 +35,8 @@ from flashvla_ros.bringup.processes import POLICY, ROBOT, Bringup, Process
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.cli.results import write_results
-from flashvla_ros.core.settings import PARAMETERS, Parameter, Value
+from flashvla_ros.core.parameter import Parameter, Value
+from flashvla_ros.core.settings import PARAMETERS
 
 _START_S = 600.0  # longest wait for the first command
 _SAMPLE_S = 1.0
@@ -71,7 +72,7 @@ class Changes:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311  # not a secret
-        self._rows = [row for row in PARAMETERS if row.dynamic and (row.name in _RANGES or self._free(row))]
+        self._rows = [row for row in PARAMETERS if not row.fixed and (row.name in _RANGES or self._free(row))]
 
     def draw(self) -> tuple[str, Value, bool]:
         """Return a name, a value, and whether the node must accept it."""

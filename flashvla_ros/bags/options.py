@@ -18,7 +18,7 @@ from flashvla_ros.bags.steps import RunLog, read_log
 from flashvla_ros.bags.topics import DEFAULT_NODE, Topics, find_topics, parse_remappings
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.settings import Parameter, Settings, Value, find
+from flashvla_ros.core.settings import Settings, find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +119,9 @@ def read_parameters(path: Path) -> dict[str, Any]:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not a ROS parameter file: it must hold <node>: ros__parameters: …") from error
-    return {name: _parsed(find(name), value) for name, value in flat.items() if name != "use_sim_time"}
-
-
-def _parsed(row: Parameter, value: Any) -> Value:
-    """Undo what YAML 1.1 does to a value: the word off becomes false, and an empty list has no type."""
-    if row.kind == "str" and isinstance(value, bool):
-        value = "on" if value else "off"
-    return row.parse(() if value is None and row.kind.endswith("_array") else value)
+    return {
+        name: find(name).parse(find(name).from_yaml(value)) for name, value in flat.items() if name != "use_sim_time"
+    }
 
 
 def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

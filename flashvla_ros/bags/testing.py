@@ -25,7 +25,8 @@ from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.playback import Comparison
 from flashvla_ros.bags.replay import replay
 from flashvla_ros.bags.tuning import Job, load_once, run_job
-from flashvla_ros.core.settings import Value, find
+from flashvla_ros.core.parameter import Value
+from flashvla_ros.core.settings import find
 
 
 @dataclasses.dataclass(frozen=True)

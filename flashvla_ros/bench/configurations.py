@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.settings import Settings, Value, find
+from flashvla_ros.core.parameter import Value
+from flashvla_ros.core.settings import Settings, find
 
 PLAIN = "plain generate"
 DENSE = "dense"

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.core.settings import Value
 
 POLICY, ROBOT = "flashvla", "robot"
 _COMPRESSED = "/compressed"

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.settings import Value, find
+from flashvla_ros.core.parameter import Value
+from flashvla_ros.core.settings import find
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Value]:

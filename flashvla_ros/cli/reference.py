@@ -12,7 +12,8 @@ import json
 import textwrap
 from collections.abc import Iterator
 
-from flashvla_ros.core.settings import PARAMETERS, Parameter, Settings, Value
+from flashvla_ros.core.parameter import Parameter, Value
+from flashvla_ros.core.settings import PARAMETERS, Settings
 
 _MARKDOWN_HEAD = """\
 # Parameters of the policy node
@@ -50,7 +51,7 @@ def yaml() -> str:
     for group, summary, rows in _groups():
         lines += [f"    # {summary}", f"    {group}:"]
         for row in rows:
-            facts = "; ".join(filter(None, (_range(row), "dynamic" if row.dynamic else "fixed")))
+            facts = "; ".join(filter(None, (_range(row), "fixed" if row.fixed else "dynamic")))
             lines += textwrap.wrap(f"{row.description} ({facts})", 120, initial_indent=_NOTE, subsequent_indent=_NOTE)
             lines.append(f"      {row.name.split('.')[1]}: {_yaml_value(row.default)}")
     return _YAML_HEAD + "\n".join(lines) + "\n"
@@ -63,7 +64,7 @@ def _groups() -> Iterator[tuple[str, str, list[Parameter]]]:
 
 
 def _markdown_row(row: Parameter) -> str:
-    changes = "dynamic" if row.dynamic else "fixed"
+    changes = "fixed" if row.fixed else "dynamic"
     cells = (f"`{row.name}`", row.kind, f"`{_yaml_value(row.default)}`", _range(row), changes, row.description)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

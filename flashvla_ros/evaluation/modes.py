@@ -100,7 +100,5 @@ def _values(name: str, known: Mapping[str, Mapping[str, Any]], file: Path, depth
         values = _values(base, known, file, depth + 1)
     for parameter, value in own.items():
         row = find(parameter)
-        if row.kind == "str" and isinstance(value, bool):  # YAML 1.1 takes a bare off for false
-            value = "on" if value else "off"
-        values[parameter] = row.parse(value)
+        values[parameter] = row.parse(row.from_yaml(value))
     return values

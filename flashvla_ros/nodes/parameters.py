@@ -13,6 +13,7 @@ from rclpy.parameter import Parameter
 
 from flashvla_ros.core import settings as table
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.parameter import Parameter as Row
 from flashvla_ros.core.settings import Settings
 
 _TYPES = {
@@ -113,26 +114,25 @@ class NodeParameters:
             self._on_change(self.settings)
 
 
-def describe(row: table.Parameter) -> ParameterDescriptor:
+def describe(row: Row) -> ParameterDescriptor:
     """Return what a parameter tool shows of one row of the table."""
     descriptor = ParameterDescriptor(
         type=_TYPES[row.kind].value,
         description=f"{row.description} [{row.unit}]" if row.unit else row.description,
         additional_constraints=row.rule,
-        read_only=not row.dynamic,
+        read_only=row.fixed,
     )
-    if row.low is not None or row.high is not None:
+    if row.low is not None:
         if row.kind == "int":
-            low, high = row.low or 0, row.high if row.high is not None else 2**63 - 1
-            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+            high = 2**63 - 1 if row.high is None else int(row.high)
+            descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=high)]
         elif row.kind == "float":
-            low = -sys.float_info.max if row.low is None else float(row.low)
             high = sys.float_info.max if row.high is None else float(row.high)
-            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+            descriptor.floating_point_range = [FloatingPointRange(from_value=float(row.low), to_value=high)]
     return descriptor
 
 
-def _declare(node: Node, row: table.Parameter, value: Any) -> None:
+def _declare(node: Node, row: Row, value: Any) -> None:
     if not row.kind.endswith("_array"):
         node.declare_parameter(row.name, value=value, descriptor=describe(row), ignore_override=True)
         return
@@ -157,23 +157,18 @@ def _values_at_start(node: Node) -> dict[str, Any]:
 
 def _known_values(parameters: Iterable[Parameter[Any]]) -> dict[str, Any]:
     """Return table values by name; a node has other parameters too (use_sim_time), which are not ours to judge."""
-    return {parameter.name: _from_yaml(parameter) for parameter in parameters if parameter.name in _NAMES}
-
-
-def _from_yaml(parameter: Parameter[Any]) -> Any:
-    """Undo what YAML 1.1 does to a value: the word ``off`` becomes false, and ``[]`` has no type."""
-    row, value = table.find(parameter.name), parameter.value
-    if row.kind == "str" and isinstance(value, bool):
-        word = "on" if value else "off"
-        return word if word in row.choices else value
-    return () if value is None and row.kind.endswith("_array") else value
+    return {
+        parameter.name: table.find(parameter.name).from_yaml(parameter.value)
+        for parameter in parameters
+        if parameter.name in _NAMES
+    }
 
 
 def _converted(parameter: Parameter[Any]) -> Parameter[Any]:
     """Give a value the type of its row where that loses nothing (1 for 1.0); leave bad values to be refused."""
     row = table.find(parameter.name)
     try:
-        value = row.parse(_from_yaml(parameter))
+        value = row.parse(row.from_yaml(parameter.value))
     except SettingsError as error:
         if parameter.type_ is not _TYPES[row.kind]:
             raise RefusedParameterError(str(error)) from error

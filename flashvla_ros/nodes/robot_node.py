@@ -7,7 +7,6 @@ stamp, so a run repeats exactly.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import sys
 import time
@@ -28,7 +27,7 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, Header, String
 from std_srvs.srv import Trigger
 
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.parameter import find
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
@@ -275,8 +274,7 @@ def _settings(node: Node) -> RobotSettings:
     given: Mapping[str, Parameter[Any]] = node._parameter_overrides
     for name in given:
         if name not in rows and not node.has_parameter(name) and not name.startswith("qos_overrides."):
-            close = difflib.get_close_matches(name, rows, n=3) or list(rows)
-            raise SettingsError(f"the robot has no parameter {name!r}; did you mean {', '.join(close)}?")
+            find(rows, name)  # raises, and names the parameters that are close
     values = {name: row.parse(given[name].value if name in given else row.default) for name, row in rows.items()}
     for name, row in rows.items():
         node.declare_parameter(name, values[name], describe(row), ignore_override=True)

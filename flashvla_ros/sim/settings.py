@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from flashvla_ros.core.settings import Parameter
+from flashvla_ros.core.parameter import Parameter, row, rows_of
 from flashvla_ros.sim.tasks import TASKS
 
 ACTION_SIZE = 4  # dx, dy, dz, gripper
@@ -13,42 +12,33 @@ METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for
 SIZE_LIMITS = (16, 1024)  # side of an image in pixels
 
 
-def _row(default: Any, description: str, **rule: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"description": description, **rule})
-
-
 @dataclasses.dataclass(frozen=True)
 class RobotSettings:
     """Parameters of the robot node, all fixed at start. Training draws its seeds from 10⁹ on, so no scene is shared."""
 
-    task: str = _row("drawer-open", "Task of the episodes.", choices=tuple(TASKS))
-    instruction: str = _row("", "Instruction in other words; empty: the task's own.")
-    seed: int = _row(
-        0, "Seed of the first episode's scene; each further episode takes the next.", low=0, high=9 * 10**8
-    )
-    episodes: int = _row(0, "Number of episodes; 0: until the node is stopped.", low=0, high=10**6)
-    max_steps: int = _row(0, "Control steps after which an episode has failed; 0: the task's own.", low=0, high=10**5)
-    switch_instruction: str = _row("", "Instruction that replaces the first one in the middle of each episode.")
-    switch_step: int = _row(85, "Control step at which switch_instruction comes.", low=1, high=10**5)
-    rate_hz: float = _row(10.0, "Control steps in a second.", unit="Hz", low=0.1, high=200.0)
-    lock_step: bool = _row(
+    task: str = row("drawer-open", "Task of the episodes.", choices=tuple(TASKS))
+    instruction: str = row("", "Instruction in other words; empty: the task's own.")
+    seed: int = row(0, "Seed of the first episode's scene; each further episode takes the next.", low=0, high=9 * 10**8)
+    episodes: int = row(0, "Number of episodes; 0: until the node is stopped.", low=0, high=10**6)
+    max_steps: int = row(0, "Control steps after which an episode has failed; 0: the task's own.", low=0, high=10**5)
+    switch_instruction: str = row("", "Instruction that replaces the first one in the middle of each episode.")
+    switch_step: int = row(85, "Control step at which switch_instruction comes.", low=1, high=10**5)
+    rate_hz: float = row(10.0, "Control steps in a second.", unit="Hz", low=0.1, high=200.0)
+    lock_step: bool = row(
         False, "Wait for the command that answers each image and publish /clock: runs repeat exactly."
     )
-    image_size: int = _row(108, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
-    camera: str = _row("", "Camera name; images go to <camera>/image, and to image where it is empty.")
-    command_timeout_s: float = _row(
+    image_size: int = row(108, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
+    camera: str = row("", "Camera name; images go to <camera>/image, and to image where it is empty.")
+    command_timeout_s: float = row(
         0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0
     )
-    start_timeout_s: float = _row(
+    start_timeout_s: float = row(
         600.0, "Longest wait for the policy's very first command, while it loads.", unit="s", low=0.1, high=3600.0
     )
-    answer_timeout_s: float = _row(
+    answer_timeout_s: float = row(
         30.0, "Silence of the policy afterwards that ends an episode with an error.", unit="s", low=0.1, high=3600.0
     )
-    policy: str = _row("flashvla", "Name of the policy node, whose reset service is called before each episode.")
+    policy: str = row("flashvla", "Name of the policy node, whose reset service is called before each episode.")
 
 
-ROBOT_PARAMETERS: tuple[Parameter, ...] = tuple(
-    Parameter(name=field.name, default=field.default, kind=type(field.default).__name__, **field.metadata)
-    for field in dataclasses.fields(RobotSettings)
-)
+ROBOT_PARAMETERS: tuple[Parameter, ...] = tuple(rows_of(RobotSettings))

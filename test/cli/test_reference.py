@@ -9,7 +9,8 @@ import yaml
 from rclpy.node import Node
 
 from flashvla_ros.cli import reference
-from flashvla_ros.core.settings import PARAMETERS, Parameter, Settings
+from flashvla_ros.core.parameter import Parameter
+from flashvla_ros.core.settings import PARAMETERS, Settings
 from flashvla_ros.nodes.parameters import NodeParameters
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def test_page_has_one_row_for_each_parameter() -> None:
         (line,) = [line for line in lines if line.startswith(f"| `{row.name}` |")]
         assert row.rule in line
         assert row.unit in line
-        assert ("| dynamic |" in line) == row.dynamic
+        assert ("| fixed |" in line) == row.fixed
 
 
 def _yaml_type(row: Parameter) -> type:

@@ -19,6 +19,24 @@ def test_every_row_is_documented_and_named_once():
     assert len({row.name for row in PARAMETERS}) == len(PARAMETERS)
 
 
+def test_a_row_with_a_greatest_value_has_a_least_one() -> None:
+    assert all(row.low is not None for row in PARAMETERS if row.high is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("gate.mode", False, "off"),  # YAML 1.1 takes a bare off for false
+        ("gate.delta", 0.5, 0.5),
+        ("node.instruction", True, True),  # "on" is no choice here: parse refuses it by its type
+        ("limits.lower", None, ()),  # [] has no type in a ROS parameter file
+        ("control.dry_run", False, False),
+    ],
+)
+def test_values_of_yaml_get_their_type_back(name, value, read):
+    assert find(name).from_yaml(value) == read
+
+
 def test_values_and_with_values_are_inverse():
     settings = Settings().with_values({"gate.delta": 0.9, "limits.upper": [1, 2, 3, 4]})
     assert Settings().with_values(settings.values()) == settings
@@ -28,7 +46,7 @@ def test_values_and_with_values_are_inverse():
 def test_everything_of_gate_and_pruning_is_dynamic():
     read_once = {"limits.urdf", "limits.robot_description"}  # at configure; what they say becomes dynamic parameters
     groups = ("gate.", "pruning.", "limits.")
-    assert {row.name for row in PARAMETERS if row.name.startswith(groups) and not row.dynamic} == read_once
+    assert {row.name for row in PARAMETERS if row.name.startswith(groups) and row.fixed} == read_once
 
 
 @pytest.mark.parametrize(
@@ -42,6 +60,8 @@ def test_everything_of_gate_and_pruning_is_dynamic():
         ("gate.mode", "papr", "gate.mode must be one of off, paper, guarded, got 'papr'"),
         ("limits.max_step", [0.1, -1.0, 0.1, 0.1], "limits.max_step must be at least 0"),
         ("limits.lower", [0.0], "limits.lower must have 4 values"),
+        ("control.max_deviation", [0.0], "control.max_deviation must have 4 values"),
+        ("limits.workspace_lower", [0.0], "limits.workspace_lower must have 3 values, for x, y and z"),
         ("gate.dleta", 0.5, "did you mean gate.delta"),
         ("camera.names", ["front", "front"], "camera.names must be distinct, got ['front', 'front']"),
         ("camera.names", ["front", "2nd"], "camera.names: '2nd' cannot begin a topic's name"),

@@ -105,7 +105,7 @@ def test_every_row_is_declared_with_its_default_and_described(node, parameters):
         value = node.get_parameter(row.name).value
         assert row.parse(value) == row.default, row.name
         descriptor = node.describe_parameter(row.name)
-        assert descriptor.read_only is not row.dynamic
+        assert descriptor.read_only is row.fixed
         assert row.description in descriptor.description
         assert descriptor.additional_constraints == row.rule
 

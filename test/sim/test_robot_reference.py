@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flashvla_ros.core.settings import Parameter
+from flashvla_ros.core.parameter import Parameter
 from flashvla_ros.sim.settings import ROBOT_PARAMETERS
 from flashvla_ros.sim.tasks import TASKS, Task
 
