@@ -7,18 +7,16 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flashvla_ros
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest
+from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.tasks import TASKS
-
-if TYPE_CHECKING:
-    from flashvla_ros.evaluation.command import Evaluation
 
 EVALUATION = "evaluation.json"  # beside a published checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 
@@ -13,11 +13,9 @@ from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.types import ImageArray
 from flashvla_ros.evaluation.jobs import Job, play
+from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.view.overlay import draw
-
-if TYPE_CHECKING:
-    from flashvla_ros.evaluation.command import Evaluation
 
 _LAST_FRAME_S = 1.0  # the end stays on the screen for this long
 

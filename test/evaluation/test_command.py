@@ -60,13 +60,13 @@ def test_an_evaluation_is_played_once_and_films_are_the_same_episodes(
 
 
 def test_the_same_seed_and_mode_give_the_same_episode_step_for_step(short_episodes: None) -> None:
-    from flashvla_ros.evaluation.command import Evaluation
+    from flashvla_ros.evaluation.command import evaluation_of
 
     seen: list[list] = [[], []]
     for steps in seen:
         jobs._policy.cache_clear()
         jobs.close_worlds()
-        evaluation = Evaluation.of(_options(*SHORT, "--perturb", "camera_noise"))
+        evaluation = evaluation_of(_options(*SHORT, "--perturb", "camera_noise"))
         job = evaluation.job(evaluation.modes[1], "drawer-close", "camera_noise", 3)
         jobs.play(
             job,

@@ -109,6 +109,51 @@ def test_room_depends_only_on_rooms_below_it(room: str) -> None:
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 
+def test_no_circle_of_files() -> None:
+    """Imports count wherever they stand: in functions, and under TYPE_CHECKING."""
+    assert not circles(graph(PACKAGE))
+
+
+def test_the_check_finds_a_circle(tmp_path: Path) -> None:
+    package = tmp_path / PACKAGE.name
+    (package / "room").mkdir(parents=True)
+    (package / "a.py").write_text("if TYPE_CHECKING:\n    from flashvla_ros.room.b import B\n")
+    (package / "room" / "b.py").write_text("def f():\n    from flashvla_ros import c\n")
+    (package / "c.py").write_text("import flashvla_ros.a\n")
+    (package / "d.py").write_text("import flashvla_ros.a\n")
+    assert circles(graph(package)) == [{"flashvla_ros.a", "flashvla_ros.room.b", "flashvla_ros.c"}]
+
+
+def graph(package: Path) -> dict[str, set[str]]:
+    """Each module of a package, and the modules of it that it imports."""
+    modules = {}
+    for path in package.rglob("*.py"):
+        if path.name != "__init__.py" and package / "msg" not in path.parents:
+            modules[".".join(path.relative_to(package.parent).with_suffix("").parts)] = path
+    found = {}
+    for module, path in modules.items():
+        names = {name for full in imports(path) for name in (full, full.rpartition(".")[0])}
+        found[module] = (names & modules.keys()) - {module}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of modules that reach one another."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    above = {module: reached(module) for module in graph}
+    groups = {frozenset(other for other in above[module] if module in above[other]) for module in graph}
+    return [set(group) for group in groups if group]
+
+
 def test_only_entry_points_and_bringup_import_the_nodes() -> None:
     nodes = PACKAGE / "nodes"
     allowed = {nodes, PACKAGE / "bringup"}

@@ -1,0 +1,98 @@
+"""What an evaluation plays: every perturbation, mode, task and seed; and playing it, from where the ledger ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from flashvla_ros.evaluation.jobs import Job, Record
+from flashvla_ros.evaluation.ledger import Ledger
+from flashvla_ros.evaluation.modes import Mode
+from flashvla_ros.evaluation.summary import Cell
+from flashvla_ros.sim.perturbation import can_perturb, plan_episode
+from flashvla_ros.sim.tasks import TASKS
+
+Run = Callable[[list[Job]], Iterator[Record]]  # runs jobs and yields their records in the same order
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is to be played: every perturbation x mode x task x seed that makes sense."""
+
+    checkpoint: Path
+    modes: tuple[Mode, ...]
+    tasks: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    seeds: range
+    overrides: dict[str, Any]
+    free_running: bool
+
+    def job(self, mode: Mode, task: str, perturbation: str, seed: int) -> Job:
+        """Return one episode as a piece of work; one thread for each model, since episodes run side by side."""
+        overrides = {"model.threads": 1, **self.overrides, "model.checkpoint": str(self.checkpoint)}
+        return Job(mode.settings(overrides), plan_episode(task, seed, perturbation), self.free_running)
+
+    def cells(self) -> list[tuple[str, Mode, str]]:
+        """Return (perturbation, mode, task) in the order of the table."""
+        return [
+            (perturbation, mode, task)
+            for perturbation in self.perturbations
+            for mode in self.modes
+            for task in self.tasks
+            if can_perturb(TASKS[task], perturbation)
+        ]
+
+
+def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -> list[Cell]:
+    """Play the episodes that are not in the ledger yet and return all.
+
+    Args:
+        evaluation: What is to be played.
+        checkpoint: Fingerprint of the checkpoint's files.
+        path: The ledger's file; None keeps the episodes in memory alone.
+        run: Runs the jobs that are left.
+    """
+    keys: dict[tuple[str, str, str, int], str] = {}
+    jobs: dict[str, Job] = {}
+    for seed in evaluation.seeds:  # outermost: what is stopped half-way has as many episodes of every mode
+        for perturbation, mode, task in evaluation.cells():
+            job = evaluation.job(mode, task, perturbation, seed)
+            key = keys[perturbation, mode.name, task, seed] = job.key(checkpoint)
+            jobs.setdefault(key, job)  # two modes with the same settings play once
+    records = _play(jobs, path, run)
+    return [
+        Cell(
+            mode.name,
+            task,
+            perturbation,
+            evaluation.seeds,
+            [records[keys[perturbation, mode.name, task, seed]] for seed in evaluation.seeds],
+        )
+        for perturbation, mode, task in evaluation.cells()
+    ]
+
+
+def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> dict[str, Record]:
+    ledger = Ledger(path)
+    todo = {key: job for key, job in jobs.items() if key not in ledger.records}
+    if foreign := ledger.foreign & jobs.keys():
+        print(
+            f"{len(foreign)} episodes of {path} were played by other code than this; delete it to play them again",
+            file=sys.stderr,
+        )
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="episode", smoothing=0.05)
+    try:
+        with ledger, bar:
+            for key, record in zip(todo, run(list(todo.values())), strict=True):
+                ledger.add(key, record)
+                bar.update()
+    except KeyboardInterrupt:
+        if path:
+            print(f"stopped; {path} has what is finished, and the same command goes on from there", file=sys.stderr)
+        raise
+    return ledger.records
