@@ -10,10 +10,10 @@ import dataclasses
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from flashvla_ros.core.parameter import Parameter, Value
-from flashvla_ros.core.settings import PARAMETERS, Settings
+from flashvla_ros.core.settings import PARAMETERS, Settings, find
 
 _MARKDOWN_HEAD = """\
 # Parameters of the policy node
@@ -23,7 +23,34 @@ _MARKDOWN_HEAD = """\
 A dynamic parameter may change while the robot moves (`ros2 param set /flashvla gate.delta 0.9`) and takes effect at the
 next step; a value outside the range is refused with the rule it breaks. A fixed one is set at start, by a file or an
 argument, and is read-only afterwards.
+
+## First
+
+What a new robot or checkpoint needs, in the order of setting it up. Every other parameter has a default that works.
 """
+_ADVANCED_HEAD = """## Advanced
+
+The other parameters by group.
+"""
+
+# Shown before the groups: those that a new robot or checkpoint needs, in the order of setting it up.
+FIRST = (
+    "model.checkpoint",
+    "model.unnorm_key",
+    "camera.names",
+    "action.names",
+    "action.kinds",
+    "action.dt_s",
+    "command.type",
+    "limits.lower",
+    "limits.upper",
+    "limits.max_step",
+    "control.speed_scale",
+    "control.dry_run",
+    "gate.mode",
+    "gate.delta",
+    "pruning.keep_ratio",
+)
 
 _YAML_HEAD = """\
 # Every parameter of the policy node with its default, written by `make docs` from flashvla_ros/core/settings.py.
@@ -36,12 +63,10 @@ _NOTE = " " * 6 + "# "
 
 
 def markdown() -> str:
-    """Return the reference page: one table for each group of parameters."""
-    lines = [_MARKDOWN_HEAD]
+    """Return the reference page: a table of what matters first, and one of the rest for each group of parameters."""
+    lines = [_MARKDOWN_HEAD, *_table(find(name) for name in FIRST), _ADVANCED_HEAD]
     for group, summary, rows in _groups():
-        lines += [f"## {group}", "", summary, "", _TABLE_HEAD, "|---" * 6 + "|"]
-        lines += [_markdown_row(row) for row in rows]
-        lines.append("")
+        lines += [f"### {group}", "", summary, "", *_table(row for row in rows if row.name not in FIRST)]
     return "\n".join(lines)
 
 
@@ -61,6 +86,10 @@ def _groups() -> Iterator[tuple[str, str, list[Parameter]]]:
     for group in dataclasses.fields(Settings):
         summary = inspect.getdoc(type(group.default)) or ""
         yield group.name, summary.splitlines()[0], [row for row in PARAMETERS if row.name.startswith(f"{group.name}.")]
+
+
+def _table(rows: Iterable[Parameter]) -> list[str]:
+    return [_TABLE_HEAD, "|---" * 6 + "|", *(_markdown_row(row) for row in rows), ""]
 
 
 def _markdown_row(row: Parameter) -> str:

@@ -49,5 +49,12 @@ def test_page_has_one_row_for_each_parameter() -> None:
         assert ("| fixed |" in line) == row.fixed
 
 
+def test_page_begins_with_the_fifteen_that_matter_first() -> None:
+    assert len(set(reference.FIRST)) == 15
+    names = [line.split("`")[1] for line in reference.markdown().splitlines() if line.startswith("| `")]
+    assert tuple(names[:15]) == reference.FIRST
+    assert names[15:] == [row.name for row in PARAMETERS if row.name not in reference.FIRST]
+
+
 def _yaml_type(row: Parameter) -> type:
     return {"bool": bool, "int": int, "float": float, "str": str}.get(row.kind, list)
