@@ -19,7 +19,7 @@ from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, ImageArray, Inference, Observation
-from flashvla_ros.gate.memory import View
+from flashvla_ros.gate.memory import GateInput
 
 SIZES = ((112, 112), (224, 224), (480, 640), (1080, 1920))
 _TOKENS, _KEPT = 256, 160
@@ -62,7 +62,7 @@ def _calls(height: int, width: int) -> Iterator[tuple[str, Callable[[], object]]
     images = cycle([rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(8)])
     previous, current = next(images), next(images)
     yield "baseline: mean absolute difference of two frames", lambda: _difference(previous, current)
-    yield "look at the frame", lambda: View.of(Observation({"image": next(images)}, "open the drawer", 0.0))
+    yield "look at the frame", lambda: GateInput.of(Observation({"image": next(images)}, "open the drawer", 0.0))
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     stepper = Stepper(_SteadyPolicy(), ActionSpec(names, (ActionKind.DELTA,) * 6 + (ActionKind.GRIPPER,), 0.1))
     settings = Settings().with_values(

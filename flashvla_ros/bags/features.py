@@ -23,7 +23,7 @@ from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray, ImageArray, Inference, IntArray
-from flashvla_ros.gate.memory import FreshResult, View
+from flashvla_ros.gate.memory import FreshResult, GateInput
 
 THUMBNAIL_WIDTH = 160
 
@@ -76,7 +76,7 @@ class Features:
     """What a sweep needs of a recording's F frames; about 4 kB a frame.
 
     Attributes:
-        views: [F] what the gate sees of each frame: instruction, stamp, signature.
+        inputs: [F] what the gate sees of each frame: instruction, stamp, signature.
         times_ns: [F] when each frame was recorded.
         resets: [F] what emptied the gate's memory before each frame, None where nothing did.
         actions: [F, T, D] the dense model's normalised actions.
@@ -87,7 +87,7 @@ class Features:
         worst: Frames at which repeating the action before would have cost most, most costly first.
     """
 
-    views: list[View]
+    inputs: list[GateInput]
     times_ns: NDArray[np.int64]
     resets: list[Reason | None]
     actions: NDArray[np.float64]
@@ -98,19 +98,19 @@ class Features:
     worst: list[CostlyFrame]
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.inputs)
 
     @functools.cached_property
     def stamps_s(self) -> FloatArray:
         """[F] stamps of the frames."""
-        return np.asarray([view.stamp_s for view in self.views])
+        return np.asarray([seen.stamp_s for seen in self.inputs])
 
     def fresh(self, index: int) -> FreshResult:
         """Return what the gate remembers after the model was run on a frame."""
         normalized = self.actions[index]
         kept = None if self.kept is None else self.kept[index].astype(np.int64)
         inference = Inference(normalized, normalized, np.empty(0, dtype=np.int64), kept, self.visual_tokens)
-        return FreshResult.of(inference, self.views[index], self.spec, self.pruning)
+        return FreshResult.of(inference, self.inputs[index], self.spec, self.pruning)
 
 
 def collect(
@@ -130,7 +130,7 @@ def collect(
         ObservationError: The policy cannot use an observation.
     """
     pruning = dataclasses.replace(settings.pruning, drop=False)
-    views: list[View] = []
+    inputs: list[GateInput] = []
     times_ns: list[int] = []
     resets: list[Reason | None] = []
     inferences: list[tuple[FloatArray, IntArray | None]] = []
@@ -145,19 +145,19 @@ def collect(
         if inferences:
             cost = np.abs(inference.normalized - inferences[-1][0]).max()
             gallery.offer(float(cost), len(inferences), next(iter(frame.observation.images.values())))
-        views.append(View.of(frame.observation))
+        inputs.append(GateInput.of(frame.observation))
         times_ns.append(frame.time_ns)
         inferences.append((inference.normalized, inference.kept))
         on_frame()
-    if not views:
+    if not inputs:
         raise BagError("the recording has no frames")
     kept = [tokens.astype(np.int16) for _, tokens in inferences if tokens is not None]
     return Features(
-        views=views,
+        inputs=inputs,
         times_ns=np.asarray(times_ns, dtype=np.int64),
         resets=resets,
         actions=np.stack([action for action, _ in inferences]),
-        kept=kept if len(kept) == len(views) else None,
+        kept=kept if len(kept) == len(inputs) else None,
         visual_tokens=policy.visual_tokens,
         pruning=settings.pruning,
         spec=spec,

@@ -17,8 +17,8 @@ from flashvla_ros.bags.features import Features
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.gate.decision import GateDecision, Measures, Pair, decide, judge, measure
-from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.decision import FreshComparison, GateDecision, GateMeasurements, decide, judge, measure
+from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import SceneChange, SceneMotion
 
 Sources = NDArray[np.int32]  # [S, F] frame whose action is in force at each frame: itself where the model is run
@@ -39,7 +39,7 @@ def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
     sources = np.empty((len(settings), len(features)), dtype=np.int32)
     groups = [_Group(GateMemory(), list(range(len(settings))))]
     known = _Known(settings[0])
-    for index, view in enumerate(features.views):
+    for index, current in enumerate(features.inputs):
         cause = features.resets[index]
         if cause is not None:
             groups = [_Group(group.memory.forgotten(cause), group.members) for group in groups]
@@ -47,8 +47,8 @@ def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
         known.next_frame()
         merged: dict[tuple[object, ...], _Group] = {}
         for memory, members in groups:
-            found = known.measures(memory, view)
-            verdicts = [judge(memory, found, settings[member]) is Reason.REUSE for member in members]
+            measured = known.measurements(memory, current)
+            verdicts = [judge(memory, measured, settings[member]) is Reason.REUSE for member in members]
             running = [member for member, reuse in zip(members, verdicts, strict=True) if not reuse]
             reusing = [member for member, reuse in zip(members, verdicts, strict=True) if reuse]
             if running:
@@ -56,7 +56,7 @@ def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
                 _merge(merged, known.after_fresh(memory, fresh), running, settings[0])
             if reusing:
                 sources[reusing, index] = sources[reusing, index - 1]
-                _merge(merged, known.after_reuse(memory, view), reusing, settings[0])
+                _merge(merged, known.after_reuse(memory, current), reusing, settings[0])
         groups = list(merged.values())
     return sources
 
@@ -77,34 +77,34 @@ class _Known:
 
     def __init__(self, base: GateSettings) -> None:
         self._base = base
-        self._pairs: dict[tuple[FreshResult, FreshResult], Pair] = {}
+        self._compared: dict[tuple[FreshResult, FreshResult], FreshComparison] = {}
         self.next_frame()
 
     def next_frame(self) -> None:
-        """Forget the frame, and the pairs that no group has had in the last one."""
-        self._before, self._pairs = self._pairs, {}
+        """Forget the frame, and the comparisons that no group has needed in the last one."""
+        self._before, self._compared = self._compared, {}
         self._scenes: dict[FreshResult, SceneChange] = {}
         self._motion: SceneMotion | None = None
 
-    def measures(self, memory: GateMemory, view: View) -> Measures:
+    def measurements(self, memory: GateMemory, current: GateInput) -> GateMeasurements:
         last, previous = memory.last, memory.previous
-        pair = None
+        comparison = None
         if last is not None and previous is not None:
-            pair = self._pairs.get((previous, last)) or self._before.get((previous, last))
-        found = measure(memory, view, self._base, pair, self._scenes.get(last) if last else None)
+            comparison = self._compared.get((previous, last)) or self._before.get((previous, last))
+        measured = measure(memory, current, self._base, comparison, self._scenes.get(last) if last else None)
         if last is not None:
-            self._scenes[last] = found.scene
+            self._scenes[last] = measured.scene
             if previous is not None:
-                self._pairs[previous, last] = found.pair
-        return found
+                self._compared[previous, last] = measured.comparison
+        return measured
 
     def after_fresh(self, memory: GateMemory, fresh: FreshResult) -> GateMemory:
         after = memory.after_fresh(fresh, self._base, self._motion)
         self._motion = after.motion
         return after
 
-    def after_reuse(self, memory: GateMemory, view: View) -> GateMemory:
-        after = memory.after_reuse(view, self._motion)
+    def after_reuse(self, memory: GateMemory, current: GateInput) -> GateMemory:
+        after = memory.after_reuse(current, self._motion)
         self._motion = after.motion
         return after
 
@@ -125,13 +125,13 @@ def _merge(
 def timeline(features: Features, settings: GateSettings) -> list[GateDecision]:
     """Return every decision of one setting."""
     memory, decisions = GateMemory(), []
-    for index, view in enumerate(features.views):
+    for index, current in enumerate(features.inputs):
         cause = features.resets[index]
         if cause is not None:
             memory = memory.forgotten(cause)
-        decision = decide(memory, view, settings)
+        decision = decide(memory, current, settings)
         decisions.append(decision)
-        memory = memory.after_reuse(view) if decision.reuse else memory.after_fresh(features.fresh(index), settings)
+        memory = memory.after_reuse(current) if decision.reuse else memory.after_fresh(features.fresh(index), settings)
     return decisions
 
 

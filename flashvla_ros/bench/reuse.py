@@ -13,7 +13,7 @@ import numpy as np
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, Inference, Observation
 from flashvla_ros.gate.decision import decide
-from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 
 _PUBLISH_TIMEOUT_S = 120.0
 
@@ -41,11 +41,11 @@ def gate_seconds(
         seen = observations[step % len(observations)]
         observation = Observation(seen.images, seen.instruction, stamp_s=step * dt_s)
         started_s = time.perf_counter()
-        view = View.of(observation)
+        current = GateInput.of(observation)
         if memory.previous is not None:
-            decide(memory, view, settings.gate)
+            decide(memory, current, settings.gate)
             seconds.append(time.perf_counter() - started_s)
-        memory = memory.after_fresh(FreshResult.of(inference, view, spec, settings.pruning), settings.gate)
+        memory = memory.after_fresh(FreshResult.of(inference, current, spec, settings.pruning), settings.gate)
     return np.asarray(seconds)
 
 

@@ -22,7 +22,7 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.decision import GateDecision, decide
-from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,17 +124,17 @@ class Stepper:
             ActionError: The policy's action is not finite or not of the declared size.
         """
         started_s = self._clock()
-        state, view = _entering(self.state, settings), View.of(observation)
-        decision = decide(state.memory, view, settings.gate)
+        state, current = _entering(self.state, settings), GateInput.of(observation)
+        decision = decide(state.memory, current, settings.gate)
         inference, inference_s = state.inference, 0.0
         if decision.reuse and inference is not None:
-            memory = state.memory.after_reuse(view)
+            memory = state.memory.after_reuse(current)
         else:
             if tried is not None and tried.fresh and _same_model(tried.settings, settings):
                 inference, inference_s = tried.inference, tried.inference_s
             else:
-                inference, inference_s = self._infer(observation, settings, self._draft(view, settings))
-            result = FreshResult.of(inference, view, self.spec, settings.pruning)
+                inference, inference_s = self._infer(observation, settings, self._draft(current, settings))
+            result = FreshResult.of(inference, current, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
         action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
         command, clamped, speed_scale = self._command(action, state, observation, settings)
@@ -142,7 +142,7 @@ class Stepper:
             memory=memory,
             inference=inference,
             command=command,
-            command_s=view.stamp_s,
+            command_s=current.stamp_s,
             resting=False,
             dry_run=settings.control.dry_run,
             speed_scale=speed_scale,
@@ -179,7 +179,7 @@ class Stepper:
     def _held(self, state: StepperState, now_s: float) -> FloatArray | None:
         return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
 
-    def _draft(self, view: View, settings: Settings) -> Draft | None:
+    def _draft(self, current: GateInput, settings: Settings) -> Draft | None:
         """Offer the last fresh action's tokens, unless another run or another instruction asked for them.
 
         The draft is part of this state, not of the policy's: a step that is undone leaves none behind.
@@ -187,7 +187,7 @@ class Stepper:
         decode, inference = settings.decode, self.state.inference
         if decode.mode != "draft" or inference is None or not len(inference.tokens):
             return None
-        if self.state.memory.broken_by(view, settings.gate.stale_gap_s) is not None:
+        if self.state.memory.interrupted_by(current, settings.gate.stale_gap_s) is not None:
             return None
         return Draft(inference.tokens, decode.accept_bins, decode.max_near)
 

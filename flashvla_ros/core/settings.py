@@ -133,7 +133,10 @@ class GateSettings:
         high=10.0,
     )
     still_difference: float = row(
-        0.05, "Where both actions are still: largest norm of their difference that allows reuse.", low=0.0, high=10.0
+        0.05,
+        "Where one of the two actions is still: largest norm of their difference that allows reuse.",
+        low=0.0,
+        high=10.0,
     )
     max_reuse: int = row(2, "Most reused steps in a row.", low=0, high=1000)
     fresh_between: int = row(1, "Least fresh steps between two runs of reused ones.", low=1, high=1000)
@@ -162,7 +165,7 @@ class GateSettings:
     )
     scene_factor: float = row(
         3.0,
-        "A patch changed where it differs from the last fresh frame by this many times the running level of change.",
+        "A patch changed if it differs from the last fresh frame by this many times its expected change.",
         low=1.0,
         high=1000.0,
     )

@@ -1,8 +1,8 @@
-"""Run the model, or use its last action again? A pure function of memory, view and settings.
+"""Run the model, or use its last action again? A pure function of memory, observation and settings.
 
 The trigger is FlashVLA's (arXiv 2505.21200): reuse while the last two fresh actions point the same way and the last
 two fresh sets of kept visual tokens overlap. The guards around it, the correction of the overlap for chance and the
-look at the frame in hand are this package's; docs/gate.md explains each.
+comparison of frames are this package's; docs/gate.md explains each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import SceneChange, compare
 
 
@@ -28,8 +28,8 @@ class GateDecision:
         angle_deg: Angle between the last two fresh actions.
         overlap: φ, share of the last fresh set of kept tokens that is in the one before it.
         corrected_overlap: φ' = (φ - k/N) / (1 - k/N).
-        scene_level: Greatest change of a patch that the robot's own motion explains, in grey levels of 255.
-        scene_changed: Patches that changed by more.
+        scene_level: Greatest change of a patch that is expected since the last fresh frame, in grey levels of 255.
+        scene_changed: Patches that changed by more than max(scene_floor, scene_factor * their own expected change).
         age_s: Age of the fresh result behind this step's command; 0 where the model is run.
         reused_in_a_row: Reused steps in a row, with this one.
         settings: The thresholds in force.
@@ -57,82 +57,82 @@ class GateDecision:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pair:
+class FreshComparison:
     """The last two fresh results, compared.
 
     Attributes:
         angle_deg, overlap, corrected_overlap: As in :class:`GateDecision`.
-        gripper: A gripper is about to flip.
-        still: An action is too small for its angle to mean anything.
-        alike: The difference of such actions is small too.
-        obstacle: Why the sets of kept tokens cannot be compared; None where they can.
+        gripper_may_flip: A gripper is about to flip.
+        either_small: An action is too small for its angle to mean anything.
+        difference_small: The difference of the actions is small too.
+        incomparable: Why the sets of kept tokens cannot be compared; None where they can.
     """
 
     angle_deg: float = math.nan
     overlap: float = math.nan
     corrected_overlap: float = math.nan
-    gripper: bool = False
-    still: bool = False
-    alike: bool = False
-    obstacle: Reason | None = None
+    gripper_may_flip: bool = False
+    either_small: bool = False
+    difference_small: bool = False
+    incomparable: Reason | None = None
 
     @classmethod
-    def of(cls, previous: FreshResult, last: FreshResult, settings: GateSettings) -> Pair:
-        """Compare two fresh results; of the settings it depends on those of gripper and stillness alone."""
+    def of(cls, previous: FreshResult, last: FreshResult, settings: GateSettings) -> FreshComparison:
+        """Compare two fresh results; only the settings of gripper and stillness count."""
         overlap, corrected = overlap_of(previous, last)
-        obstacle = None
+        incomparable = None
         if previous.kept is None or last.kept is None:
-            obstacle = Reason.NO_TOKEN_SETS
+            incomparable = Reason.NO_TOKEN_SETS
         elif previous.pruning != last.pruning or math.isnan(corrected):
-            obstacle = Reason.PRUNING_CHANGED
+            incomparable = Reason.PRUNING_CHANGED
         same_size = previous.motion.shape == last.motion.shape
         return cls(
             angle_deg=angle_between(previous.motion, last.motion),
             overlap=overlap,
             corrected_overlap=corrected,
-            gripper=_gripper_may_flip(previous, last, settings),
-            still=min(_size(previous.motion), _size(last.motion)) < settings.still_norm,
-            alike=same_size and _size(last.motion - previous.motion) <= settings.still_difference,
-            obstacle=obstacle,
+            gripper_may_flip=_gripper_may_flip(previous, last, settings),
+            either_small=min(_size(previous.motion), _size(last.motion)) < settings.still_norm,
+            difference_small=same_size and _size(last.motion - previous.motion) <= settings.still_difference,
+            incomparable=incomparable,
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measures:
+class GateMeasurements:
     """What a step is judged on: the same for every δ, ε₁ and cap.
 
     Attributes:
-        pair: The last two fresh results, compared.
+        comparison: The last two fresh results, compared.
         scene: The frame in hand against that of the last fresh result.
         age_s: Age of the last fresh result.
-        broken: Why the memory says nothing about this step; None where it does.
+        interrupted_by: What came between the memory and this step; None where nothing did.
     """
 
-    pair: Pair = Pair()
+    comparison: FreshComparison = FreshComparison()
     scene: SceneChange = dataclasses.field(default_factory=SceneChange)
     age_s: float = math.nan
-    broken: Reason | None = None
+    interrupted_by: Reason | None = None
 
 
-def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecision:
+def decide(memory: GateMemory, current: GateInput, settings: GateSettings) -> GateDecision:
     """Decide one step.
 
     Args:
         memory: What the gate remembers of the steps before.
-        view: The observation in hand.
+        current: The observation in hand.
         settings: Mode and thresholds of this step.
     """
-    found = measure(memory, view, settings)
-    reason = judge(memory, found, settings)
+    measured = measure(memory, current, settings)
+    reason = judge(memory, measured, settings)
     reuse = reason is Reason.REUSE
     return GateDecision(
         reason=reason,
-        angle_deg=found.pair.angle_deg,
-        overlap=found.pair.overlap,
-        corrected_overlap=found.pair.corrected_overlap,
-        scene_level=found.scene.level,
-        scene_changed=found.scene.changed,
-        age_s=found.age_s if reuse else 0.0,
+        angle_deg=measured.comparison.angle_deg,
+        overlap=measured.comparison.overlap,
+        corrected_overlap=measured.comparison.corrected_overlap,
+        scene_level=measured.scene.level,
+        scene_changed=measured.scene.changed,
+        age_s=measured.age_s if reuse else 0.0,
         reused_in_a_row=memory.reused_in_a_row + 1 if reuse else 0,
         settings=settings,
     )
@@ -140,65 +140,65 @@ def decide(memory: GateMemory, view: View, settings: GateSettings) -> GateDecisi
 
 def measure(
     memory: GateMemory,
-    view: View,
+    current: GateInput,
     settings: GateSettings,
-    pair: Pair | None = None,
+    comparison: FreshComparison | None = None,
     scene: SceneChange | None = None,
-) -> Measures:
+) -> GateMeasurements:
     """Return what a step is judged on.
 
     Args:
         memory: What the gate remembers of the steps before.
-        view: The observation in hand.
+        current: The observation in hand.
         settings: Those of scene, gripper, stillness and gap count.
-        pair: The memory's two fresh results, where they have been compared already.
-        scene: The frame in hand and that of the last fresh result, likewise.
+        comparison: The memory's two fresh results, if they have been compared already.
+        scene: The frame in hand and the frame of the last fresh result, if they have.
     """
     last, previous = memory.last, memory.previous
-    broken = memory.broken_by(view, settings.stale_gap_s)
+    interrupted_by = memory.interrupted_by(current, settings.stale_gap_s)
     if last is None:
-        return Measures(broken=broken)
-    age_s = view.stamp_s - last.view.stamp_s
-    if pair is None:
-        pair = Pair.of(previous, last, settings) if previous else Pair()
+        return GateMeasurements(interrupted_by=interrupted_by)
+    age_s = current.stamp_s - last.source.stamp_s
+    if comparison is None:
+        comparison = FreshComparison.of(previous, last, settings) if previous else FreshComparison()
     if scene is None:
-        scene = compare(memory.motion, last.view.frame, view.frame, age_s, settings)
-    return Measures(pair, scene, age_s, broken)
+        scene = compare(memory.motion, last.source.frame, current.frame, age_s, settings)
+    return GateMeasurements(comparison, scene, age_s, interrupted_by)
 
 
-def judge(memory: GateMemory, found: Measures, settings: GateSettings) -> Reason:
+def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> Reason:
     """Return the first condition that forbids reuse, :attr:`Reason.REUSE` where there is none."""
     if settings.mode == "off":
         return Reason.MODE_OFF
-    if found.broken is not None:
-        return found.broken
+    if measured.interrupted_by is not None:
+        return measured.interrupted_by
     if memory.previous is None:
         return Reason.TOO_FEW_FRESH
     if memory.reused_in_a_row >= settings.max_reuse:
         return Reason.MAX_REUSE
-    pair = found.pair
+    comparison = measured.comparison
     if settings.mode == "guarded":
-        reason = _guard(memory, found, settings)
+        reason = _guard(memory, measured, settings)
     else:
-        reason = None if pair.angle_deg < settings.max_angle_deg else Reason.ANGLE
-    overlap = None if pair.corrected_overlap >= settings.delta else Reason.OVERLAP
-    return reason or pair.obstacle or overlap or Reason.REUSE
+        reason = None if comparison.angle_deg < settings.max_angle_deg else Reason.ANGLE
+    overlap = None if comparison.corrected_overlap >= settings.delta else Reason.OVERLAP
+    return reason or comparison.incomparable or overlap or Reason.REUSE
 
 
-def _guard(memory: GateMemory, found: Measures, settings: GateSettings) -> Reason | None:
+def _guard(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> Reason | None:
     """The first guard of mode ``guarded`` that forbids reuse."""
-    fresh, pair = memory.fresh_since_reuse, found.pair
+    fresh, comparison = memory.fresh_since_reuse, measured.comparison
     if memory.reused_in_a_row == 0 and fresh is not None and fresh < settings.fresh_between:
         return Reason.FRESH_BETWEEN
-    if found.age_s > settings.max_age_s:
+    if measured.age_s > settings.max_age_s:
         return Reason.MAX_AGE
-    if pair.gripper:
+    if comparison.gripper_may_flip:
         return Reason.GRIPPER
-    if _scene_alarm(found.scene.changed, settings):
+    if _scene_alarm(measured.scene.changed, settings):
         return Reason.SCENE_CHANGED
-    if pair.still:
-        return None if pair.alike else Reason.STILL
-    return None if pair.angle_deg < settings.max_angle_deg else Reason.ANGLE
+    if comparison.either_small:
+        return None if comparison.difference_small else Reason.STILL
+    return None if comparison.angle_deg < settings.max_angle_deg else Reason.ANGLE
 
 
 def _scene_alarm(changed: int, settings: GateSettings) -> bool:
@@ -211,7 +211,7 @@ def _size(motion: FloatArray) -> float:
 
 
 def _gripper_may_flip(previous: FreshResult, last: FreshResult, settings: GateSettings) -> bool:
-    """True where a gripper moves, and is near its middle or not on one side of it throughout the last two actions."""
+    """Whether a gripper moves, and is near its middle or changes sides in the last two actions."""
     values = np.concatenate([previous.gripper, last.gripper]) - settings.gripper_middle
     moves = np.ptp(values, axis=0) > settings.gripper_still
     near = (np.abs(values[len(previous.gripper) :]) < settings.gripper_margin).any(axis=0)

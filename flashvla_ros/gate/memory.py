@@ -1,7 +1,7 @@
 """What the gate remembers: the last two fresh results, and how often they have been used since.
 
-A reused step adds no result. Were it to, the angle would be 0 and the overlap 1 for ever after, and the gate would
-never run the model again.
+A reused step adds no result. If it did, the angle would stay 0 and the overlap 1, and the gate would never run
+the model again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flashvla_ros.gate import scene
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class View:
+class GateInput:
     """The facts of an observation that the gate looks at.
 
     Attributes:
@@ -29,8 +29,8 @@ class View:
     frame: scene.Signature
 
     @classmethod
-    def of(cls, observation: Observation) -> View:
-        """Return the view of an observation."""
+    def of(cls, observation: Observation) -> GateInput:
+        """Return what the gate looks at of an observation."""
         return cls(observation.instruction, observation.stamp_s, scene.signature(observation.images))
 
 
@@ -39,7 +39,7 @@ class FreshResult:
     """What the gate keeps of one run of the model.
 
     Attributes:
-        view: What the model was run on.
+        source: What the model was run on.
         motion: [T, D - G] normalised action without its grippers.
         gripper: [T, G] normalised values of its grippers.
         kept: [k] indices of the selected visual tokens; None where none were selected.
@@ -47,7 +47,7 @@ class FreshResult:
         pruning: The settings by which they were selected.
     """
 
-    view: View
+    source: GateInput
     motion: FloatArray
     gripper: FloatArray
     kept: IntArray | None
@@ -55,11 +55,11 @@ class FreshResult:
     pruning: PruningSettings
 
     @classmethod
-    def of(cls, inference: Inference, view: View, spec: ActionSpec, pruning: PruningSettings) -> FreshResult:
+    def of(cls, inference: Inference, source: GateInput, spec: ActionSpec, pruning: PruningSettings) -> FreshResult:
         """Return what the gate keeps of `inference`."""
         gripper = spec.gripper_mask
         motion, grip = inference.normalized[:, ~gripper], inference.normalized[:, gripper]
-        return cls(view, motion, grip, inference.kept, inference.visual_tokens, pruning)
+        return cls(source, motion, grip, inference.kept, inference.visual_tokens, pruning)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,18 +88,18 @@ class GateMemory:
         """Return an empty memory; only the fresh steps since the last reuse still count."""
         return GateMemory(cause=cause, fresh_since_reuse=self.fresh_since_reuse)
 
-    def broken_by(self, view: View, stale_gap_s: float) -> Reason | None:
-        """Return why this memory says nothing about `view`, or None where it does.
+    def interrupted_by(self, current: GateInput, stale_gap_s: float) -> Reason | None:
+        """Return what came between this memory and `current`; None where nothing did.
 
-        This holds in every mode: a memory is that of one uninterrupted run under one instruction.
+        This holds in every mode: a memory belongs to one uninterrupted run under one instruction.
         """
         if self.last is None:
             return self.cause
-        if view.instruction != self.last.view.instruction:
+        if current.instruction != self.last.source.instruction:
             return Reason.NEW_INSTRUCTION
-        if not view.stamp_s > self.seen_s:  # also true of NaN
+        if not current.stamp_s > self.seen_s:  # also true of NaN
             return Reason.CLOCK_JUMP
-        return Reason.STALE_GAP if view.stamp_s - self.seen_s > stale_gap_s else None
+        return Reason.STALE_GAP if current.stamp_s - self.seen_s > stale_gap_s else None
 
     def after_fresh(
         self, result: FreshResult, gate: GateSettings, motion: scene.SceneMotion | None = None
@@ -109,24 +109,24 @@ class GateMemory:
         Args:
             result: What the model said.
             gate: Its ``stale_gap_s`` ends a run.
-            motion: That of the scene after this view, where it is known already.
+            motion: The motion of the scene after this observation, where it is known already.
         """
-        view = result.view
-        past = self.forgotten(self.cause) if self.broken_by(view, gate.stale_gap_s) else self
+        source = result.source
+        past = self.forgotten(self.cause) if self.interrupted_by(source, gate.stale_gap_s) else self
         return GateMemory(
             last=result,
             previous=past.last,
-            seen_s=view.stamp_s,
+            seen_s=source.stamp_s,
             fresh_since_reuse=None if past.fresh_since_reuse is None else past.fresh_since_reuse + 1,
-            motion=motion or past.motion.after(view.frame, view.stamp_s),
+            motion=motion or past.motion.after(source.frame, source.stamp_s),
         )
 
-    def after_reuse(self, view: View, motion: scene.SceneMotion | None = None) -> GateMemory:
+    def after_reuse(self, current: GateInput, motion: scene.SceneMotion | None = None) -> GateMemory:
         """Return the memory after the last fresh action was used again: counted, not remembered."""
         return dataclasses.replace(
             self,
-            seen_s=view.stamp_s,
+            seen_s=current.stamp_s,
             reused_in_a_row=self.reused_in_a_row + 1,
             fresh_since_reuse=0,
-            motion=motion or self.motion.after(view.frame, view.stamp_s),
+            motion=motion or self.motion.after(current.frame, current.stamp_s),
         )

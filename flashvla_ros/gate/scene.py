@@ -85,7 +85,7 @@ class SceneMotion:
     rate: NDArray[np.float32] | None = None
 
     def after(self, frame: Signature, stamp_s: float) -> SceneMotion:
-        """Return the motion with one more observation; a camera that came or went starts anew."""
+        """Return the motion with one more observation; a camera that came or went starts it again."""
         if self.frame is None or self.frame.shape != frame.shape or not stamp_s > self.stamp_s:
             return SceneMotion(frame, stamp_s)
         elapsed_s = stamp_s - self.stamp_s
@@ -105,10 +105,10 @@ class SceneMotion:
 
 @dataclasses.dataclass(frozen=True)
 class SceneChange:
-    """Comparison of a frame with the last fresh one: the expected level of change, and the patches beyond it."""
+    """Comparison of a frame with the last fresh one."""
 
-    level: float = math.nan
-    changed: int = 0
+    level: float = math.nan  # greatest expected change of a patch, in grey levels of 255
+    changed: int = 0  # patches that changed by more than the thresholds allow
 
 
 def compare(motion: SceneMotion, fresh: Signature, frame: Signature, age_s: float, gate: GateSettings) -> SceneChange:

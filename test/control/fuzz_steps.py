@@ -194,7 +194,7 @@ class Fuzz:
     def _fresh_instruction(self) -> str:
         last = self.stepper.state.memory.last
         assert last is not None, "reused without a fresh result"
-        return last.view.instruction
+        return last.source.instruction
 
     def _disturb(self) -> None:
         """What may happen between two steps."""

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, PruningSettings
 from flashvla_ros.gate.decision import GateDecision, angle_between, decide, overlap_of
-from flashvla_ros.gate.memory import FreshResult, GateMemory, View
+from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import GRID
 
 KEPT = tuple(range(40))
 
 
-def view(stamp_s: float, instruction: str = "open the drawer", frame: np.ndarray | None = None) -> View:
-    return View(instruction, stamp_s, np.full((1, GRID, GRID, 3), 100, np.float32) if frame is None else frame)
+def shown(stamp_s: float, instruction: str = "open the drawer", frame: np.ndarray | None = None) -> GateInput:
+    return GateInput(instruction, stamp_s, np.full((1, GRID, GRID, 3), 100, np.float32) if frame is None else frame)
 
 
 def fresh(
-    at: View,
+    at: GateInput,
     motion: tuple[float, ...] = (0.5, 0.0, 0.0),
     gripper: float = 1.0,
     kept: tuple[int, ...] | None = KEPT,
@@ -45,11 +45,11 @@ def remembering(*results: FreshResult, gate: GateSettings | None = None) -> Gate
 
 def steady(**last: object) -> GateMemory:
     """A memory of two fresh results 0.1 s apart that agree in everything but what `last` replaces."""
-    return remembering(fresh(view(1.0)), fresh(view(1.1), **last))  # type: ignore[arg-type]
+    return remembering(fresh(shown(1.0)), fresh(shown(1.1), **last))  # type: ignore[arg-type]
 
 
 def test_agreeing_results_are_reused_and_everything_is_reported() -> None:
-    decision = decide(steady(), view(1.2), GateSettings())
+    decision = decide(steady(), shown(1.2), GateSettings())
     assert decision.reason is Reason.REUSE
     assert decision.reuse
     assert (decision.angle_deg, decision.overlap, decision.corrected_overlap) == (0.0, 1.0, 1.0)
@@ -67,39 +67,39 @@ PRUNED_OTHERWISE = PruningSettings(keep_ratio=0.625, method="norm")
 HALF = tuple(range(20, 60))  # shares 20 of 40 with KEPT: φ = 0.5, φ' = (0.5 - 0.625) / 0.375 = -1/3
 
 GUARDED = [
-    (Reason.NEW_INSTRUCTION, steady(), view(1.2, "close the drawer"), {}),
-    (Reason.CLOCK_JUMP, steady(), view(1.1), {}),
-    (Reason.CLOCK_JUMP, steady(), view(0.2), {}),
-    (Reason.CLOCK_JUMP, steady(), view(math.nan), {}),
-    (Reason.STALE_GAP, steady(), view(2.2), {"max_age_s": 60.0}),
-    (Reason.TOO_FEW_FRESH, remembering(fresh(view(1.1))), view(1.2), {}),
-    (Reason.MAX_REUSE, steady().after_reuse(view(1.2)), view(1.3), {"max_reuse": 1}),
-    (Reason.MAX_REUSE, steady(), view(1.2), {"max_reuse": 0}),
+    (Reason.NEW_INSTRUCTION, steady(), shown(1.2, "close the drawer"), {}),
+    (Reason.CLOCK_JUMP, steady(), shown(1.1), {}),
+    (Reason.CLOCK_JUMP, steady(), shown(0.2), {}),
+    (Reason.CLOCK_JUMP, steady(), shown(math.nan), {}),
+    (Reason.STALE_GAP, steady(), shown(2.2), {"max_age_s": 60.0}),
+    (Reason.TOO_FEW_FRESH, remembering(fresh(shown(1.1))), shown(1.2), {}),
+    (Reason.MAX_REUSE, steady().after_reuse(shown(1.2)), shown(1.3), {"max_reuse": 1}),
+    (Reason.MAX_REUSE, steady(), shown(1.2), {"max_reuse": 0}),
     (
         Reason.FRESH_BETWEEN,
-        steady().after_reuse(view(1.2)).after_fresh(fresh(view(1.3)), GateSettings()),
-        view(1.4),
+        steady().after_reuse(shown(1.2)).after_fresh(fresh(shown(1.3)), GateSettings()),
+        shown(1.4),
         {"fresh_between": 2},
     ),
-    (Reason.MAX_AGE, steady(), view(1.2), {"max_age_s": 0.05}),
-    (Reason.GRIPPER, steady(gripper=0.1), view(1.2), {}),
-    (Reason.GRIPPER, steady(gripper=-1.0), view(1.2), {}),
-    (Reason.GRIPPER, steady(gripper=0.9), view(1.2), {"gripper_middle": 0.95, "gripper_margin": 0.0}),
-    (Reason.SCENE_CHANGED, steady(), view(1.2, frame=changed_frame(2)), {}),
-    (Reason.SCENE_CHANGED, steady(), view(1.2, frame=np.full((2, GRID, GRID, 3), 100, np.float32)), {}),
-    (Reason.STILL, steady(motion=(0.01, 0.0, 0.0)), view(1.2), {}),
-    (Reason.ANGLE, steady(motion=(0.5, 0.1, 0.0)), view(1.2), {}),
-    (Reason.ANGLE, steady(), view(1.2), {"max_angle_deg": 0.0}),
-    (Reason.NO_TOKEN_SETS, steady(kept=None), view(1.2), {"delta": 0.0}),
-    (Reason.PRUNING_CHANGED, steady(kept=KEPT[:32]), view(1.2), {"delta": 0.0}),
-    (Reason.PRUNING_CHANGED, steady(pruning=PRUNED_OTHERWISE), view(1.2), {"delta": 0.0}),
-    (Reason.OVERLAP, steady(kept=HALF), view(1.2), {"delta": 0.0}),
+    (Reason.MAX_AGE, steady(), shown(1.2), {"max_age_s": 0.05}),
+    (Reason.GRIPPER, steady(gripper=0.1), shown(1.2), {}),
+    (Reason.GRIPPER, steady(gripper=-1.0), shown(1.2), {}),
+    (Reason.GRIPPER, steady(gripper=0.9), shown(1.2), {"gripper_middle": 0.95, "gripper_margin": 0.0}),
+    (Reason.SCENE_CHANGED, steady(), shown(1.2, frame=changed_frame(2)), {}),
+    (Reason.SCENE_CHANGED, steady(), shown(1.2, frame=np.full((2, GRID, GRID, 3), 100, np.float32)), {}),
+    (Reason.STILL, steady(motion=(0.01, 0.0, 0.0)), shown(1.2), {}),
+    (Reason.ANGLE, steady(motion=(0.5, 0.1, 0.0)), shown(1.2), {}),
+    (Reason.ANGLE, steady(), shown(1.2), {"max_angle_deg": 0.0}),
+    (Reason.NO_TOKEN_SETS, steady(kept=None), shown(1.2), {"delta": 0.0}),
+    (Reason.PRUNING_CHANGED, steady(kept=KEPT[:32]), shown(1.2), {"delta": 0.0}),
+    (Reason.PRUNING_CHANGED, steady(pruning=PRUNED_OTHERWISE), shown(1.2), {"delta": 0.0}),
+    (Reason.OVERLAP, steady(kept=HALF), shown(1.2), {"delta": 0.0}),
 ]
 
 
 @pytest.mark.parametrize(("reason", "memory", "seen", "values"), GUARDED, ids=lambda value: str(value)[:16])
 def test_each_guard_forbids_reuse_with_its_own_reason(
-    reason: Reason, memory: GateMemory, seen: View, values: dict[str, float]
+    reason: Reason, memory: GateMemory, seen: GateInput, values: dict[str, float]
 ) -> None:
     decision = decide(memory, seen, dataclasses.replace(GateSettings(), **values))
     assert decision.reason is reason
@@ -121,7 +121,7 @@ IN_PAPER_TOO = {
 
 @pytest.mark.parametrize(("reason", "memory", "seen", "values"), GUARDED, ids=lambda value: str(value)[:16])
 def test_paper_mode_knows_angle_overlap_and_cap_alone(
-    reason: Reason, memory: GateMemory, seen: View, values: dict[str, float]
+    reason: Reason, memory: GateMemory, seen: GateInput, values: dict[str, float]
 ) -> None:
     decision = decide(memory, seen, dataclasses.replace(GateSettings(), mode="paper", **values))
     assert decision.reason is (reason if reason in IN_PAPER_TOO else Reason.REUSE)
@@ -130,37 +130,37 @@ def test_paper_mode_knows_angle_overlap_and_cap_alone(
 @pytest.mark.parametrize("cause", [Reason.START, Reason.RESET, Reason.EMERGENCY_STOP, Reason.IMAGE_TIMEOUT])
 def test_the_first_step_after_a_reset_names_its_cause(cause: Reason) -> None:
     for mode in ("paper", "guarded"):
-        decision = decide(GateMemory(cause=cause), view(5.0), GateSettings(mode=mode))
+        decision = decide(GateMemory(cause=cause), shown(5.0), GateSettings(mode=mode))
         assert decision.reason is cause
         assert math.isnan(decision.angle_deg)
         assert math.isnan(decision.scene_level)
 
 
 def test_mode_off_never_reuses_but_still_measures() -> None:
-    decision = decide(steady(), view(1.2), GateSettings(mode="off"))
+    decision = decide(steady(), shown(1.2), GateSettings(mode="off"))
     assert decision.reason is Reason.MODE_OFF
     assert (decision.angle_deg, decision.corrected_overlap) == (0.0, 1.0)
 
 
 def test_both_still_is_a_reason_to_go_on_and_noise_in_the_angle_is_ignored() -> None:
-    memory = remembering(fresh(view(1.0), (0.001, 0.0, 0.0)), fresh(view(1.1), (0.0, -0.001, 0.0)))
-    decision = decide(memory, view(1.2), GateSettings())
+    memory = remembering(fresh(shown(1.0), (0.001, 0.0, 0.0)), fresh(shown(1.1), (0.0, -0.001, 0.0)))
+    decision = decide(memory, shown(1.2), GateSettings())
     assert decision.angle_deg == pytest.approx(90.0)
     assert decision.reason is Reason.REUSE
-    assert decide(memory, view(1.2), GateSettings(mode="paper")).reason is Reason.ANGLE
+    assert decide(memory, shown(1.2), GateSettings(mode="paper")).reason is Reason.ANGLE
 
 
 def test_exactly_zero_actions_have_no_angle() -> None:
-    memory = remembering(fresh(view(1.0), (0.0, 0.0, 0.0)), fresh(view(1.1), (0.0, 0.0, 0.0)))
-    assert math.isnan(decide(memory, view(1.2), GateSettings()).angle_deg)
-    assert decide(memory, view(1.2), GateSettings()).reason is Reason.REUSE
-    assert decide(memory, view(1.2), GateSettings(mode="paper")).reason is Reason.ANGLE
+    memory = remembering(fresh(shown(1.0), (0.0, 0.0, 0.0)), fresh(shown(1.1), (0.0, 0.0, 0.0)))
+    assert math.isnan(decide(memory, shown(1.2), GateSettings()).angle_deg)
+    assert decide(memory, shown(1.2), GateSettings()).reason is Reason.REUSE
+    assert decide(memory, shown(1.2), GateSettings(mode="paper")).reason is Reason.ANGLE
 
 
 def test_gripper_middle_moves_the_flip_to_where_the_checkpoint_has_it() -> None:
-    memory = remembering(fresh(view(1.0), gripper=0.0), fresh(view(1.1), gripper=0.05))  # closed, of 0 to 1
-    assert decide(memory, view(1.2), GateSettings()).reason is Reason.GRIPPER
-    assert decide(memory, view(1.2), GateSettings(gripper_middle=0.5)).reason is Reason.REUSE
+    memory = remembering(fresh(shown(1.0), gripper=0.0), fresh(shown(1.1), gripper=0.05))  # closed, of 0 to 1
+    assert decide(memory, shown(1.2), GateSettings()).reason is Reason.GRIPPER
+    assert decide(memory, shown(1.2), GateSettings(gripper_middle=0.5)).reason is Reason.REUSE
 
 
 @pytest.mark.parametrize(
@@ -175,32 +175,32 @@ def test_gripper_middle_moves_the_flip_to_where_the_checkpoint_has_it() -> None:
     ],
 )
 def test_a_gripper_at_rest_is_not_about_to_flip_wherever_it_is(before: float, last: float, reason: Reason) -> None:
-    memory = remembering(fresh(view(1.0), gripper=before), fresh(view(1.1), gripper=last))
-    assert decide(memory, view(1.2), GateSettings()).reason is reason
+    memory = remembering(fresh(shown(1.0), gripper=before), fresh(shown(1.1), gripper=last))
+    assert decide(memory, shown(1.2), GateSettings()).reason is reason
 
 
 def test_one_gripper_at_rest_does_not_hide_another_that_moves() -> None:
     results = [
-        dataclasses.replace(fresh(view(at)), gripper=np.array([[0.0, grip]])) for at, grip in ((1.0, 0.3), (1.1, 0.1))
+        dataclasses.replace(fresh(shown(at)), gripper=np.array([[0.0, grip]])) for at, grip in ((1.0, 0.3), (1.1, 0.1))
     ]
-    assert decide(remembering(*results), view(1.2), GateSettings()).reason is Reason.GRIPPER
+    assert decide(remembering(*results), shown(1.2), GateSettings()).reason is Reason.GRIPPER
 
 
 def test_a_gripper_that_flips_within_the_chunk_is_not_repeated() -> None:
     flips = np.array([[1.0], [-1.0]])
     results = [
-        dataclasses.replace(fresh(view(at)), motion=np.full((2, 3), 0.5), gripper=flips.copy()) for at in (1.0, 1.1)
+        dataclasses.replace(fresh(shown(at)), motion=np.full((2, 3), 0.5), gripper=flips.copy()) for at in (1.0, 1.1)
     ]
-    assert decide(remembering(*results), view(1.2), GateSettings()).reason is Reason.GRIPPER
+    assert decide(remembering(*results), shown(1.2), GateSettings()).reason is Reason.GRIPPER
 
 
 def test_without_a_gripper_there_is_nothing_to_flip() -> None:
-    results = [dataclasses.replace(fresh(view(at)), gripper=np.empty((1, 0))) for at in (1.0, 1.1)]
-    assert decide(remembering(*results), view(1.2), GateSettings()).reason is Reason.REUSE
+    results = [dataclasses.replace(fresh(shown(at)), gripper=np.empty((1, 0))) for at in (1.0, 1.1)]
+    assert decide(remembering(*results), shown(1.2), GateSettings()).reason is Reason.REUSE
 
 
 def test_the_scene_guard_counts_its_alarms_whichever_condition_decides() -> None:
-    seen = view(1.2, frame=changed_frame(3))
+    seen = shown(1.2, frame=changed_frame(3))
     off = decide(steady(), seen, GateSettings(mode="off"))
     assert off.scene_alarm
     assert off.scene_changed == 3
@@ -239,7 +239,7 @@ def test_angle_keeps_its_precision_and_ignores_length(degrees: float, scale: flo
 
 
 def overlap(previous: tuple[int, ...], last: tuple[int, ...]) -> tuple[float, float]:
-    at = view(0.0)
+    at = shown(0.0)
     return overlap_of(fresh(at, kept=previous), fresh(at, kept=last))
 
 
@@ -254,8 +254,8 @@ def test_overlap_and_its_correction() -> None:
 def test_overlap_is_undefined_between_sets_of_another_size() -> None:
     assert all(math.isnan(value) for value in overlap(KEPT, KEPT[:20]))
     assert all(math.isnan(value) for value in overlap((), ()))
-    other_resolution = dataclasses.replace(fresh(view(0.0)), visual_tokens=256)
-    assert math.isnan(overlap_of(fresh(view(0.0)), other_resolution)[0])
+    other_resolution = dataclasses.replace(fresh(shown(0.0)), visual_tokens=256)
+    assert math.isnan(overlap_of(fresh(shown(0.0)), other_resolution)[0])
 
 
 def test_random_sets_have_a_corrected_overlap_of_zero_on_average() -> None:
@@ -288,8 +288,8 @@ gates = st.builds(
 
 
 def a_decision(first: tuple, second: tuple, grip: float, gate: GateSettings) -> GateDecision:
-    memory = remembering(fresh(view(1.0), first[0], kept=first[1]), fresh(view(1.1), second[0], grip, second[1]))
-    return decide(memory, view(1.2), gate)
+    memory = remembering(fresh(shown(1.0), first[0], kept=first[1]), fresh(shown(1.1), second[0], grip, second[1]))
+    return decide(memory, shown(1.2), gate)
 
 
 results = st.tuples(motions, kept_sets)
@@ -319,8 +319,8 @@ def test_guarded_reuses_a_moving_robot_only_where_paper_would(
 @given(results, results, st.floats(-1, 1), gates)
 @settings(deadline=None)
 def test_a_decision_is_a_pure_function(first: tuple, second: tuple, grip: float, gate: GateSettings) -> None:
-    memory = remembering(fresh(view(1.0), first[0], kept=first[1]), fresh(view(1.1), second[0], grip, second[1]))
-    seen = view(1.2)
+    memory = remembering(fresh(shown(1.0), first[0], kept=first[1]), fresh(shown(1.1), second[0], grip, second[1]))
+    seen = shown(1.2)
     arrays = [memory.last.motion, memory.previous.motion, memory.last.kept, seen.frame, memory.motion.frame]
     copies = [array.copy() for array in arrays]
     for array in arrays:
