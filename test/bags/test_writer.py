@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from bag_factory import STORE, STRING, text
@@ -30,6 +31,18 @@ def test_everything_queued_is_written_at_close(tmp_path):
     writer.close()
     assert writer.written["/words"] == 500 == count(tmp_path / "bag")
     assert not writer.dropped
+
+
+def test_a_message_is_written_when_it_comes_and_closing_waits_for_no_flush(tmp_path, monkeypatch):
+    monkeypatch.setattr("flashvla_ros.bags.writer.FLUSH_S", 1e6)
+    writer = BagWriter(tmp_path / "bag")
+    writer.write(add_topic(writer), 0, bytes(STORE.serialize_cdr(text("x"), STRING)))
+    deadline_s = time.monotonic() + 60
+    while not writer.written["/words"] and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert writer.written["/words"] == 1
+    writer.close()
+    assert count(tmp_path / "bag") == 1
 
 
 def test_a_full_queue_drops_counts_and_never_waits(tmp_path):

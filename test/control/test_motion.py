@@ -78,6 +78,27 @@ def test_a_quaternion_is_normalised_and_of_the_nearer_sign() -> None:
         oriented(np.zeros((1, 7)), before, QUATERNION)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [(0.0, 0.0, 0.6, -0.8), (1.0, 0.0, 0.0, 0.0), (math.nan,) * 4],
+    ids=["near", "a half turn away", "unknown"],
+)
+def test_a_quaternion_that_is_no_further_than_its_negative_is_left_alone(before: tuple[float, ...]) -> None:
+    action = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.6, -0.8]])
+    given = action.copy()
+    turned = oriented(action, np.array([0.0, 0.0, 0.0, *before]), QUATERNION)
+    np.testing.assert_array_equal(turned, given)
+    np.testing.assert_array_equal(action, given)
+
+
+def test_each_quaternion_follows_the_row_before_it_and_not_the_reference() -> None:
+    eighths = [math.pi / 4 * eighth for eighth in range(1, 9)]  # half angles: the last is a full turn, w = -1
+    turn = np.array([[0.0] * 3 + [math.sin(angle), 0.0, 0.0, math.cos(angle)] for angle in eighths])
+    mixed = turn.copy()
+    mixed[::2, 3:] *= -1.0
+    np.testing.assert_allclose(oriented(mixed, np.array([0.0] * 6 + [1.0]), QUATERNION), turn)
+
+
 @given(
     st.sampled_from([MIXED, EULER, JOINT]),
     st.floats(0.0, 1.0),
