@@ -1,7 +1,9 @@
-"""A node as a process: start, spin; when it has finished, or on SIGINT or SIGTERM, leave the robot safe and exit."""
+"""A node as a process: start, spin; when it has finished, or a signal ends it, leave the robot safe and exit."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import signal
 import sys
@@ -18,7 +20,10 @@ from flashvla_ros.cli.exits import EXIT_USAGE
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.nodes.logs import forward_to_ros
 
+PARENT_VARIABLE = "FLASHVLA_PARENT_PID"  # the process that started this one, and whose death ends it
 _SPIN_S = 0.1  # a signal is noticed within this time
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal or an ssh session that closes
+_PR_SET_PDEATHSIG = 1
 _SOURCE_LINE = re.compile(r",?\s*\bat /\S+:\d+")  # rcl names its own source files
 
 
@@ -51,16 +56,61 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
         make: Makes the node once rclpy is initialised.
         arguments: Command line without the program's name; the process's own where it is None.
     """
+    stop = _StopSignal()
     try:
+        follow_parent(os.environ.get(PARENT_VARIABLE, ""))
         _initialise(list(sys.argv[1:] if arguments is None else arguments))
         forward_to_ros()
-        return _spin(make())
+        return _spin(make(), stop)
     except FlashVLAError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return 0
     finally:
+        stop.ignore()  # launch sends a second SIGINT, which would end the interpreter in a traceback
         rclpy.try_shutdown()
+
+
+def follow_parent(pid: str) -> None:
+    """Let the kernel end this process, by SIGTERM, once the process `pid` that started it has died.
+
+    A killed ``ros2 launch`` leaves its nodes running, and a robot must not be left with nobody in charge.
+
+    Args:
+        pid: Number of the parent as text; empty: nobody is followed.
+    """
+    if not pid or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if pid != str(os.getppid()):  # it died before the kernel was told
+        raise SettingsError(f"the process {pid} that started this one ({PARENT_VARIABLE}) has ended")
+
+
+class _StopSignal:
+    """The first signal that asks the process to end; a second one, or one while a model loads, interrupts.
+
+    Attributes:
+        name: Of the first signal; empty while there was none.
+        interrupts: Whether the first signal already interrupts what runs: before a node can answer it, and while a
+            callback takes long.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.interrupts: Callable[[], bool] = lambda: True
+        for number in _ENDS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        again, self.name = bool(self.name), self.name or signal.Signals(number).name
+        if again or self.interrupts():
+            raise KeyboardInterrupt
+
+    def ignore(self) -> None:
+        """Hear no more signals."""
+        for number in _ENDS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _initialise(arguments: list[str]) -> None:
@@ -73,23 +123,16 @@ def _initialise(arguments: list[str]) -> None:
         raise SettingsError(f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p name:=value")
 
 
-def _spin(node: StoppableNode) -> int:
-    signals: list[int] = []
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        if node.loading or len(signals) > 1:
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+def _spin(node: StoppableNode, stop: _StopSignal) -> int:
+    stop.interrupts = lambda: node.loading
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        while not signals and not node.failure and not node.finished:
+        while not stop.name and not node.failure and not node.finished:
             executor.spin_once(timeout_sec=_SPIN_S)
     finally:
-        node.close(signal.Signals(signals[0]).name if signals else node.failure or "the node has ended")
+        stop.ignore()
+        node.close(stop.name or node.failure or "the node has ended")
         executor.shutdown()
         node.destroy_node()
     return _refuse(node.failure) if node.failure else 0

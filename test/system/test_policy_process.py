@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from std_msgs.msg import Header, String
 from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.process import PARENT_VARIABLE
 
 pytestmark = pytest.mark.timeout(600)  # each starts a model; far less where the machine is idle
 
@@ -80,7 +82,7 @@ def robot() -> Iterator[Robot]:
     robot.close()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, name):
     arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
     arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
@@ -90,6 +92,8 @@ def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, n
         assert any(gate.decision == GateStatus.INFER for gate in robot.gates)
         assert any(command.twist.linear != Vector3() for command in robot.commands)
         process.send_signal(signal.Signals[name])
+        robot.until(lambda: robot.commands[-1].twist == Twist(), "the stop action")
+        process.send_signal(signal.SIGINT)  # as launch does once more, while the process ends
         _, output = process.communicate(timeout=300)
     finally:
         process.kill()
@@ -97,6 +101,30 @@ def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, n
     assert output.count(f"stopped, deactivated: {name}") == 1
     assert "Traceback" not in output
     robot.until(lambda: robot.commands[-1].twist == Twist(), "the stop action")
+
+
+def test_the_death_of_the_launching_process_stops_the_robot(robot, tmp_path):
+    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
+    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
+    launcher = (
+        "import os, subprocess, sys\n"
+        f"subprocess.run(sys.argv[1:], env={{**os.environ, {PARENT_VARIABLE!r}: str(os.getpid())}}, check=False)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", launcher, *NODE, "--ros-args", *arguments])
+    try:
+        robot.show_until(lambda: bool(robot.commands), timeout_s=300)
+    finally:
+        process.kill()
+        process.wait()
+    robot.until(lambda: robot.commands[-1].twist == Twist(), "the stop action")
+    robot.until(lambda: not robot.node.get_publishers_info_by_topic("/command"), "the node's end")
+
+
+def test_a_node_whose_launching_process_is_gone_does_not_start():
+    environment = {**os.environ, PARENT_VARIABLE: "1"}
+    ended = subprocess.run(NODE, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().endswith(f"the process 1 that started this one ({PARENT_VARIABLE}) has ended")
 
 
 def test_a_signal_while_the_model_loads_ends_it_too(tmp_path):
