@@ -7,6 +7,8 @@ stamp, so a run repeats exactly.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import enum
 import sys
 import time
@@ -34,6 +36,7 @@ from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe
 from flashvla_ros.nodes.process import run_node
+from flashvla_ros.nodes.robot_frames import RobotFrames
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
 from flashvla_ros.sim.settings import ROBOT_PARAMETERS, RobotSettings
 from flashvla_ros.sim.world import World
@@ -88,6 +91,8 @@ class RobotNode(Node):
         self._velocity: FloatArray = np.zeros(3)
         self._gripper = -1.0
         self._answered = self._gripper_answered = self._answered_once = False
+        self._by_hand = ""  # an instruction from outside, which stays until the next one
+        self._own: collections.Counter[str] = collections.Counter()  # instructions that come back to this node
         self._published_at = self._command_at = time.monotonic()
         self._open_topics()
 
@@ -96,6 +101,8 @@ class RobotNode(Node):
         self._images = self.create_publisher(Image, image_topic, interfaces.IMAGE.qos)
         self._joints = self.create_publisher(JointState, interfaces.JOINT_STATES.name, interfaces.JOINT_STATES.qos)
         self._instructions = self.create_publisher(String, interfaces.INSTRUCTION.name, interfaces.INSTRUCTION.qos)
+        self.create_subscription(String, interfaces.INSTRUCTION.name, self._on_instruction, interfaces.INSTRUCTION.qos)
+        self._frames = RobotFrames(self)
         self._events = self.create_publisher(EpisodeStatus, interfaces.EPISODE.name, interfaces.EPISODE.qos)
         self._commands = self.create_subscription(
             TwistStamped, interfaces.COMMAND.name, self._on_command, interfaces.COMMAND.qos
@@ -135,7 +142,10 @@ class RobotNode(Node):
     # Episodes.
 
     def _begin_episode(self) -> None:
-        episode = Episode(self._world, EpisodePlan.from_settings(self.settings, self._index))
+        plan = EpisodePlan.from_settings(self.settings, self._index)
+        if self._by_hand:
+            plan = dataclasses.replace(plan, instruction=self._by_hand, switch_instruction="", switch_step=0)
+        episode = Episode(self._world, plan)
         self._episode = episode
         self._velocity, self._gripper = np.zeros(3), -1.0
         self._phase = Phase.STARTING
@@ -158,7 +168,20 @@ class RobotNode(Node):
             self._pixels = self._world.render()
             self._publish_frame()
 
+    def _on_instruction(self, message: String) -> None:
+        """Take over an instruction that somebody else has sent."""
+        if self._own[message.data]:
+            self._own[message.data] -= 1
+            return
+        self._by_hand = message.data
+        if self._episode is not None and self._phase in (Phase.STARTING, Phase.RUNNING):
+            self.get_logger().info(f"told by hand: {message.data!r}; it stays")
+            self._episode.tell(message.data)
+            self._publish_event(self._episode, EpisodeStatus.CHANGED)
+
     def _end_episode(self, episode: Episode, error: str = "") -> None:
+        outcome = error or ("success" if episode.success else "no success")
+        self.get_logger().info(f"episode {self._index}, {episode.instruction!r}: {outcome}, {episode.steps} steps")
         self._publish_event(episode, EpisodeStatus.ENDED, error)
         self._index += 1
         if self.settings.episodes and self._index >= self.settings.episodes:
@@ -229,7 +252,10 @@ class RobotNode(Node):
             self._clock_publisher.publish(ClockMessage(clock=stamp))
         joints = self._world.joint_positions
         names, positions = list(joints), list(joints.values())
-        self._joints.publish(JointState(header=Header(stamp=stamp, frame_id="base"), name=names, position=positions))
+        self._joints.publish(
+            JointState(header=Header(stamp=stamp, frame_id="base_link"), name=names, position=positions)
+        )
+        self._frames.publish(self._world, stamp)
         self._images.publish(encode_image(self._pixels, Header(stamp=stamp, frame_id=self.settings.camera or "camera")))
 
     def _announce_instruction(self, episode: Episode, event: int) -> None:
@@ -241,6 +267,7 @@ class RobotNode(Node):
 
     def _publish_instruction(self) -> None:
         if self._episode is not None and self._phase is not Phase.CONNECTING:
+            self._own[self._episode.instruction] += 1
             self._instructions.publish(String(data=self._episode.instruction))
 
     def _publish_event(self, episode: Episode, event: int, error: str = "") -> None:

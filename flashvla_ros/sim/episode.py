@@ -88,14 +88,18 @@ class Episode:
         """Success, or no steps left; never before a new instruction that is still to come."""
         return self.steps >= self._deadline or (self.success and self.steps >= self.plan.switch_step)
 
+    def tell(self, instruction: str) -> None:
+        """Put another instruction in force, whose task judges success from now on."""
+        self.instruction = instruction
+        self._held = 0
+
     def step(self, action: FloatArray) -> bool:
         """Apply an action [4] in [-1, 1] and return whether the instruction has changed with it."""
         self._world.step(action)
         self.steps += 1
         changed = self.steps == self.plan.switch_step
         if changed:
-            self.instruction = self.plan.switch_instruction
-            self._held = 0
+            self.tell(self.plan.switch_instruction)
         self._held = self._held + 1 if self._world.success(self.judge.name) else 0
         return changed
 

@@ -32,6 +32,8 @@ except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError
         "headless rendering, the Debian packages libegl1 and libgl1-mesa-dri"
     ) from error
 
+from flashvla_ros.sim import description  # after MuJoCo, whose absence is told above
+
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
 ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
 
@@ -190,6 +192,14 @@ class Scene:
     def joint_positions(self) -> dict[str, float]:
         """Return joint name to position of the robot itself."""
         return {self._model.joint(i).name: float(self._data.qpos[i]) for i in range(ROBOT_JOINTS)}
+
+    def urdf(self) -> str:
+        """Return the arm as a URDF."""
+        return description.urdf(self._model)
+
+    def link_poses(self) -> list[description.LinkPose]:
+        """Return where the arm's links are."""
+        return description.link_poses(self._model, self._data)
 
     def _of(self, task: Task) -> Any:
         if task.name not in self._environments:

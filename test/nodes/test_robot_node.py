@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
-from geometry_msgs.msg import TwistStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -214,6 +214,37 @@ def test_late_joiners_hear_the_instruction_and_the_events(stage: Stage) -> None:
     assert late.instructions == ["open the drawer"]
 
 
+def test_an_instruction_sent_by_hand_stays(stage: Stage) -> None:
+    robot = stage.start(max_steps=15, episodes=2, rate_hz=20.0)
+    stage.spin(lambda: len(stage.driver.images) > 3 and bool(stage.driver.instructions))
+    hand = stage.driver.create_publisher(String, "instruction", interfaces.INSTRUCTION.qos)
+    stage.spin(lambda: hand.get_subscription_count() == 2)
+    hand.publish(String(data="close the drawer"))
+    stage.spin(lambda: robot.finished and len(stage.driver.ended()) == 2)
+    assert {event.instruction for event in stage.driver.ended()} == {"close the drawer"}
+    told = list(dict.fromkeys(stage.driver.instructions))
+    assert told == ["open the drawer", "close the drawer"]
+    after = stage.driver.instructions.index("close the drawer")
+    assert "open the drawer" not in stage.driver.instructions[after:]
+
+
+def test_the_robot_says_what_it_is_and_where_its_hand_is(stage: Stage) -> None:
+    descriptions: list[String] = []
+    poses: list[PoseStamped] = []
+    stage.start(max_steps=500)
+    stage.spin(lambda: len(stage.driver.images) > 1)
+    description, pose = interfaces.ROBOT_DESCRIPTION, interfaces.END_EFFECTOR_POSE
+    stage.driver.create_subscription(String, description.name, descriptions.append, description.qos)
+    stage.driver.create_subscription(PoseStamped, pose.name, poses.append, pose.qos)
+    stage.spin(lambda: bool(descriptions and poses))
+    assert 'link name="right_l6"' in descriptions[0].data
+    assert poses[0].header.frame_id == "base_link"
+    assert stage.robot is not None
+    hand = stage.robot._world.state.hand
+    place = poses[-1].pose.position
+    assert np.linalg.norm(np.array([place.x, place.y, place.z]) - hand) < 0.1  # the hand, not its finger tips
+
+
 @pytest.mark.parametrize(
     ("parameter", "value", "words"),
     [
@@ -233,7 +264,7 @@ def start_process(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
     process = start_process("-p", "image_size:=32")  # real signals need a process of their own
     stage.spin(lambda: bool(stage.driver.images))
