@@ -11,15 +11,21 @@ The processes are those of ``flashvla-ros bringup``; both come from ``flashvla_r
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from flashvla_ros.bringup.processes import Bringup, Process
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.nodes.process import PARENT_VARIABLE
 
 ARGUMENTS = {
     "task": "task of the simulated robot",
@@ -29,29 +35,30 @@ ARGUMENTS = {
     "lock_step": "true: the robot waits for each command, and runs repeat exactly",
     "camera": "image topic of a real robot, or name:=topic for each of several; nothing is simulated then",
     "checkpoint": "folder of an OpenVLA checkpoint; empty: the demo policy",
-    "params": "parameter file of the policy node",
+    "params": "the same as params_file, which comes first where both are given",
     "remap": "topics under other names, such as command:=/servo_node/delta_twist_cmds",
+    "namespace": "namespace of all nodes and topics, such as left for one of two arms",
+    "use_sim_time": "true: the policy node takes its time from /clock",
+    "autostart": "false: the policy node waits for configure and activate",
+    "log_level": "least severity that is logged: debug, info, warn, error",
 }
 DEFAULTS = {field.name: str(field.default) for field in dataclasses.fields(Bringup) if field.name in ARGUMENTS}
+OWN_ARGUMENTS = {
+    "params_file": ("", "parameter file of the policy node"),
+    "rviz": ("false", "true: RViz opens with the package's configuration"),
+}
 
 
 def start(context: LaunchContext) -> list[Node | RegisterEventHandler]:
     """Turn the arguments into processes; when one of them ends, all end."""
-    text = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    bringup = Bringup(
-        **{name: text[name] for name in ("task", "instruction", "camera", "checkpoint", "params", "remap")},
-        episodes=int(text["episodes"]),
-        seed=int(text["seed"]),
-        lock_step=text["lock_step"].lower() == "true",
-    )
+    _refuse_unknown(sys.argv)
+    text = {name: LaunchConfiguration(name).perform(context) for name in (*ARGUMENTS, *OWN_ARGUMENTS)}
+    text["params"] = text.pop("params_file") or text["params"]
+    rviz = text.pop("rviz").lower() == "true"
+    bringup = Bringup.from_text(text)
     nodes = [node(process) for process in bringup.processes()]
-    ends = [
-        RegisterEventHandler(
-            OnProcessExit(target_action=action, on_exit=[EmitEvent(event=Shutdown(reason="it ended"))])
-        )
-        for action in nodes
-    ]
-    return [*nodes, *ends]
+    ends = [RegisterEventHandler(OnProcessExit(target_action=action, on_exit=_end_all)) for action in nodes]
+    return [*nodes, *ends, *([_rviz(bringup)] if rviz else [])]
 
 
 def node(process: Process) -> Node:
@@ -60,17 +67,48 @@ def node(process: Process) -> Node:
         package="flashvla_ros",
         executable=process.executable,
         name=process.name,
+        namespace=process.namespace,
         parameters=[*map(str, process.files), dict(process.parameters)],
         remappings=list(process.remappings),
+        ros_arguments=["--log-level", process.log_level] if process.log_level else None,
+        additional_env={PARENT_VARIABLE: str(os.getpid())},  # a killed launch takes its nodes along
         output="screen",
         sigterm_timeout="20",  # ending a process with a model in it can take a while; its robot stops at once
     )
 
 
+def _rviz(bringup: Bringup) -> Node:
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=bringup.namespace,
+        arguments=["-d", str(share_path("config", "flashvla.rviz"))],
+        output="log",
+    )
+
+
+def _end_all(_event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
+    # A second Shutdown would send a second SIGINT to processes that are ending already.
+    return None if context.is_shutdown else EmitEvent(event=Shutdown(reason="it ended"))
+
+
+def _refuse_unknown(words: list[str]) -> None:
+    """Refuse what the command line gives and nothing reads; launch itself would take it without a word."""
+    if not any(word.endswith("bringup.launch.py") for word in words):
+        return  # another launch file includes this one, and the arguments are its own
+    known = {*ARGUMENTS, *OWN_ARGUMENTS}
+    given = [word.partition(":=")[0] for word in words if ":=" in word and not word.startswith("-")]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"there is no launch argument {name!r}; there are {', '.join(sorted(known))}")
+
+
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, with the defaults of the description that they fill in."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=DEFAULTS[name], description=words)
+    rows = [
+        (name, DEFAULTS[name].lower() if DEFAULTS[name] in ("True", "False") else DEFAULTS[name], words)
         for name, words in ARGUMENTS.items()
     ]
+    rows += [(name, default, words) for name, (default, words) in OWN_ARGUMENTS.items()]
+    declared = [DeclareLaunchArgument(name, default_value=default, description=words) for name, default, words in rows]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])

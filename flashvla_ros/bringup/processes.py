@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.parameter import Value
@@ -27,6 +28,8 @@ class Process:
         files: Parameter files, in the order in which they are read.
         parameters: Values that go before those of the files.
         remappings: Topics under other names.
+        namespace: In which the node and its relative topics are; empty: the root.
+        log_level: Least severity that is logged, such as ``warn``; empty: rclpy's own.
     """
 
     name: str
@@ -35,10 +38,16 @@ class Process:
     files: tuple[Path, ...] = ()
     parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     remappings: tuple[tuple[str, str], ...] = ()
+    namespace: str = ""
+    log_level: str = ""
 
     def arguments(self) -> list[str]:
         """Return the command line behind the program's name."""
         words = ["--ros-args", "-r", f"__node:={self.name}"]
+        if self.namespace:
+            words += ["-r", f"__ns:=/{self.namespace.strip('/')}"]
+        if self.log_level:
+            words += ["--log-level", self.log_level]
         for path in self.files:
             words += ["--params-file", str(path)]
         for name, value in self.parameters.items():
@@ -65,6 +74,10 @@ class Bringup:
         params: Parameter file for the policy node; empty: none beside the demo's.
         remap: Topics of the policy node under other names, such as ``command:=/servo_node/delta_twist_cmds``; several
             are separated by spaces.
+        namespace: In which all nodes and their topics are.
+        use_sim_time: The policy node takes its time from ``/clock``.
+        autostart: The policy node configures and activates itself.
+        log_level: Least severity that the nodes log.
         overrides: Parameters of the policy node that go before the files.
     """
 
@@ -77,6 +90,10 @@ class Bringup:
     checkpoint: str = ""
     params: str = ""
     remap: str = ""
+    namespace: str = ""
+    use_sim_time: bool = False
+    autostart: bool = True
+    log_level: str = ""
     overrides: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
     def processes(self) -> tuple[Process, ...]:
@@ -91,8 +108,18 @@ class Bringup:
             raise SettingsError("episodes and lock_step belong to the simulated robot, but a camera was given")
         return (self._policy(),)
 
+    @classmethod
+    def from_text(cls, values: Mapping[str, str]) -> Bringup:
+        """Return what launch arguments ask for, whose values are text.
+
+        Raises:
+            SettingsError: A value is not of its field's type; names it.
+        """
+        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        return cls(**{name: _VALUES[fields[name]](name, text) for name, text in values.items()})
+
     def _policy(self) -> Process:
-        parameters: dict[str, Value] = {"node.autostart": True, **self.overrides}
+        parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
         remappings = tuple(_remapping(rule) for rule in self.remap.split())
         if self.checkpoint:
             parameters["model.checkpoint"] = self.checkpoint
@@ -106,12 +133,12 @@ class Bringup:
             images = ((f"{name}/image{end}" if name else f"image{end}", topic) for name, topic in cameras.items())
             remappings = (*images, *remappings)
             parameters.update({"node.instruction": self.instruction} if self.instruction else {})
-        if self.lock_step:
+        if self.lock_step or self.use_sim_time:
             parameters["use_sim_time"] = True
         files = () if self.camera else (share_path("config", "demo.yaml"),)
         if self.params:
             files = (*files, _existing(self.params))
-        return Process(POLICY, "policy_node", "flashvla_ros.nodes.policy_node", files, parameters, remappings)
+        return self._process(POLICY, "policy_node", files, parameters, remappings)
 
     def _robot(self) -> Process:
         # The table of tasks needs no simulator, and a misspelt name is better refused before anything starts.
@@ -127,9 +154,36 @@ class Bringup:
             "lock_step": self.lock_step,
         }
         parameters.update({"instruction": self.instruction} if self.instruction else {})
+        return self._process(ROBOT, "robot_node", (share_path("config", "demo.yaml"),), parameters)
+
+    def _process(
+        self,
+        name: str,
+        executable: str,
+        files: tuple[Path, ...],
+        parameters: Mapping[str, Value],
+        remappings: tuple[tuple[str, str], ...] = (),
+    ) -> Process:
+        module = f"flashvla_ros.nodes.{executable}"
         return Process(
-            ROBOT, "robot_node", "flashvla_ros.nodes.robot_node", (share_path("config", "demo.yaml"),), parameters
+            name, executable, module, files, parameters, remappings, namespace=self.namespace, log_level=self.log_level
         )
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be a whole number, got {text!r}") from None
+
+
+def _truth(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise SettingsError(f"{name} must be true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+_VALUES: Mapping[type, Callable[[str, str], Any]] = {int: _whole, bool: _truth, str: lambda _, text: text}
 
 
 def _cameras(text: str) -> dict[str, str]:

@@ -115,3 +115,21 @@ def test_the_launch_file_takes_every_option_that_the_description_has():
     compile(text, "bringup.launch.py", "exec")
     for name in ("task", "instruction", "episodes", "seed", "lock_step", "camera", "checkpoint", "params", "remap"):
         assert f'    "{name}": "' in text
+
+
+def test_text_of_a_launch_argument_becomes_a_value_or_one_line():
+    bringup = Bringup.from_text({"episodes": "3", "lock_step": "True", "namespace": "left", "autostart": "false"})
+    assert bringup == Bringup(episodes=3, lock_step=True, namespace="left", autostart=False)
+    with pytest.raises(FlashVLAError, match="episodes must be a whole number, got 'three'"):
+        Bringup.from_text({"episodes": "three"})
+    with pytest.raises(FlashVLAError, match="autostart must be true or false, got 'yes'"):
+        Bringup.from_text({"autostart": "yes"})
+
+
+def test_both_nodes_are_in_the_namespace_with_their_log_level():
+    policy, robot = Bringup(namespace="/left", log_level="warn", use_sim_time=True, autostart=False).processes()
+    for process in (policy, robot):
+        assert "__ns:=/left" in process.arguments()
+        assert process.arguments().count("--log-level") == 1
+    assert policy.parameters["use_sim_time"] is True
+    assert policy.parameters["node.autostart"] is False
