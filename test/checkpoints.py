@@ -46,9 +46,6 @@ def random_model(config: OpenVLAConfig, seed: int = 0) -> OpenVLA:
             parameter.normal_(0.0, fan_in**-0.5, generator=generator)
         elif name.endswith("bias"):
             parameter.normal_(0.0, 0.1, generator=generator)
-    for tower in model.towers:  # what the official layout has no place for
-        if hasattr(tower.model.embeddings, "cls_token"):
-            tower.model.embeddings.position_embeddings[:, 0] = 0.0
     head = model.language_model.lm_head.weight
     head[: config.action_vocab_size - 255] = 0.0
     head[config.action_vocab_size :] = 0.0

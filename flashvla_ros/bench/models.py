@@ -82,7 +82,7 @@ def _fill(model: OpenVLA, seed: int) -> None:
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for name, parameter in model.requires_grad_(False).named_parameters():
         if parameter.ndim > 1:
-            table = "embed_tokens" in name or name.endswith(("_token", "_tokens", "position_embeddings"))
+            table = "embed_tokens" in name or name.endswith(("_token", "pos_embed"))
             deviation = 0.5 if table else 1.0 / math.sqrt(math.prod(parameter.shape[1:]))
             parameter.normal_(0.0, deviation, generator=generator)
         else:

@@ -70,8 +70,9 @@ def load_model(
         names = [name for name in known if stored.tensors[name].file == file]
         for name, tensor in stored.read(file, names, device):
             # A copy even where nothing changes: the file is mapped, and may be overwritten while the model runs.
-            loaded.update(known[name].load(tensor.to(dtype, copy=tensor.device.type == "cpu")))
+            loaded[known[name].ours] = tensor.to(dtype, copy=tensor.device.type == "cpu")
         model.load_state_dict(loaded, strict=False, assign=True)
+    model.tie()
     model.restore_buffers(device)
     return model.eval().requires_grad_(False)
 
@@ -108,7 +109,7 @@ def save_checkpoint(
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for entry in entries(model).values():
-        tensor = entry.save(state).detach()
+        tensor = state[entry.ours].detach()
         tensor = tensor.to("cpu", dtype or tensor.dtype).contiguous().clone()
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
             shards.append({})

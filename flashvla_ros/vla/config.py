@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
+from transformers.activations import ACT2FN
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
 
@@ -72,14 +73,11 @@ class TowerConfig:
                 f"hidden_size {self.hidden_size} of the {where} is not a multiple of its "
                 f"{self.num_attention_heads} attention heads"
             )
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
+            raise CheckpointError(f"hidden_act {self.hidden_act!r} of the {where} is not one that transformers knows")
         if self.image_size < self.patch_size:
             raise CheckpointError(
                 f"image_size {self.image_size} of the {where} is below its patch_size {self.patch_size}"
-            )
-        if self.model_type == DINOV2 and self.intermediate_size % self.hidden_size:
-            raise CheckpointError(
-                f"intermediate_size {self.intermediate_size} of the {where} must be a multiple of its "
-                f"hidden_size {self.hidden_size}"
             )
 
     @property
@@ -182,6 +180,11 @@ class OpenVLAConfig:
     def action_vocab_size(self) -> int:
         """Size of the vocabulary without padding: action bin b is token ``action_vocab_size - 1 - b``."""
         return self.text_config["vocab_size"] - self.pad_to_multiple_of
+
+    @property
+    def tied(self) -> bool:
+        """Whether the decoder's output projection is its table of embeddings, so that no file has both."""
+        return bool(self.text_config.get("tie_word_embeddings", _LLAMA_DEFAULTS["tie_word_embeddings"]))
 
     def llama(self) -> LlamaConfig:
         """Return a new configuration of the decoder."""

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.towers import Projector, SiglipTower, build_tower, concatenate_features
+from flashvla_ros.vla.towers import Projector, VisionTower, concatenate_features
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, [1 or B, L, head size]
 
@@ -38,9 +38,10 @@ class OpenVLA(nn.Module):
         self.attention = attention
         llama = config.llama()
         llama._attn_implementation = attention
-        self.towers = nn.ModuleList(build_tower(tower, attention) for tower in config.towers)
+        self.towers = nn.ModuleList(VisionTower(tower, attention) for tower in config.towers)
         self.projector = Projector(config.vision_size, llama.hidden_size, config.fused)
         self.language_model = LlamaForCausalLM(llama)
+        self.tie()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -51,9 +52,11 @@ class OpenVLA(nn.Module):
         """Compute the buffers that no checkpoint holds, after the model was built on the meta device."""
         decoder = self.language_model.model
         decoder.rotary_emb = LlamaRotaryEmbedding(config=decoder.config).to(device)
-        for tower in self.towers:
-            if isinstance(tower, SiglipTower):
-                tower.model.embeddings.position_ids = torch.arange(tower.config.tokens, device=device)[None]
+
+    def tie(self) -> None:
+        """Where the configuration says so, make the output projection the table of embeddings itself."""
+        if self.config.tied:
+            self.language_model.lm_head.weight = self.language_model.model.embed_tokens.weight
 
     def patch_features(self, pixel_values: Tensor) -> Tensor:
         """Map normalised images [B, 3 per tower, S, S] to the towers' features [B, patches of an image, d_vision]."""

@@ -1,82 +1,114 @@
-"""The two kinds of vision tower, from transformers' modules, up to the second-to-last block of the official ones.
+"""The two kinds of vision tower up to the second-to-last block of the official ones, and the projector behind them.
 
 OpenVLA reads its features from the second-to-last block, before the final norm, so the last block, the final norm and
-the pooling head of a published tower do nothing; they are not built here.
+the pooling head of a published tower do nothing; they are not built here. Parameters have the names and shapes that
+timm gives them, and so an official checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, SiglipVisionConfig, SiglipVisionModel
+from torch.nn import functional
+from transformers.activations import ACT2FN
 
 from flashvla_ros.vla.config import DINOV2, TowerConfig
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values [B, H, L, D] → [B, H, L, D]
 
-class DinoTower(nn.Module):
-    """DINOv2 with registers."""
+_INITIAL_STD = 0.02  # of a tower that is trained from scratch
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a factor of its own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scale_factor = nn.Parameter(torch.ones(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Scale [B, L, d]."""
+        return hidden * self.scale_factor
+
+
+class VisionBlock(nn.Module):
+    """One block: attention among all tokens, then an MLP, each behind a norm and added to its input."""
+
+    def __init__(self, config: TowerConfig, attend: Attention) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
+        scaled = config.model_type == DINOV2
+        self._heads, self._attend, self._activation = config.num_attention_heads, attend, ACT2FN[config.hidden_act]
+        self.norm1 = nn.LayerNorm(size, eps=eps)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(size, 3 * size), "proj": nn.Linear(size, size)})
+        self.ls1 = LayerScale(size) if scaled else nn.Identity()
+        self.norm2 = nn.LayerNorm(size, eps=eps)
+        inner = config.intermediate_size
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(size, inner), "fc2": nn.Linear(inner, size)})
+        self.ls2 = LayerScale(size) if scaled else nn.Identity()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [B, L, d] to [B, L, d]."""
+        batch, length, size = hidden.shape
+        rows = self.attn["qkv"](self.norm1(hidden)).view(batch, length, 3, self._heads, -1)
+        attended = self._attend(*rows.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(batch, length, size)
+        hidden = hidden + self.ls1(self.attn["proj"](attended))
+        return hidden + self.ls2(self.mlp["fc2"](self._activation(self.mlp["fc1"](self.norm2(hidden)))))
+
+
+class VisionTower(nn.Module):
+    """DINOv2 with registers, or SigLIP, which has neither class token nor registers.
+
+    Args:
+        config: Kind and sizes.
+        attention: sdpa, eager or flash_attention_2.
+    """
 
     def __init__(self, config: TowerConfig, attention: str) -> None:
         super().__init__()
         self.config = config
-        self.model = Dinov2WithRegistersModel(
-            Dinov2WithRegistersConfig(
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers - 1,
-                num_attention_heads=config.num_attention_heads,
-                mlp_ratio=config.intermediate_size // config.hidden_size,
-                hidden_act=config.hidden_act,
-                layer_norm_eps=config.layer_norm_eps,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                num_register_tokens=config.num_register_tokens,
-                attn_implementation=attention,
-            )
-        )
-        self.model.layernorm = nn.Identity()
-        del self.model.embeddings.mask_token
+        size, patch = config.hidden_size, config.patch_size
+        if config.model_type == DINOV2:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, size))
+            self.reg_token = nn.Parameter(torch.empty(1, config.num_register_tokens, size))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, size))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, size, kernel_size=patch, stride=patch)})
+        attend = _attention(attention)
+        self.blocks = nn.ModuleList(VisionBlock(config, attend) for _ in range(config.num_hidden_layers - 1))
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=_INITIAL_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map images [B, 3, S, S] to patch features [B, N, d]; class and register tokens are left out."""
-        hidden = self.model.embeddings(pixel_values)
-        for layer in self.model.encoder.layer:
-            hidden = layer(hidden)
-        return hidden[:, 1 + self.config.num_register_tokens :]
+        hidden = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2) + self.pos_embed
+        ahead = [self.cls_token, self.reg_token] if self.config.model_type == DINOV2 else []
+        hidden = torch.cat([*(token.expand(len(hidden), -1, -1) for token in ahead), hidden], dim=1)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden[:, hidden.shape[1] - self.config.tokens :]
 
 
-class SiglipTower(nn.Module):
-    """SigLIP, which has neither class token nor registers."""
+def _attention(name: str) -> Attention:
+    if name == "sdpa":
+        return functional.scaled_dot_product_attention
+    if name == "eager":
+        return _attend_in_steps
+    from flash_attn import flash_attn_func  # builds only with CUDA: optional
 
-    def __init__(self, config: TowerConfig, attention: str) -> None:
-        super().__init__()
-        self.config = config
-        self.model = SiglipVisionModel(
-            SiglipVisionConfig(
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers - 1,
-                num_attention_heads=config.num_attention_heads,
-                intermediate_size=config.intermediate_size,
-                hidden_act=config.hidden_act,
-                layer_norm_eps=config.layer_norm_eps,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                vision_use_head=False,
-                attn_implementation=attention,
-            )
-        )
-        self.model.post_layernorm = nn.Identity()
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return flash_attn_func(*(tensor.transpose(1, 2) for tensor in (queries, keys, values))).transpose(1, 2)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map images [B, 3, S, S] to patch features [B, N, d]."""
-        hidden = self.model.embeddings(pixel_values)
-        for layer in self.model.encoder.layers:
-            hidden = layer(hidden, None)
-        return hidden
+    return attend
 
 
-def build_tower(config: TowerConfig, attention: str) -> nn.Module:
-    """Build one tower with random weights and the given attention implementation."""
-    return DinoTower(config, attention) if config.model_type == DINOV2 else SiglipTower(config, attention)
+def _attend_in_steps(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    weights = queries @ keys.transpose(2, 3) * queries.shape[3] ** -0.5
+    return weights.softmax(dim=-1, dtype=torch.float32).to(queries.dtype) @ values
 
 
 class Projector(nn.Module):
@@ -91,8 +123,8 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, N, d_vision] to [B, N, d]."""
-        hidden = self.fc2(nn.functional.gelu(self.fc1(features)))
-        return hidden if self.fc3 is None else self.fc3(nn.functional.gelu(hidden))
+        hidden = self.fc2(functional.gelu(self.fc1(features)))
+        return hidden if self.fc3 is None else self.fc3(functional.gelu(hidden))
 
 
 def concatenate_features(towers: nn.ModuleList, pixel_values: Tensor) -> Tensor:

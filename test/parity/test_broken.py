@@ -47,23 +47,22 @@ def _load(change: Callable[[OpenVLAPolicy], object] | None = None) -> OpenVLAPol
 
 def _tanh_gelu(policy: OpenVLAPolicy) -> None:
     """SigLIP with the activation that transformers gives it by default, instead of timm's."""
-    for layer in policy.model.towers[1].model.encoder.layers:
-        layer.mlp.activation_fn = nn.GELU(approximate="tanh")
+    for block in policy.model.towers[1].blocks:
+        block._activation = nn.GELU(approximate="tanh")
 
 
 def _no_layer_scale(policy: OpenVLAPolicy) -> None:
-    for layer in policy.model.towers[0].model.encoder.layer:
-        layer.layer_scale1.lambda1.data.fill_(1.0)
+    for block in policy.model.towers[0].blocks:
+        block.ls1.scale_factor.data.fill_(1.0)
 
 
 def _one_block_less(policy: OpenVLAPolicy) -> None:
-    del policy.model.towers[0].model.encoder.layer[-1]
+    del policy.model.towers[0].blocks[-1]
 
 
 def _one_register_less(policy: OpenVLAPolicy) -> None:
-    embeddings = policy.model.towers[0].model.embeddings
-    embeddings.register_tokens = nn.Parameter(embeddings.register_tokens[:, :-1])
-    policy.model.towers[0].config = dataclasses.replace(policy.model.towers[0].config, num_register_tokens=3)
+    tower = policy.model.towers[0]
+    tower.reg_token = nn.Parameter(tower.reg_token[:, :-1])
 
 
 def _towers_exchanged(policy: OpenVLAPolicy) -> None:
@@ -117,18 +116,14 @@ def test_a_wrong_key_is_noticed(first: str, second: str, monkeypatch: pytest.Mon
         check_logits("fused", _load())
 
 
-def test_query_key_and_value_in_another_order_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "vision_backbone.featurizer.blocks.0.attn.qkv.weight"
+def test_query_key_and_value_in_another_order_are_noticed() -> None:
+    def exchange(policy: OpenVLAPolicy) -> None:
+        weight = policy.model.towers[0].blocks[0].attn["qkv"].weight.data
+        query, key, value = weight.chunk(3)
+        weight.copy_(torch.cat([key, query, value]))
 
-    def broken(model: torch.nn.Module) -> dict[str, Entry]:
-        known = entries(model)  # type: ignore[arg-type]
-        query, key, value = known[name].ours
-        known[name] = dataclasses.replace(known[name], ours=(key, query, value))
-        return known
-
-    monkeypatch.setattr(checkpoint_module, "entries", broken)
     with pytest.raises(AssertionError):
-        check_towers("fused", _load())
+        check_towers("fused", _load(exchange))
 
 
 def test_a_key_missing_from_the_map_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,9 +91,9 @@ def test_wrong_value_is_named(change, message):
     [
         ({"model_type": "vit"}, "model_type must be"),
         ({"hidden_size": 33}, "not a multiple of its 2 attention heads"),
+        ({"hidden_act": "gellu"}, "hidden_act 'gellu' .* is not one that transformers knows"),
         ({"hidden_size": 0}, "hidden_size of the dinov2"),
         ({"patch_size": 57}, "below its patch_size"),
-        ({"intermediate_size": 65}, "multiple of its hidden_size"),
         ({"image_size": 70}, "both vision towers must see the same"),
         ({"depth": 3}, "unknown fields depth"),
     ],
