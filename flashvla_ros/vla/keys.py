@@ -1,6 +1,7 @@
 """Which tensor of an official checkpoint fills which parameter of this package's model.
 
-Inside the towers, the projector and the decoder both have the same names and shapes, so only the towers' prefixes differ.
+Inside the towers, the projector and the decoder both have the same names and shapes, so only the prefixes of the
+towers differ.
 """
 
 from __future__ import annotations
