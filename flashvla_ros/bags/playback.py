@@ -82,20 +82,20 @@ def reset_before(frame: Frame, before: RecordedStep | None) -> Reason | None:
     named = Reason(step.values["reason"]) if step.values["reason"] in EMPTYING else None
     if before is None or _restarted(step, before):
         return named or Reason.START
-    return (named or Reason.RESET) if step.epoch > before.epoch else None
+    return (named or Reason.RESET) if step.resets > before.resets else None
 
 
 def _restarted(step: RecordedStep, before: RecordedStep) -> bool:
-    """Whether the node was activated anew: it counts steps and epochs from zero then."""
-    return step.step <= before.step or step.epoch < before.epoch
+    """Whether the node was activated again: it then counts steps and resets from zero."""
+    return step.step <= before.step or step.resets < before.resets
 
 
 def _follow(stepper: Stepper, step: RecordedStep, before: RecordedStep | None, cause: Reason | None) -> None:
-    """Bring the stepper to the recorded activation, epoch and number."""
+    """Bring the stepper to the recorded activation, resets and number."""
     if cause is not None and (before is None or _restarted(step, before)):
-        stepper.state = StepperState(GateMemory(cause), epoch=step.epoch)
+        stepper.state = StepperState(GateMemory(cause), resets=step.resets)
         stepper.policy.reset()
-    while cause is not None and stepper.state.epoch < step.epoch:
+    while cause is not None and stepper.state.resets < step.resets:
         stepper.reset(cause)
     stepper.state = dataclasses.replace(stepper.state, step=step.step)
 

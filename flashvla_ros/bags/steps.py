@@ -27,7 +27,7 @@ class RecordedStep:
         time_ns: When it was recorded.
         stamp_ns: Stamp of the image that the step answered.
         step: Number of the step since the node was activated.
-        epoch: Number of resets before it.
+        resets: Number of resets before it.
         instruction: Instruction in force.
         digest: Names the settings in force.
         values: What a replay must reproduce, by the message's field names.
@@ -36,7 +36,7 @@ class RecordedStep:
     time_ns: int
     stamp_ns: int
     step: int
-    epoch: int
+    resets: int
     instruction: str
     digest: str
     values: Mapping[str, Any]
@@ -135,7 +135,7 @@ def _step(time_ns: int, status: Any) -> RecordedStep:
         time_ns=time_ns,
         stamp_ns=stamp.sec * 10**9 + stamp.nanosec,
         step=status.step,
-        epoch=status.epoch,
+        resets=status.epoch,
         instruction=status.instruction,
         digest=status.settings_digest,
         values={name: getattr(status, name) for name in FIELDS if hasattr(status, name)},  # older bags lack the last

@@ -39,7 +39,7 @@ class StepResult:
         settings: The settings in force.
         inference_s: Time of the model; 0 on a reused step.
         step_s: Time from the observation's arrival to the command.
-        epoch: Number of resets before this step.
+        resets: Number of resets before this step.
         step: Number of this step, from 0, since the stepper was made.
         speed_scale: Share of the policy's motion in the command, 0 to 1.
     """
@@ -53,7 +53,7 @@ class StepResult:
     settings: Settings
     inference_s: float
     step_s: float
-    epoch: int
+    resets: int
     step: int
     speed_scale: float = 1.0
 
@@ -76,7 +76,7 @@ class StepperState:
         resting: True from a reset to the next command: the robot is taken to be at rest.
         dry_run: The last command was not sent.
         speed_scale: Share of the policy's motion that was in it.
-        epoch: Number of resets so far.
+        resets: Number of resets so far.
         step: Number of the next step.
     """
 
@@ -87,7 +87,7 @@ class StepperState:
     resting: bool = True
     dry_run: bool = False
     speed_scale: float = 0.0
-    epoch: int = 0
+    resets: int = 0
     step: int = 0
 
 
@@ -146,7 +146,7 @@ class Stepper:
             resting=False,
             dry_run=settings.control.dry_run,
             speed_scale=speed_scale,
-            epoch=state.epoch,
+            resets=state.resets,
             step=state.step + 1,
         )
         return StepResult(
@@ -159,7 +159,7 @@ class Stepper:
             settings=settings,
             inference_s=inference_s,
             step_s=self._clock() - (observation.received_s or started_s),
-            epoch=state.epoch,
+            resets=state.resets,
             step=state.step,
             speed_scale=speed_scale,
         )
@@ -168,7 +168,7 @@ class Stepper:
         """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
         state = self.state
         self.state = dataclasses.replace(
-            state, memory=state.memory.forgotten(cause), inference=None, resting=True, epoch=state.epoch + 1
+            state, memory=state.memory.forgotten(cause), inference=None, resting=True, resets=state.resets + 1
         )
         self.policy.reset()
 

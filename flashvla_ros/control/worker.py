@@ -1,7 +1,8 @@
 """The thread that owns the model: takes the newest observation, runs one control step, hands on its command.
 
-Callbacks only post. Every stop and every reset opens a new era; what was posted or computed in an earlier one is never
-handed on, however late the model returns. Stopping takes effect before :meth:`Worker.stop` returns.
+Callbacks only post. Every stop, reset, new instruction and dry run opens a new epoch; what was posted or computed in
+an earlier one is never handed on, however late the model returns. Stopping takes effect before :meth:`Worker.stop`
+returns.
 """
 
 from __future__ import annotations
@@ -85,14 +86,14 @@ class Worker:
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-worker", daemon=True)
-        self._era = 0
+        self._epoch = 0
         self._reset_cause: Reason | None = None  # of a reset that the thread has yet to do
         self._state = State.WAITING
         self._stop: Stop | None = None
         self._since_s: float | None = None
         self._published: tuple[FloatArray, float] | None = None  # last command, and when
         self._observation: Observation | None = None
-        self.late = 0  # results dropped because their era had ended
+        self.late = 0  # results dropped because their epoch had ended
 
     @property
     def state(self) -> State:
@@ -137,7 +138,7 @@ class Worker:
     def close(self) -> bool:
         """Hand on nothing more and end the thread; False where the model still holds it after two seconds."""
         with self._lock:
-            self._era += 1
+            self._epoch += 1
         self._closed.set()
         self._mailbox.close()
         if self._thread.is_alive():
@@ -149,7 +150,7 @@ class Worker:
         with self._lock:
             if not self._latched:
                 self._observation = observation
-                self._mailbox.post((self._era, observation))
+                self._mailbox.post((self._epoch, observation))
 
     def stop(self, cause: Reason, detail: str) -> None:
         """Stop the robot, once for as long as the cause lasts; the step in progress is disowned.
@@ -160,7 +161,7 @@ class Worker:
         with self._lock:
             if self._latched and (cause is not Reason.EMERGENCY_STOP or self._stop_is(cause)):
                 return
-            self._new_era(cause)
+            self._new_epoch(cause)
             if not self._stop_is(cause):
                 positions = self._positions()
                 self._state, self._stop = State.STOPPED, Stop(cause, detail, self._stop_command(positions), positions)
@@ -190,7 +191,7 @@ class Worker:
         The memory stays, and the model that runs is still held to its deadline.
         """
         with self._lock:
-            self._era += 1
+            self._epoch += 1
 
     @property
     def _latched(self) -> bool:
@@ -199,8 +200,8 @@ class Worker:
     def _stop_is(self, cause: Reason) -> bool:
         return self._stop is not None and self._stop.cause is cause
 
-    def _new_era(self, cause: Reason) -> None:
-        self._era += 1
+    def _new_epoch(self, cause: Reason) -> None:
+        self._epoch += 1
         self._reset_cause = cause
         self._since_s = None
 
@@ -234,10 +235,10 @@ class Worker:
             self._closed.wait(min(remaining_s, _PACE_SLICE_S))
         return False
 
-    def _answer(self, era: int, observation: Observation) -> None:
-        """Run one step and hand on its result, if its era still lasts."""
+    def _answer(self, epoch: int, observation: Observation) -> None:
+        """Run one step and hand on its result, if its epoch still lasts."""
         with self._lock:
-            if era != self._era:
+            if epoch != self._epoch:
                 return
             cause, self._reset_cause = self._reset_cause, None
             self._since_s = self._clock()
@@ -250,7 +251,7 @@ class Worker:
                 self._stepper.state = before
                 result = self._stepper.step(observation, self.settings, tried=result)
             with self._lock:
-                if era != self._era:
+                if epoch != self._epoch:
                     self._stepper.state = before  # as if never tried: its command was not published
                     self.late += 1
                     return
@@ -260,7 +261,7 @@ class Worker:
                 self._on_step(result)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, the robot stops and the thread lives on
             with self._lock:
-                if era == self._era:
+                if epoch == self._epoch:
                     self.stop(Reason.FAULT, f"{type(error).__name__}: {error}")
                 self._on_fault(error)
         finally:

@@ -20,7 +20,7 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
     return GateStatus(
         header=header,
         step=result.step,
-        epoch=result.epoch,
+        epoch=result.resets,
         instruction=result.observation.instruction,
         decision=GateStatus.INFER if result.fresh else GateStatus.REUSE,
         reason=str(decision.reason),

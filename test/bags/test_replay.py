@@ -87,7 +87,7 @@ def test_an_emergency_stop_empties_the_memory(tmp_path):
 
         results = [result for _, result in steps(recording.frames, stepper, recording.settings.at)]
     assert results[3].decision.reason == "emergency_stop"
-    assert [result.epoch for result in results] == [0, 0, 0, 1, 1, 1]
+    assert [result.resets for result in results] == [0, 0, 0, 1, 1, 1]
 
 
 def recording_spec(recording):

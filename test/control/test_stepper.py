@@ -91,7 +91,7 @@ def test_a_reset_is_the_next_reason_and_reaches_the_policy() -> None:
     run(stepper, 3)
     stepper.reset(Reason.EMERGENCY_STOP)
     result = stepper.step(make_observation(1.3), DEFAULTS)
-    assert (result.decision.reason, result.epoch, result.step, policy.resets) == (Reason.EMERGENCY_STOP, 1, 3, 1)
+    assert (result.decision.reason, result.resets, result.step, policy.resets) == (Reason.EMERGENCY_STOP, 1, 3, 1)
 
 
 def test_a_scene_that_jumps_is_looked_at() -> None:

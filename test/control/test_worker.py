@@ -1,4 +1,4 @@
-"""The worker: one step for each newest observation, nothing of an earlier era, and stops that hold."""
+"""The worker: one step for each newest observation, nothing of an earlier epoch, and stops that hold."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_what_the_model_computed_before_a_stop_or_reset_is_dropped(rig: Rig, cau
     rig.go.set()
     rig.wait(rig.steps, 2)
     assert rig.worker.late == 1
-    assert [result.epoch for result in rig.steps] == [0, 1]
+    assert [result.resets for result in rig.steps] == [0, 1]
     assert rig.steps[1].step == 1  # the dropped step is as if never tried
     assert rig.steps[1].decision.reason is Reason.MODE_OFF
 
@@ -274,13 +274,13 @@ def test_closing_hands_nothing_on_and_says_whether_the_model_let_go(rig: Rig) ->
 
 
 def test_stops_and_resets_from_many_threads_never_let_an_old_result_through(rig: Rig) -> None:
-    """Each step handed on must belong to the era in which its observation was posted."""
-    eras: dict[float, int] = {}
-    era, lock, wrong = [0], threading.Lock(), []
+    """Each step handed on must belong to the epoch in which its observation was posted."""
+    epochs: dict[float, int] = {}
+    epoch, lock, wrong = [0], threading.Lock(), []
     note = rig._note
 
     def check(log: list[Any], item: Any) -> None:
-        if log is rig.steps and eras[item.observation.stamp_s] != era[0]:
+        if log is rig.steps and epochs[item.observation.stamp_s] != epoch[0]:
             wrong.append(item)
         note(log, item)
 
@@ -290,14 +290,14 @@ def test_stops_and_resets_from_many_threads_never_let_an_old_result_through(rig:
     def disturb() -> None:
         for _ in range(100):
             with lock, rig.worker._lock:
-                era[0] += 1
+                epoch[0] += 1
                 rig.worker.reset()
 
     def post(thread: int) -> None:
         for number in range(100):
             stamp_s = thread + number / 1000
             with lock:
-                eras[stamp_s] = era[0]
+                epochs[stamp_s] = epoch[0]
                 rig.worker.post(make_observation(stamp_s, size=(8, 8)))
 
     threads = [threading.Thread(target=disturb)] + [threading.Thread(target=post, args=(i,)) for i in range(1, 4)]
@@ -305,7 +305,7 @@ def test_stops_and_resets_from_many_threads_never_let_an_old_result_through(rig:
         thread.start()
     for thread in threads:
         thread.join()
-    eras[9.0] = era[0]
+    epochs[9.0] = epoch[0]
     rig.worker.post(make_observation(9.0, size=(8, 8)))
     rig.wait(rig.steps, 1)
     while rig.steps[-1].observation.stamp_s != 9.0:
