@@ -136,8 +136,8 @@ def _observations(cameras: int) -> list[Observation]:
     """Frames that ship; of several cameras each shows another frame."""
     seen = load_observations(models.INSTRUCTION)
     images = [next(iter(one.images.values())) for one in seen]
-    views = [{f"camera_{c}": images[(start + c) % len(images)] for c in range(cameras)} for start in range(len(seen))]
-    return [dataclasses.replace(one, images=view) for one, view in zip(seen, views, strict=True)]
+    frames = [{f"camera_{c}": images[(start + c) % len(images)] for c in range(cameras)} for start in range(len(seen))]
+    return [dataclasses.replace(one, images=frame) for one, frame in zip(seen, frames, strict=True)]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,7 @@ from flashvla_ros.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USAG
 from flashvla_ros.core.errors import FlashVLAError
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     """One row of the table."""
 
     name: str
@@ -27,14 +27,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("bringup", "flashvla_ros.bringup.command", "start the policy node and a robot, and count episodes"),
-    Command("eval", "flashvla_ros.evaluation.command", "measure success, cost and reaction in closed loop"),
-    Command("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
-    Command("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
-    Command("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),
-    Command("tune", "flashvla_ros.bags.tune", "find the thresholds that reuse most within an error you allow"),
-    Command("bench", "flashvla_ros.bench.command", "what a step costs, against the plain model and the other pruners"),
-    Command("params", "flashvla_ros.cli.reference", "print every parameter with default, range and meaning"),
+    Subcommand("bringup", "flashvla_ros.bringup.command", "start the policy node and a robot, and count episodes"),
+    Subcommand("eval", "flashvla_ros.evaluation.command", "measure success, cost and reaction in closed loop"),
+    Subcommand("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
+    Subcommand("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
+    Subcommand("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),
+    Subcommand("tune", "flashvla_ros.bags.tune", "find the thresholds that reuse most within an error you allow"),
+    Subcommand(
+        "bench", "flashvla_ros.bench.command", "what a step costs, against the plain model and the other pruners"
+    ),
+    Subcommand("params", "flashvla_ros.cli.reference", "print every parameter with default, range and meaning"),
 )
 
 _EXTRA_OF_MODULE = {

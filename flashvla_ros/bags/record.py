@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    from flashvla_ros.bags.recorder import Recorder, Selection
+    from flashvla_ros.bags.recorder import BagRecorder, Selection
     from flashvla_ros.bags.writer import BagWriter
 
     selection = Selection(args.node, tuple(args.topics), args.all, _pattern(args.exclude))
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     context = rclpy.Context()
     rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor(context=context)
-    recorder = Recorder(writer, selection, context=context)
+    recorder = BagRecorder(writer, selection, context=context)
     executor.add_node(recorder)
     print(f"recording to {args.bag}; Ctrl-C ends it", flush=True)
     try:

@@ -63,7 +63,7 @@ class Selection:
         return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" == self.node for end in endpoints)
 
 
-class Recorder(Node):
+class BagRecorder(Node):
     """Subscribes to every topic of a selection as soon as someone publishes it."""
 
     def __init__(self, writer: BagWriter, selection: Selection, **node: Any) -> None:

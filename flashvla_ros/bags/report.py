@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from flashvla_ros.bags import sweep
-from flashvla_ros.bags.tuning import SWEPT, Outcome, Tuning
+from flashvla_ros.bags.tuning import SWEPT, BagOutcome, Tuning
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import FloatArray
@@ -132,7 +132,7 @@ def _dimensions(tuning: Tuning, row: sweep.Row) -> str:
     return f"<table><tr><th></th><th>p50</th><th>p95</th><th>max</th></tr>{lines}</table>"
 
 
-def _recording(outcome: Outcome, row: sweep.Row, tuning: Tuning) -> str:
+def _recording(outcome: BagOutcome, row: sweep.Row, tuning: Tuning) -> str:
     decisions = sweep.timeline(outcome.features, row.settings)
     warnings = "".join(f"<p>⚠ {_text(warning)}</p>" for warning in outcome.warnings)
     reused = sum(decision.reuse for decision in decisions)
@@ -147,7 +147,7 @@ def _recording(outcome: Outcome, row: sweep.Row, tuning: Tuning) -> str:
     )
 
 
-def _timeline(outcome: Outcome, decisions: list[GateDecision], tuning: Tuning) -> Figure:
+def _timeline(outcome: BagOutcome, decisions: list[GateDecision], tuning: Tuning) -> Figure:
     """Each step's reason over time, and the error of each reused step."""
     times = (outcome.features.times_ns - outcome.features.times_ns[0]) / 1e9
     reasons = np.asarray([str(decision.reason) for decision in decisions])
@@ -179,7 +179,7 @@ def _sources(decisions: list[GateDecision]) -> NDArray[np.int32]:
     return np.maximum.accumulate(fresh).astype(np.int32)
 
 
-def _costly(outcome: Outcome, index: int, cost: float, jpeg: bytes, decisions: list[GateDecision]) -> str:
+def _costly(outcome: BagOutcome, index: int, cost: float, jpeg: bytes, decisions: list[GateDecision]) -> str:
     seconds = (outcome.features.times_ns[index] - outcome.features.times_ns[0]) / 1e9
     decision = decisions[index]
     verdict = "<b>reused</b>" if decision.reuse else f"model run: {decision.reason}"

@@ -24,7 +24,7 @@ from flashvla_ros.bags import sweep
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.playback import Comparison
 from flashvla_ros.bags.replay import replay
-from flashvla_ros.bags.tuning import Job, load_once, run_job
+from flashvla_ros.bags.tuning import BagJob, load_once, run_job
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.settings import find
 
@@ -66,7 +66,7 @@ def evaluate_bag(bag: str | Path, settings: Mapping[str, Any] | None = None, **r
     source = Source(_parsed(settings), **reading)
     with source.open(Path(bag)) as recording:
         first = recording.settings.first
-    outcome = run_job(Job(Path(bag), source, first, (first.gate,)))
+    outcome = run_job(BagJob(Path(bag), source, first, (first.gate,)))
     (row,) = sweep.evaluate([(outcome.features, outcome.sources)], [first.gate])
     error = row.error if row.reused else (0.0, 0.0, 0.0)
     reasons = [str(decision.reason) for decision in sweep.timeline(outcome.features, first.gate)]

@@ -24,7 +24,7 @@ SWEPT = ("delta", "max_angle_deg", "max_reuse")
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class BagJob:
     """The dense pass and the sweep of one recording; picklable, so that another process can do it."""
 
     bag: Path
@@ -34,7 +34,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
+class BagOutcome:
     """What a job found; the seconds are those of the dense pass and of the sweep."""
 
     bag: Path
@@ -60,7 +60,7 @@ class Tuning:
     """
 
     settings: Settings
-    outcomes: list[Outcome]
+    outcomes: list[BagOutcome]
     rows: list[sweep.Row]
     now: sweep.Row
     best: sweep.Row | None
@@ -85,7 +85,7 @@ def tune(
     """
     settings = _tunable(source, bags)
     gates = (*sweep.grid(settings.gate, *thresholds), settings.gate)
-    work = [Job(bag, source, settings, gates) for bag in bags]
+    work = [BagJob(bag, source, settings, gates) for bag in bags]
     outcomes = list(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
     *rows, now = sweep.evaluate([(outcome.features, outcome.sources) for outcome in outcomes], gates)
     return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error)
@@ -103,7 +103,7 @@ def _tunable(source: Source, bags: Sequence[Path]) -> Settings:
     return settings.with_values({"gate.mode": "guarded"}) if settings.gate.mode == "off" else settings
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: BagJob) -> BagOutcome:
     """Run the dense model once over a recording, then sweep the gate over what it said."""
     loaded = load_once(job.settings)
     spec = ActionSpec.of(job.settings.action)
@@ -116,7 +116,7 @@ def run_job(job: Job) -> Outcome:
     sources = sweep.sweep(features, job.gates)
     sweep_s = time.monotonic() - started_s
     here = Provenance(job.settings, loaded.checkpoint, loaded.platform)
-    return Outcome(job.bag, features, sources, warnings, here, dense_s, sweep_s)
+    return BagOutcome(job.bag, features, sources, warnings, here, dense_s, sweep_s)
 
 
 @functools.lru_cache(maxsize=1)

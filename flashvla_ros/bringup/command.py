@@ -18,7 +18,7 @@ import flashvla_ros
 from flashvla_ros.bringup.children import Child, stop_all
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import ROBOT, Bringup
-from flashvla_ros.bringup.terminal import Screen, View
+from flashvla_ros.bringup.terminal import Progress, Screen
 from flashvla_ros.cli.exits import EXIT_USAGE
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.results import write_results
@@ -90,21 +90,21 @@ def _supervise(bringup: Bringup, commands: dict[str, list[str]], args: argparse.
     with _signals() as signals, Monitor.running() as monitor:
         children = [Child(name, command, screen.line, verbose=args.verbose) for name, command in commands.items()]
         try:
-            view = View(monitor, screen, bringup)
+            progress = Progress(monitor, screen, bringup)
             dead = None
-            while not signals and dead is None and not view.complete:
+            while not signals and dead is None and not progress.complete:
                 monitor.spin(0.1)
-                view.update()
+                progress.update()
                 dead = next((child for child in children if child.code is not None), None)
         finally:
             stop_all(children)  # the policy node first, which stops the robot; the recorder last
         monitor.spin(_LAST_WORDS_S)
-        view.close()
+        progress.close()
         if dead is not None and not (dead.name == ROBOT and dead.code == 0):
             return _report_death(dead, screen)
         if args.json:
-            write_results(args.json, _meta(args, monitor), [view.row()])
-    return 128 + signals[0] if signals and bringup.episodes and not view.complete else 0
+            write_results(args.json, _meta(args, monitor), [progress.row()])
+    return 128 + signals[0] if signals and bringup.episodes and not progress.complete else 0
 
 
 def _report_death(dead: Child, screen: Screen) -> int:

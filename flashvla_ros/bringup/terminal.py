@@ -57,7 +57,7 @@ class Screen:
             print("\r\x1b[K", end="")
 
 
-class View:
+class Progress:
     """Turns what a monitor hears into lines."""
 
     def __init__(self, monitor: Monitor, screen: Screen, bringup: Bringup) -> None:

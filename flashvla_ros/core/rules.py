@@ -15,7 +15,7 @@ _MOTION = ("delta", "velocity")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounds:
+class Range:
     """A least and a greatest value for each dimension or axis, with the names of their parameters; empty: none."""
 
     lower_name: str
@@ -24,7 +24,7 @@ class Bounds:
     upper: Sequence[float]
 
     @classmethod
-    def of(cls, limits: object, lower: str, upper: str) -> Bounds:
+    def of(cls, limits: object, lower: str, upper: str) -> Range:
         """Return the bounds that two fields of the group ``limits`` hold."""
         return cls(f"limits.{lower}", getattr(limits, lower), f"limits.{upper}", getattr(limits, upper))
 
@@ -38,14 +38,14 @@ def one_value_each(arrays: Mapping[str, Sequence[float]], names: Sequence[str]) 
             )
 
 
-def in_order(bounds: Bounds, names: Sequence[str]) -> None:
+def in_order(bounds: Range, names: Sequence[str]) -> None:
     """Require that no least value exceeds the greatest of its dimension."""
     for name, low, high in zip(names, bounds.lower, bounds.upper, strict=False):
         if low > high:
             raise SettingsError(f"{bounds.lower_name} exceeds {bounds.upper_name} for {name}: {low:g} > {high:g}")
 
 
-def workspace_has_axes(workspace: Bounds, names: Sequence[str]) -> None:
+def workspace_has_axes(workspace: Range, names: Sequence[str]) -> None:
     """Require that a workspace bounds a dimension of the action."""
     if (workspace.lower or workspace.upper) and not set(AXES) & set(names):
         raise SettingsError(
@@ -54,7 +54,7 @@ def workspace_has_axes(workspace: Bounds, names: Sequence[str]) -> None:
         )
 
 
-def can_stand_still(command: Bounds, names: Sequence[str], kinds: Sequence[str]) -> None:
+def can_stand_still(command: Range, names: Sequence[str], kinds: Sequence[str]) -> None:
     """Require 0 within the bounds of a delta or velocity: a robot that stands still could not keep others."""
     for index, (name, kind) in enumerate(zip(names, kinds, strict=False)):
         low = command.lower[index] if command.lower else 0.0
@@ -66,9 +66,7 @@ def can_stand_still(command: Bounds, names: Sequence[str], kinds: Sequence[str])
             )
 
 
-def positions_meet(
-    command: Bounds, joint: Bounds, workspace: Bounds, names: Sequence[str], kinds: Sequence[str]
-) -> None:
+def positions_meet(command: Range, joint: Range, workspace: Range, names: Sequence[str], kinds: Sequence[str]) -> None:
     """Require that the range of an absolute command and the range of its position have something in common."""
     for index, (name, kind) in enumerate(zip(names, kinds, strict=False)):
         if kind != "absolute":
@@ -78,7 +76,7 @@ def positions_meet(
             _meet(command, workspace, index, AXES.index(name), name)
 
 
-def _meet(command: Bounds, position: Bounds, index: int, place: int, name: str) -> None:
+def _meet(command: Range, position: Range, index: int, place: int, name: str) -> None:
     for low, low_at, high, high_at in ((command, index, position, place), (position, place, command, index)):
         if low.lower and high.upper and low.lower[low_at] > high.upper[high_at]:
             raise SettingsError(

@@ -259,7 +259,7 @@ class ControlSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LimitsSettings:
-    """Bounds of every command, one value per action dimension; an empty list sets none."""
+    """Range of every command, one value per action dimension; an empty list sets none."""
 
     lower: tuple[float, ...] = row((), "Least value of each dimension.", unit="command units", per_dimension=True)
     upper: tuple[float, ...] = row((), "Greatest value of each dimension.", unit="command units", per_dimension=True)
@@ -371,9 +371,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         limits, names, kinds = self.limits, self.action.names, self.action.kinds
-        command = rules.Bounds.of(limits, "lower", "upper")
-        joint = rules.Bounds.of(limits, "joint_lower", "joint_upper")
-        workspace = rules.Bounds.of(limits, "workspace_lower", "workspace_upper")
+        command = rules.Range.of(limits, "lower", "upper")
+        joint = rules.Range.of(limits, "joint_lower", "joint_upper")
+        workspace = rules.Range.of(limits, "workspace_lower", "workspace_upper")
         rules.one_value_each({name: self._value(name) for name in _PER_DIMENSION}, names)
         rules.workspace_has_axes(workspace, names)
         rules.in_order(command, names)

@@ -75,7 +75,7 @@ class Inference:
         draft_tokens: Tokens of a draft that were checked.
         draft_accepted: Those that were accepted, up to the first that was not.
         draft_near: Those accepted though the model's own choice was another bin close by.
-        views: What the patches of each camera cover of its image; a camera that is left out is seen whole.
+        visible_boxes: What the patches of each camera cover of its image; a camera that is left out is seen whole.
     """
 
     action: FloatArray
@@ -88,7 +88,7 @@ class Inference:
     draft_tokens: int = 0
     draft_accepted: int = 0
     draft_near: int = 0
-    views: Mapping[str, Box] = dataclasses.field(default_factory=dict)
+    visible_boxes: Mapping[str, Box] = dataclasses.field(default_factory=dict)
 
 
 class ActionKind(enum.StrEnum):

@@ -20,7 +20,7 @@ from flashvla_ros.evaluation.jobs import Record
 _ROOMS = ("core", "gate", "control", "vla", "sim")  # whose code an episode runs
 
 
-class Ledger:
+class EpisodeLedger:
     """The file of finished episodes; without a path they are kept in memory alone.
 
     Attributes:
@@ -44,7 +44,7 @@ class Ledger:
             self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
             self._stream.flush()
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> EpisodeLedger:
         if self.path is None:
             return self
         try:

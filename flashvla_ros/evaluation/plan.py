@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from flashvla_ros.evaluation.jobs import Job, Record
-from flashvla_ros.evaluation.ledger import Ledger
+from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
 from flashvla_ros.evaluation.summary import Cell
 from flashvla_ros.sim.perturbation import can_perturb, plan_episode
@@ -78,7 +78,7 @@ def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -
 
 
 def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> dict[str, Record]:
-    ledger = Ledger(path)
+    ledger = EpisodeLedger(path)
     todo = {key: job for key, job in jobs.items() if key not in ledger.records}
     if foreign := ledger.foreign & jobs.keys():
         print(

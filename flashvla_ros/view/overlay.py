@@ -35,7 +35,7 @@ def draw(result: StepResult) -> ImageArray:
     images, inference = result.observation.images, result.inference
     masks = token_masks(inference.kept, inference.visual_tokens, len(images))
     shown = [
-        _camera(image, mask, inference.views.get(camera))
+        _camera(image, mask, inference.visible_boxes.get(camera))
         for (camera, image), mask in zip(images.items(), masks, strict=True)
     ]
     row = np.hstack(shown)
@@ -56,11 +56,11 @@ def token_masks(kept: IntArray | None, visual_tokens: int, cameras: int) -> list
     return list(flat.reshape(cameras, side, side))
 
 
-def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, view: Box | None) -> ImageArray:
+def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, visible: Box | None) -> ImageArray:
     height, width = image.shape[:2]
     size = (min(max(round(width * _HEIGHT / height), _HEIGHT // 2), 4 * _HEIGHT), _HEIGHT)
     shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > _HEIGHT else cv2.INTER_CUBIC)
-    left, top, right, bottom = view or (0.0, 0.0, width, height)
+    left, top, right, bottom = visible or (0.0, 0.0, width, height)
     patches = np.ones((1, 1), dtype=bool) if mask is None else mask
     columns, across = _patches(size[0], left / width, right / width, patches.shape[1])
     rows, down = _patches(size[1], top / height, bottom / height, patches.shape[0])

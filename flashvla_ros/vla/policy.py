@@ -170,7 +170,9 @@ class OpenVLAPolicy:
             draft_tokens=len(drafted),
             draft_accepted=verdict.accepted,
             draft_near=verdict.near,
-            views={name: self.processor.view(*image.shape[:2]) for name, image in observation.images.items()},
+            visible_boxes={
+                name: self.processor.visible_box(*image.shape[:2]) for name, image in observation.images.items()
+            },
         )
 
     def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Start) -> Verdict:

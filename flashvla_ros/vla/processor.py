@@ -117,7 +117,7 @@ class ImageProcessor:
         square = self._resized(image, device, slot)
         return square if self.crop_area == 1.0 else center_crop(square, self.crop_area)
 
-    def view(self, height: int, width: int) -> Box:
+    def visible_box(self, height: int, width: int) -> Box:
         """Return what :meth:`to_square` shows of an image of this size; it reaches beyond where borders are added."""
         left = top = 0.0
         right, bottom = float(width), float(height)

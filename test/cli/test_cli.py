@@ -22,7 +22,7 @@ def add_command(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespa
     module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=0)  # type: ignore[attr-defined]
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trial_command", module)
-    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, cli.Command("trial", "trial_command", "a trial")))
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, cli.Subcommand("trial", "trial_command", "a trial")))
 
 
 def raiser(error: BaseException) -> Callable[[argparse.Namespace], int]:

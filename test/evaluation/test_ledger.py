@@ -8,7 +8,7 @@ from pathlib import Path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import ledger as ledger_module
 from flashvla_ros.evaluation.jobs import Job, Record
-from flashvla_ros.evaluation.ledger import Ledger
+from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.sim.perturbation import plan_episode
 
 RECORD = Record(True, 90, 30, 0, 0.625, {"reuse": 30}, 12, 0, 40.5, 41.5, (300, 310), (10, 11, 12))
@@ -16,31 +16,31 @@ RECORD = Record(True, 90, 30, 0, 0.625, {"reuse": 30}, 12, 0, 40.5, 41.5, (300, 
 
 def test_what_was_added_is_there_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.jsonl"
-    with Ledger(path) as ledger:
+    with EpisodeLedger(path) as ledger:
         ledger.add("a", RECORD)
-    assert Ledger(path).records == {"a": RECORD}
-    with Ledger(path) as ledger:
+    assert EpisodeLedger(path).records == {"a": RECORD}
+    with EpisodeLedger(path) as ledger:
         ledger.add("b", dataclasses.replace(RECORD, success=False))
-    assert list(Ledger(path).records) == ["a", "b"]
-    assert not Ledger(path).foreign
+    assert list(EpisodeLedger(path).records) == ["a", "b"]
+    assert not EpisodeLedger(path).foreign
 
 
 def test_a_torn_line_is_played_again_and_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    with Ledger(path) as ledger:
+    with EpisodeLedger(path) as ledger:
         ledger.add("a", RECORD)
     path.write_bytes(path.read_bytes() + b'{"key":"b","reco')
-    with Ledger(path) as ledger:
+    with EpisodeLedger(path) as ledger:
         ledger.add("c", RECORD)
-    assert list(Ledger(path).records) == ["a", "c"]
+    assert list(EpisodeLedger(path).records) == ["a", "c"]
 
 
 def test_episodes_of_other_code_are_told_apart(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "x.jsonl"
-    with Ledger(path) as ledger:
+    with EpisodeLedger(path) as ledger:
         ledger.add("a", RECORD)
     monkeypatch.setattr(ledger_module, "code_digest", lambda: "other")
-    assert Ledger(path).foreign == {"a"}
+    assert EpisodeLedger(path).foreign == {"a"}
 
 
 def test_a_key_stands_for_everything_that_an_episode_depends_on() -> None:

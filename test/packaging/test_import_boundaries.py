@@ -109,6 +109,17 @@ def test_room_depends_only_on_rooms_below_it(room: str) -> None:
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 
+def test_class_names_are_unique() -> None:
+    """A name means one thing, wherever a reader meets it."""
+    places: dict[str, list[str]] = {}
+    for path in sources("flashvla_ros"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert places
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_no_circle_of_files() -> None:
     """Imports count wherever they stand: in functions, and under TYPE_CHECKING."""
     assert not circles(graph(PACKAGE))

@@ -54,15 +54,15 @@ def test_where_nothing_was_pruned_nothing_is_dimmed(kept):
     assert patches(overlay.draw(result)).min() == 255
 
 
-def viewed(result: StepResult, **views: Box) -> StepResult:
+def seen_in(result: StepResult, **boxes: Box) -> StepResult:
     """The same step of a model that sees so much of each image."""
-    return dataclasses.replace(result, inference=dataclasses.replace(result.inference, views=views))
+    return dataclasses.replace(result, inference=dataclasses.replace(result.inference, visible_boxes=boxes))
 
 
 @pytest.mark.parametrize("kept", [None, (0, 63)])
 def test_what_the_model_does_not_see_is_dim(kept):
     [result] = steps(kept=kept)
-    bright = patches(overlay.draw(viewed(result, image=(16.0, 16.0, 48.0, 48.0))), side=16) > 200
+    bright = patches(overlay.draw(seen_in(result, image=(16.0, 16.0, 48.0, 48.0))), side=16) > 200
     seen = np.zeros((16, 16), dtype=bool)
     seen[4:12, 4:12] = True
     if kept is not None:
@@ -78,7 +78,7 @@ def test_a_patch_is_drawn_where_the_model_sees_it(strategy, area, height, width)
     processor = ImageProcessor(64, strategy, ((0.5, 0.5, 0.5),), ((0.5, 0.5, 0.5),), area)
     kept = np.sort(np.random.default_rng(0).choice(64, 32, replace=False))
     [result] = steps(kept=tuple(kept), images={"image": np.full((height, width, 3), 255, np.uint8)})
-    drawn = overlay.draw(viewed(result, image=processor.view(height, width)))[BANNER : BANNER + HEIGHT]
+    drawn = overlay.draw(seen_in(result, image=processor.visible_box(height, width)))[BANNER : BANNER + HEIGHT]
     # An image whose colours say where each of its pixels is, as the model's preprocessing gives it.
     places = np.full((height, width, 3), 255.0)
     places[..., 0] *= ((np.arange(width) + 0.5) / width)[None]

@@ -149,9 +149,9 @@ def test_unusable_images_are_refused(policy, images, message):
 def test_what_the_patches_cover_of_the_image_is_told(policy, monkeypatch):
     monkeypatch.setattr(policy, "processor", dataclasses.replace(policy.processor, strategy="resize-crop"))
     wide = np.zeros((60, 100, 3), dtype=np.uint8)
-    views = policy.infer(Observation({"left": wide}, "open the drawer", 0.0), NONE).views
-    assert views == {"left": policy.processor.view(60, 100)}
-    assert views["left"] == pytest.approx((20.0, 0.0, 80.0, 60.0), abs=1.0)
+    boxes = policy.infer(Observation({"left": wide}, "open the drawer", 0.0), NONE).visible_boxes
+    assert boxes == {"left": policy.processor.visible_box(60, 100)}
+    assert boxes["left"] == pytest.approx((20.0, 0.0, 80.0, 60.0), abs=1.0)
 
 
 def test_unusable_instructions_are_refused(policy):
