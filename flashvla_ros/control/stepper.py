@@ -32,7 +32,7 @@ class StepResult:
     Attributes:
         observation: The observation that was answered.
         decision: What the gate decided, and why.
-        inference: The fresh result behind the command; on a reused step that of an earlier observation.
+        inference: The fresh result behind the command; on a reused step it answered an earlier observation.
         fresh: Whether the model was run at this step.
         command: [T, D] after safety, in the units of the command.
         clamped: [T, D] where safety changed the action, after it was scaled.

@@ -17,7 +17,7 @@ class Watchdog:
     """Looks at a worker from a thread of its own.
 
     Args:
-        worker: Whom to watch; on the same clock.
+        worker: The worker to watch; on the same clock.
         clock: Monotonic seconds.
     """
 

@@ -186,7 +186,7 @@ class Worker:
                 self._state, self._stop = State.WAITING, None
 
     def discard(self) -> None:
-        """Drop the step in progress and the observation that waits, such as those of an old instruction.
+        """Drop the step in progress and the observation that waits, such as after a new instruction.
 
         The memory stays, and the model that runs is still held to its deadline.
         """

@@ -94,7 +94,7 @@ class DecodeSettings:
     )
     accept_bins: int = row(
         0,
-        "A draft token this many bins from the model's choice is accepted; 0: the action equals that of greedy.",
+        "A draft token this many bins from the model's choice is accepted; 0: the action is the one that greedy gives.",
         unit="bins of 255",
         low=0,
         high=254,
@@ -259,7 +259,7 @@ class ControlSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LimitsSettings:
-    """Range of every command, one value per action dimension; an empty list sets none."""
+    """Bounds of every command, one value per action dimension; an empty list sets none."""
 
     lower: tuple[float, ...] = row((), "Least value of each dimension.", unit="command units", per_dimension=True)
     upper: tuple[float, ...] = row((), "Greatest value of each dimension.", unit="command units", per_dimension=True)
@@ -273,7 +273,10 @@ class LimitsSettings:
         validator=parameter.three_axes,
     )
     workspace_upper: tuple[float, ...] = row(
-        (), "Greatest x, y and z of the end effector, likewise.", unit="m", validator=parameter.three_axes
+        (),
+        "Greatest x, y and z of the end effector, in command.frame_id; deltas and velocities need end_effector_pose.",
+        unit="m",
+        validator=parameter.three_axes,
     )
     joint_lower: tuple[float, ...] = row(
         (),
@@ -282,7 +285,10 @@ class LimitsSettings:
         per_dimension=True,
     )
     joint_upper: tuple[float, ...] = row(
-        (), "Greatest position of each dimension's joint, 1e9: any; likewise.", unit="rad or m", per_dimension=True
+        (),
+        "Greatest position of each dimension's joint, 1e9: any; deltas and velocities need joint_states.",
+        unit="rad or m",
+        per_dimension=True,
     )
     joint_velocity: tuple[float, ...] = row(
         (), "Greatest speed of each dimension's joint, 1e9: any.", unit="rad/s or m/s", low=0.0, per_dimension=True
@@ -319,7 +325,7 @@ class CommandSettings:
 
     type: str = row(
         "TwistStamped",
-        "Message type of the command topic; docs/controllers.md has the controllers that read each.",
+        "Message type of the command topic; docs/safety.md has the controllers that read each.",
         choices=("TwistStamped", "PoseStamped", "JointTrajectory", "Float64MultiArray"),
         fixed=True,
     )

@@ -160,7 +160,7 @@ def _controller(node: Any, executor: Any, command_type: str, wait_s: float) -> F
     topic, wanted = node.resolve_topic_name("command"), COMMAND_TYPES[command_type]
     readers = _await(executor, lambda: node.get_subscriptions_info_by_topic(topic), wait_s)
     if not readers:
-        remedy = "start the controller, and remap command to its topic; docs/controllers.md has several"
+        remedy = "start the controller, and remap command to its topic; docs/safety.md has several"
         return Finding("controller", Level.WARNING, f"nobody reads {topic} within {wait_s:g} s", remedy)
     if others := sorted({info.topic_type for info in readers} - {wanted}):
         remedy = "set command.type to what the controller reads, or remap command to another of its topics"

@@ -68,7 +68,7 @@ class EpisodeLedger:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise FlashVLAError(f"cannot read {path}: {error}; delete it to start anew") from error
+            raise FlashVLAError(f"cannot read {path}: {error}; delete it to start again") from error
         for text in lines:
             try:
                 line = json.loads(text)

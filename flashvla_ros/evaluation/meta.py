@@ -37,7 +37,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def checkpoint_name(folder: Path) -> str:
-    """Return a short name: the folder's own, that of the run where the folder is a run's ``checkpoint``."""
+    """Return a short name: the folder's own, or the run's if the folder is a run's ``checkpoint``."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "checkpoint" else folder.name
 

@@ -91,7 +91,7 @@ def read_modes(file: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _values(name: str, known: Mapping[str, Mapping[str, Any]], file: Path, depth: int = 0) -> dict[str, Any]:
-    """Return a mode's values, checked, with those of the mode that it is like."""
+    """Return a mode's values, checked, over the values of the mode that it is like."""
     own = dict(known[name])
     values = {}
     if (base := own.pop(LIKE, None)) is not None:

@@ -103,7 +103,7 @@ class GateMeasurements:
 
     Attributes:
         comparison: The last two fresh results, compared.
-        scene: The frame in hand against that of the last fresh result.
+        scene: The frame in hand, compared with the frame of the last fresh result.
         age_s: Age of the last fresh result.
         interrupted_by: What came between the memory and this step; None where nothing did.
     """

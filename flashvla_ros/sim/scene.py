@@ -34,7 +34,7 @@ except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError
 
 from flashvla_ros.sim import description  # after MuJoCo, whose absence is told above
 
-LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/simulation.md
+LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/evaluation.md
 ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
 
 

@@ -1,4 +1,4 @@
-"""Every command type through the real node with the configuration that docs/controllers.md gives for it."""
+"""Every command type through the real node with the configuration that docs/safety.md gives for it."""
 
 from __future__ import annotations
 
