@@ -242,7 +242,7 @@ def test_published_rules_say_where_they_come_from_and_what_they_need():
 
 
 def test_documentation_has_the_same_table():
-    page = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "pruning-and-engine.md").read_text(encoding="utf-8")
     for name, method in METHODS.items():
         needs = "yes" if method.needs_attention else "no"
         assert f"| `{name}` | {method.source} | {method.reads} | {method.reads_at_0} | {needs} |\n" in page
