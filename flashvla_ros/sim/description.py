@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.core.rotations import euler_of
 from flashvla_ros.core.types import FloatArray
+from flashvla_ros.sim.simulator import mujoco
 
 ROOT = "base_link"  # MuJoCo's world, in whose axes the arm is commanded
 HAND = "hand"

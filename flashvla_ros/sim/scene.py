@@ -12,27 +12,15 @@ import warnings
 import weakref
 from typing import Any
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo is imported
-
 import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.core.types import FloatArray, ImageArray
+from flashvla_ros.sim import description
 from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.settings import ACTION_SIZE
+from flashvla_ros.sim.simulator import ALL_V3_ENVIRONMENTS, metaworld, mujoco
 from flashvla_ros.sim.tasks import Task, scene_tasks
-
-try:
-    import metaworld.policies
-    import mujoco
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError where libEGL is missing
-    raise SimulationError(
-        f"MuJoCo cannot start ({error}); install the simulation with `pip install flashvla_ros[sim]` and, for "
-        "headless rendering, the Debian packages libegl1 and libgl1-mesa-dri"
-    ) from error
-
-from flashvla_ros.sim import description  # after MuJoCo, whose absence is told above
 
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/evaluation.md
 ROBOT_JOINTS = 9  # seven of the arm and two fingers come first in every scene
