@@ -79,10 +79,10 @@ def links(path: Path) -> list[str]:
     return [link for link in found if not link.startswith(("http:", "https:"))]
 
 
-CARDS = sorted((ROOT / "models").glob("*/README.md"))
+OTHERS = sorted([*ROOT.glob("models/*/README.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "test/parity/README.md"])
 
 
-@pytest.mark.parametrize("path", [*PAGES, *CARDS, ROOT / "test" / "parity" / "README.md"], ids=name_of)
+@pytest.mark.parametrize("path", [*PAGES, *OTHERS], ids=name_of)
 def test_every_link_leads_somewhere(path: Path) -> None:
     for link in links(path):
         file, _, anchor = link.partition("#")
@@ -243,8 +243,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_every_parameter_file_is_accepted_by_the_table_the_command_and_the_doctor(text: str, tmp_path: Path) -> None:
     nodes = {name: flat(node["ros__parameters"]) for name, node in yaml.safe_load(text).items()}
     robot = {row.name: row for row in ROBOT_PARAMETERS}
-    for name, value in nodes.pop("/robot", {}).items():
-        robot[name].parse(value)
+    for node in [name for name in nodes if name.endswith("/robot")]:
+        for name, value in nodes.pop(node).items():
+            robot[name].parse(value)
     [values] = nodes.values()
     settings = Settings().with_values(values)
     spec = ActionSpec.of(settings.action)
