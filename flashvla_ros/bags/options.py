@@ -9,16 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flashvla_ros.bags.frames import Frames
 from flashvla_ros.bags.playback import SettingsInForce
 from flashvla_ros.bags.reader import Bag, open_bag
 from flashvla_ros.bags.steps import RunLog, read_log
 from flashvla_ros.bags.topics import DEFAULT_NODE, Topics, find_topics, parse_remappings
 from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.settings import Settings, find
+from flashvla_ros.cli.parameter_files import read_parameters
+from flashvla_ros.core.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Source:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Source:
         """Read the options of :func:`add_arguments`."""
-        changed = {**(read_parameters(args.settings) if args.settings else {}), **parse_overrides(args.set)}
+        changed = {**(read_parameters(args.settings, args.node) if args.settings else {}), **parse_overrides(args.set)}
         return cls(changed, parse_remappings(args.topic), args.node, args.instruction, args.every_image)
 
     @contextlib.contextmanager
@@ -96,37 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="use this value of a parameter"
     )
-    parser.add_argument("--settings", type=Path, metavar="YAML", help="use the values of a ROS parameter file")
+    parser.add_argument("--settings", type=Path, metavar="YAML", help="use what a ROS parameter file sets for --node")
     parser.add_argument(
         "--topic", action="append", default=[], metavar="ROLE=/TOPIC", help="image, instruction, gate, … have this name"
     )
     parser.add_argument("--node", default=DEFAULT_NODE, help="full name of the policy node (%(default)s)")
     parser.add_argument("--instruction", default="", help="instruction until the first recorded one")
     parser.add_argument("--every-image", action="store_true", help="take every image, not only those the node answered")
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """Read a ROS parameter file, the parameters of every node in it together.
-
-    Raises:
-        SettingsError: The file cannot be read, is of another form, or holds an unknown parameter or a bad value.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        groups = [section["ros__parameters"] for section in content.values()]
-        flat = dict(pair for group in groups for pair in _flatten(group))
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not a ROS parameter file: it must hold <node>: ros__parameters: …") from error
-    return {
-        name: find(name).parse(find(name).from_yaml(value)) for name, value in flat.items() if name != "use_sim_time"
-    }
-
-
-def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in group.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(_lines(tuning, args.node)))
     write_report(args.html, tuning)
     if tuning.best is not None:
-        _write(args.yaml, _parameters(tuning.best, args.node))
+        _write(args.yaml, _parameters(tuning.best))
     print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
     if args.json:
         write_results(args.json, _meta(tuning), [_json_row(row, tuning) for row in tuning.rows])
@@ -74,10 +74,10 @@ def values(name: str, text: str) -> list[Any]:
     return [row.parse(number) for number in numbers]
 
 
-def _parameters(best: sweep.Row, node: str) -> str:
-    """Return the recommended thresholds as a ROS parameter file."""
+def _parameters(best: sweep.Row) -> str:
+    """Return the recommended thresholds as a ROS parameter file, whatever the node is called."""
     values = {name: getattr(best.settings, name) for name in SWEPT}
-    text: str = yaml.safe_dump({node: {"ros__parameters": {"gate": values}}}, sort_keys=False)
+    text: str = yaml.safe_dump({"/**": {"ros__parameters": {"gate": values}}}, sort_keys=False)
     return text
 
 

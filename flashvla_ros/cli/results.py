@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import MEGABYTE, read_json
+
+MOST_BYTES = 256 * MEGABYTE  # an evaluation of many episodes
 
 
 def write_results(path: Path, meta: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -31,12 +34,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         FlashVLAError: The file cannot be read, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FlashVLAError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise FlashVLAError(f"{path} is not JSON: {error}") from error
+    content = read_json(path, most=MOST_BYTES)
     if not isinstance(content, dict) or not {"meta", "rows"} <= content.keys():
         raise FlashVLAError(f"{path} holds no results: it must be an object with meta and rows")
     return content

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
+from flashvla_ros.core.files import parse_json
 from flashvla_ros.core.settings import Settings
 
 SAMPLED_BLOCKS = 64
@@ -95,8 +96,9 @@ class Provenance:
             SettingsError: The text is not such a line, or a parameter is unknown or out of range.
         """
         try:
-            content = json.loads(text)
-            values, checkpoint, platform = content["settings"], str(content["checkpoint"]), dict(content["platform"])
+            content = parse_json(text)
+            values, platform = dict(content["settings"]), dict(content["platform"])
+            checkpoint = str(content["checkpoint"])
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(f"not a record of settings: {text[:80]!r}") from error
         return cls(Settings().with_values(values), checkpoint, platform)

@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import IO
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import MEGABYTE, parse_json, read_text
 from flashvla_ros.evaluation.jobs import Record
 
+_MOST_BYTES = 1000 * MEGABYTE
 _ROOMS = ("core", "gate", "control", "vla", "sim")  # whose code an episode runs
 
 
@@ -65,13 +67,9 @@ class EpisodeLedger:
             self._stream = None
 
     def _read(self, path: Path) -> None:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FlashVLAError(f"cannot read {path}: {error}; delete it to start again") from error
-        for text in lines:
+        for text in read_text(path, most=_MOST_BYTES).splitlines():
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 self.records[line["key"]] = Record.from_dict(line["record"])
             except (ValueError, KeyError, TypeError):
                 continue  # cut off by a kill, or of another version: the episode is played again

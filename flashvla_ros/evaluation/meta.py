@@ -11,6 +11,8 @@ from typing import Any
 
 import flashvla_ros
 from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import read_json
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest
@@ -24,9 +26,9 @@ EVALUATION = "evaluation.json"  # beside a published checkpoint
 def known_tasks(checkpoint: Path) -> list[str]:
     """Return the tasks that a checkpoint was published with, every task of the table where that is not known."""
     try:
-        rows = json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))["rows"]
+        rows = read_json(checkpoint / EVALUATION)["rows"]
         tasks = dict.fromkeys(row["task"] for row in rows)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FlashVLAError, KeyError, TypeError):
         return list(TASKS)
     return [task for task in tasks if task in TASKS] or list(TASKS)
 

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flashvla_ros.cli.overrides import parse_overrides
+from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import Settings, find
 
@@ -80,10 +79,8 @@ def read_modes(file: Path) -> dict[str, Mapping[str, Any]]:
         SettingsError: It cannot be read or is of another form.
     """
     try:
-        modes = yaml.safe_load(file.read_text(encoding="utf-8"))["modes"]
-    except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        modes = read_yaml(file)["modes"]
+    except (KeyError, TypeError) as error:
         raise SettingsError(f"{file} defines no modes: it must hold modes: {{name: {{parameter: value}}}}") from error
     if not isinstance(modes, Mapping) or not all(isinstance(values, Mapping) for values in modes.values()):
         raise SettingsError(f"{file} defines no modes: it must hold modes: {{name: {{parameter: value}}}}")

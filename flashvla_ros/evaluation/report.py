@@ -6,14 +6,15 @@ section is there when one of its files is.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flashvla_ros.cli.results import MOST_BYTES
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import read_json
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.markdown import Row
 from flashvla_ros.evaluation.statistics import mcnemar_exact
@@ -107,9 +108,9 @@ def read_results(file: Path) -> Results:
         FlashVLAError: It cannot be read or is no such file.
     """
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results: Results = read_json(file, most=MOST_BYTES)
         results["meta"]["checkpoint"]["name"], results["rows"][0]["visual_flops_ratio"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (FlashVLAError, KeyError, IndexError, TypeError) as error:
         raise FlashVLAError(f"{file} is no result of flashvla-ros eval ({error}): write it again") from error
     return results
 
@@ -117,9 +118,9 @@ def read_results(file: Path) -> Results:
 def _is_of_another_command(file: Path) -> bool:
     """Say whether a file is JSON, but has no rows of an evaluation."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        rows = read_json(file, most=MOST_BYTES)["rows"]
         return not all({"mode", "task", "visual_flops_ratio"} <= row.keys() for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FlashVLAError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from flashvla_ros.cli.exits import EXIT_USAGE
+from flashvla_ros.cli.parameter_files import check_files, given_files
+from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.nodes.logs import forward_to_ros
 
@@ -43,6 +46,9 @@ class StoppableNode(Protocol):
     def close(self, why: str) -> None:
         """Leave the robot safe; the node is destroyed next."""
 
+    def get_fully_qualified_name(self) -> str:
+        """Return its name behind its namespace."""
+
     def destroy_node(self) -> None:
         """Give its handles back."""
 
@@ -59,9 +65,13 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
     stop = _StopSignal()
     try:
         follow_parent(os.environ.get(PARENT_VARIABLE, ""))
-        _initialise(list(sys.argv[1:] if arguments is None else arguments))
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        files = given_files(words)
+        for file in files:
+            read_yaml(file)  # rcl's own parser blocks on a pipe, and takes minutes over a large file
+        _initialise(words)
         forward_to_ros()
-        return _spin(make(), stop)
+        return _spin(_checked(make(), files), stop)
     except FlashVLAError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -121,6 +131,17 @@ def _initialise(arguments: list[str]) -> None:
         raise SettingsError(_SOURCE_LINE.sub("", " ".join(str(error).split()))) from error
     if unknown:
         raise SettingsError(f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p name:=value")
+
+
+def _checked(node: StoppableNode, files: Sequence[Path]) -> StoppableNode:
+    """Refuse to run a node with a parameter file that sets nothing for it: rcl passes over it without a word."""
+    try:
+        check_files(files, node.get_fully_qualified_name())
+    except SettingsError:
+        node.close("its parameter file is for another node")
+        node.destroy_node()
+        raise
+    return node
 
 
 def _spin(node: StoppableNode, stop: _StopSignal) -> int:

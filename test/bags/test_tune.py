@@ -9,7 +9,6 @@ import weakref
 
 import numpy as np
 import pytest
-import yaml
 from bag_factory import drive, write_bag
 from checkpoints import write_checkpoint
 from fakes import SPEC
@@ -17,7 +16,8 @@ from fakes import SPEC
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bags import testing
 from flashvla_ros.bags.features import collect
-from flashvla_ros.bags.options import Source, read_parameters
+from flashvla_ros.bags.options import Source
+from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import Inference
@@ -82,10 +82,9 @@ def test_tune_recommends_within_the_error_and_writes_what_to_set(tmp_path, capsy
     assert set(best["by_dimension"]) == set(SPEC.names)
     for name in ("delta", "max_angle_deg", "max_reuse"):
         assert f"ros2 param set /flashvla gate.{name} {best[name]}" in output
-    assert read_parameters(tmp_path / "t.yaml") == {
+    assert read_parameters(tmp_path / "t.yaml", "/left/arm") == {
         f"gate.{n}": best[n] for n in ("delta", "max_angle_deg", "max_reuse")
     }
-    assert yaml.safe_load((tmp_path / "t.yaml").read_text())["/flashvla"]["ros__parameters"]["gate"]
 
 
 @pytest.mark.usefixtures("turning")

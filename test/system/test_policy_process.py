@@ -143,8 +143,14 @@ def test_a_signal_while_the_model_loads_ends_it_too(tmp_path):
     [
         (["--ros-args", "-p", "gate.delta:=1.5"], ["gate.delta must be from 0 to 1, got 1.5"]),
         (["--ros-args", "-p", "gate.detla:=0.5"], ["'gate.detla'", "did you mean gate.delta"]),
-        (["--ros-args", "--params-file", "BAD"], ["Couldn't parse params file", "bad.yaml", "line"]),
-        (["--ros-args", "--params-file", "/nowhere.yaml"], ["/nowhere.yaml", "Error opening YAML file"]),
+        (["--ros-args", "--params-file", "BAD"], ["bad.yaml is not YAML that can be read", "line 3"]),
+        (["--ros-args", "--params-file", "/nowhere.yaml"], ["cannot read /nowhere.yaml: No such file"]),
+        (["--ros-args", "--params-file", "/dev/zero"], ["cannot read /dev/zero: it is a device or a pipe"]),
+        (
+            ["--ros-args", "--params-file", "OTHER", "-r", "__ns:=/left"],
+            ["other.yaml is for the node /left/flashvla, only for /flashvla", "or /**: for every node"],
+        ),
+        (["--ros-args", "--params-file", "OTHER", "-r", "__node:=arm"], ["is for the node /arm, only for /flashvla"]),
         (["--checkpoint", "x"], ["unknown argument '--checkpoint'", "-p name:=value"]),
         (
             ["--ros-args", "-p", "node.autostart:=true", "-p", "model.checkpoint:=/nowhere/at/all"],
@@ -155,7 +161,10 @@ def test_a_signal_while_the_model_loads_ends_it_too(tmp_path):
 def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, arguments, words):
     bad = tmp_path / "bad.yaml"
     bad.write_text("/flashvla:\n  ros__parameters:\n    gate: [1\n")
-    arguments = [str(bad) if argument == "BAD" else argument for argument in arguments]
+    other = tmp_path / "other.yaml"
+    other.write_text("/flashvla:\n  ros__parameters:\n    limits.lower: [-0.01, -0.01, -0.01, -1.0]\n")
+    files = {"BAD": str(bad), "OTHER": str(other)}
+    arguments = [files.get(argument, argument) for argument in arguments]
     result = subprocess.run([*NODE, *arguments], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2, result.stderr
     [line] = [line for line in result.stderr.splitlines() if line.startswith("policy_node")]

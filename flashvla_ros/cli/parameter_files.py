@@ -1,0 +1,92 @@
+"""ROS parameter files: which of their sections are for a node, by the rules of rcl, and what those set."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashvla_ros.cli.yaml_files import read_yaml
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import find
+
+_SECTION = "ros__parameters"
+
+
+def read_parameters(path: Path, node: str) -> dict[str, Any]:
+    """Return the parameters that a file sets for a node, by name; a later section goes before an earlier one.
+
+    Args:
+        path: A ROS parameter file, which may be for several nodes.
+        node: Full name of the node, such as ``/left/flashvla``.
+
+    Raises:
+        SettingsError: The file cannot be read, is of another form, has nothing for this node, or holds an unknown
+            parameter or a bad value.
+    """
+    values: dict[str, Any] = {}
+    for group in _sections_for(path, node):
+        values.update((name, value) for name, value in _flatten(group) if not _of_any_node(name))
+    return {name: find(name).parse(find(name).from_yaml(value)) for name, value in values.items()}
+
+
+def check_files(paths: Sequence[Path], node: str) -> None:
+    """Refuse parameter files that set nothing for a node: its limits would be missing without a word.
+
+    Raises:
+        SettingsError: A file cannot be read, is of another form, or has nothing for this node.
+    """
+    for path in paths:
+        _sections_for(path, node)
+
+
+def given_files(arguments: Sequence[str]) -> list[Path]:
+    """Return the parameter files among the arguments of a ROS process."""
+    return [Path(file) for flag, file in itertools.pairwise(arguments) if flag == "--params-file"]
+
+
+def _sections_for(path: Path, node: str) -> list[Mapping[str, Any]]:
+    content = read_yaml(path)
+    sections = dict(_sections(content, "")) if isinstance(content, Mapping) else {}
+    if not sections or not all(isinstance(section, Mapping) for section in sections.values()):
+        raise SettingsError(f"{path} is not a ROS parameter file: it must hold <node>: {_SECTION}: …")
+    found = [section for name, section in sections.items() if _is_for(name, node)]
+    if not found:
+        raise SettingsError(
+            f"nothing in {path} is for the node {node}, only for {', '.join(sections)}: "
+            f"write {node}: there, or /**: for every node"
+        )
+    return found
+
+
+def _sections(group: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Any]]:
+    """Yield each section with the name of its node; namespaces may be written in front of it or around it."""
+    for key, value in group.items():
+        name = f"{above}/{str(key).removeprefix('/')}"
+        if isinstance(value, Mapping) and _SECTION in value:
+            yield name, value[_SECTION] or {}
+        elif isinstance(value, Mapping):
+            yield from _sections(value, name)
+        else:
+            yield name, value
+
+
+def _is_for(section: str, node: str) -> bool:
+    """Whether a section's name matches: ``*`` stands for one part of a node's name, ``**`` for any number."""
+    parts = {"*": r"/\w+", "**": r"(/\w+)*"}
+    pattern = "".join(parts.get(part, f"/{re.escape(part)}") for part in section.split("/")[1:])
+    return re.fullmatch(pattern, node) is not None
+
+
+def _of_any_node(name: str) -> bool:
+    return name == "use_sim_time" or name.startswith("qos_overrides.")
+
+
+def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
