@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.core.settings import CameraSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.trial import attempt
@@ -196,4 +197,10 @@ def _frames(executor: Any, arrived: list[Any], what: str, wait_s: float) -> Find
     last = arrived[-1]
     size = f"{last.width}x{last.height} {last.encoding}" if hasattr(last, "encoding") else last.format
     rate = f", {(len(times_s) - 2) / (times_s[-1] - times_s[1]):.0f} Hz" if len(times_s) > 2 else ""
+    from flashvla_ros.messages.images import decode_compressed, decode_image
+
+    try:
+        decode_image(last) if hasattr(last, "encoding") else decode_compressed(last)
+    except ObservationError as error:
+        return Finding("camera", Level.FAILURE, f"{what}: the node could not use its images: {error}")
     return ok("camera", f"{what}: {size}{rate}")

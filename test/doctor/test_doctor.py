@@ -104,12 +104,12 @@ def test_the_machine_is_described() -> None:
 
 
 @contextlib.contextmanager
-def camera(kind: type[Any], reliability: ReliabilityPolicy) -> Iterator[None]:
-    """Publish small images on /image from a thread."""
+def camera(kind: type[Any], reliability: ReliabilityPolicy, topic: str = "image") -> Iterator[None]:
+    """Publish small images from a thread."""
     context = rclpy.Context()
     rclpy.init(context=context)
     node = rclpy.create_node("camera", context=context)
-    publisher = node.create_publisher(kind, "image", QoSProfile(depth=1, reliability=reliability))
+    publisher = node.create_publisher(kind, topic, QoSProfile(depth=1, reliability=reliability))
     message = kind(height=4, width=6, encoding="rgb8", step=18, data=bytes(72)) if kind is Image else kind()
     over = threading.Event()
 
@@ -131,6 +131,13 @@ def camera(kind: type[Any], reliability: ReliabilityPolicy) -> Iterator[None]:
 def look(wait_s: float = 30.0, name: str = "camera", remap: tuple[str, ...] = (), **values: Any) -> Finding:
     settings = Settings().with_values({key.replace("__", "."): value for key, value in values.items()})
     return next(finding for finding in check_ros(settings, wait_s, remap) if finding.name == name)
+
+
+def test_a_camera_whose_images_the_node_could_not_use_is_told() -> None:
+    with camera(CompressedImage, ReliabilityPolicy.BEST_EFFORT, "image/compressed"):
+        finding = look(camera__compressed=True)
+    assert finding.level is Level.FAILURE
+    assert "the node could not use its images: 0 bytes of format '' are no picture" in finding.text
 
 
 def test_a_camera_is_found_with_what_it_sends_and_its_quality_of_service() -> None:
