@@ -19,8 +19,11 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, [1 or B, L, head size]
 class Cache(Protocol):
     """What a decoder layer asks of a key-value cache."""
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store the keys and values [B, H, L, D] of new tokens; return those to attend to."""
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_unused: object) -> tuple[Tensor, Tensor]:
+        """Store the keys and values [B, H, L, D] of new tokens; return those to attend to.
+
+        Early releases 5 of transformers hand over a fourth argument, for caches of other kinds.
+        """
         ...
 
 

@@ -1,19 +1,21 @@
 """Llama's tokenizer: read from a checkpoint folder in either of its two forms, or built small for a small model.
 
-The files are read with the tokenizers library itself, so what a text turns into does not depend on how a release of
-transformers interprets tokenizer_config.json.
+The files are read with the tokenizers library itself, so what a text turns into does not depend on the release of
+transformers: it is what LlamaTokenizerFast of release 4.40, the official code's, makes of them.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.vla.config import read_json
 
 UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<PAD>"
 SPACE = "▁"  # how the vocabulary writes a space; alone it is the empty token that closes a prompt
@@ -21,17 +23,69 @@ _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read tokenizer.json, or else tokenizer.model (SentencePiece), from a checkpoint folder."""
+    """Read tokenizer.json, or else tokenizer.model (SentencePiece), from a checkpoint folder.
+
+    Padding and truncation, which tokenizer.json keeps from its last use, are off. Added tokens are those that
+    tokenizer_config.json declares, or else added_tokens.json.
+    """
     fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
+    if not fast.is_file() and not slow.is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer: copy tokenizer.json or tokenizer.model of the checkpoint there"
+        )
+    settings = _optional_json(folder / "tokenizer_config.json")
+    for name in ("add_bos_token", "add_prefix_space"):
+        if settings.get(name) is False:
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: {name} is false, which OpenVLA's prompts need: set it to true"
+            )
     try:
         if fast.is_file():
-            return Tokenizer.from_file(str(fast))
-        if slow.is_file():
+            tokenizer = Tokenizer.from_file(str(fast))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        else:
             pieces = list(_sentencepieces(slow.read_bytes()))
-            return _llama_tokenizer([piece for piece, _ in pieces], _merges(pieces))
+            tokenizer = _llama_tokenizer([piece for piece, _ in pieces], _merges(pieces))
+        declared = _added_tokens(settings, folder)
+        for _, token in sorted(declared.items()):
+            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    except CheckpointError:
+        raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise CheckpointError(f"tokenizer files in {folder} cannot be read: {error}") from error
-    raise CheckpointError(f"{folder} has no tokenizer: copy tokenizer.json or tokenizer.model of the checkpoint there")
+        raise CheckpointError(
+            f"tokenizer files in {folder} cannot be read: copy them again ({type(error).__name__}: {error})"
+        ) from error
+    for index, token in declared.items():
+        if (found := tokenizer.token_to_id(token.content)) != index:
+            raise CheckpointError(
+                f"{folder}: the added token {token.content!r} is declared as {index} and would become {found}: "
+                f"copy all the tokenizer's files from one checkpoint"
+            )
+    _close_prompts(tokenizer, end=settings.get("add_eos_token") is True)
+    return tokenizer
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _added_tokens(settings: Mapping[str, Any], folder: Path) -> dict[int, AddedToken]:
+    """Tokens behind the vocabulary by their id; added_tokens.json knows their texts only."""
+    flags = ("lstrip", "rstrip", "normalized", "single_word", "special")
+    if "added_tokens_decoder" in settings:
+        return {
+            int(index): AddedToken(entry["content"], **{flag: entry[flag] for flag in flags if flag in entry})
+            for index, entry in settings["added_tokens_decoder"].items()
+        }
+    special: set[str] = set()
+    for value in _optional_json(folder / "special_tokens_map.json").values():
+        tokens = value if isinstance(value, list) else [value]
+        special |= {token["content"] if isinstance(token, dict) else token for token in tokens}
+    return {
+        index: AddedToken(text, normalized=text not in special, special=text in special)
+        for text, index in _optional_json(folder / "added_tokens.json").items()
+    }
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int, n_action_bins: int = 256) -> Tokenizer:
@@ -84,10 +138,16 @@ def _llama_tokenizer(pieces: list[str], merges: list[tuple[str, str]]) -> Tokeni
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (UNKNOWN, BOS, EOS)])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
-    )
+    _close_prompts(tokenizer, end=False)
     return tokenizer
+
+
+def _close_prompts(tokenizer: Tokenizer, *, end: bool) -> None:
+    """Put BOS before each text, and EOS behind it where `end` says so; without BOS it is no tokenizer of Llama's."""
+    ids = [(token, tokenizer.token_to_id(token)) for token in ((BOS, EOS) if end else (BOS,))]
+    if all(index is not None for _, index in ids):
+        template = f"{BOS} $A {EOS}" if end else f"{BOS} $A"
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
 
 
 def _sentencepieces(data: bytes) -> Iterator[tuple[str, float]]:
@@ -95,6 +155,8 @@ def _sentencepieces(data: bytes) -> Iterator[tuple[str, float]]:
     for field, value in _fields(data):
         if field == 1:
             parts = dict(_fields(value))
+            if 1 not in parts:
+                raise ValueError("it is not a SentencePiece model")
             yield parts[1].decode("utf-8"), struct.unpack("<f", parts.get(2, bytes(4)))[0]
 
 
@@ -109,8 +171,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
             continue
         if kind == 2:
             size, position = _varint(data, position)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
         else:
-            size = {1: 8, 5: 4}[kind]
+            raise ValueError("it is not a SentencePiece model")
         if position + size > len(data):
             raise ValueError("the file is truncated")
         yield tag >> 3, data[position : position + size]
@@ -120,6 +184,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if position >= len(data) or shift > 63:
+            raise ValueError("it is not a SentencePiece model, or cut short")
         byte = data[position]
         value |= (byte & 0x7F) << shift
         position, shift = position + 1, shift + 7

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +26,15 @@ from official import (
     read_image,
 )
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
-from flashvla_ros.vla.tokenizer import load_tokenizer
+from flashvla_ros.vla.tokenizer import PAD, load_tokenizer
 
+SIDE_FILES = json.loads((DATA / "tokenizer" / "side_files.json").read_text())
 EVERY_KEY = [(checkpoint, key) for checkpoint, keys in DATA_SETS.items() for key in keys]
 
 
@@ -108,3 +113,35 @@ def test_each_form_of_the_tokenizer_gives_the_official_ids(names: tuple[str, ...
     tokenizer = load_tokenizer(tmp_path)
     for entry in json.loads((source / "expected.json").read_text()):
         assert tokenizer.encode(entry["text"]).ids == entry["ids"]
+
+
+@pytest.mark.parametrize("variant", SIDE_FILES["variants"], ids=lambda variant: variant["name"])
+def test_files_beside_the_tokenizer_mean_what_they_mean_officially(variant: dict[str, Any], tmp_path: Path) -> None:
+    for form in variant["forms"]:
+        folder = tmp_path / form
+        folder.mkdir()
+        for name in (form, "special_tokens_map.json", "added_tokens.json"):
+            shutil.copy(DATA / "tokenizer" / name, folder)
+        for name, content in variant["files"].items():
+            (folder / name).write_text(json.dumps(content))
+        tokenizer = load_tokenizer(folder)
+        assert [tokenizer.encode(text).ids for text in SIDE_FILES["texts"]] == variant["ids"], form
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda tokenizer: tokenizer.enable_padding(length=64, pad_id=32000, pad_token=PAD),
+        lambda tokenizer: tokenizer.enable_truncation(12),
+    ],
+    ids=["padding", "truncation"],
+)
+def test_what_tokenizer_json_keeps_of_its_last_use_changes_no_prompt(
+    keep: Callable[[Tokenizer], None], tmp_path: Path
+) -> None:
+    """The official code pads and cuts by its own arguments alone, which ask for neither."""
+    folder = Path(shutil.copytree(DATA / "fused", tmp_path / "used"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    keep(tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    check_prompts("fused", load(folder, DATA_SETS["fused"][0]))
