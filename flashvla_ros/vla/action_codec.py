@@ -111,6 +111,7 @@ def _statistics(entry: Any, key: str) -> tuple[FloatArray, FloatArray, NDArray[n
         raise CheckpointError(f"norm_stats of {key!r}: q01, q99 and mask must be lists of numbers") from error
     if low.ndim != 1 or not low.size or low.shape != high.shape or low.shape != mask.shape:
         raise CheckpointError(f"norm_stats of {key!r}: q01, q99 and mask must have one value for each action dimension")
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+    used_low, used_high = low[mask], high[mask]  # what no mask uses may be anything
+    if not (np.isfinite(used_low).all() and np.isfinite(used_high).all() and (used_low <= used_high).all()):
         raise CheckpointError(f"norm_stats of {key!r}: q01 and q99 must be finite, and q01 at most q99")
     return low, high, mask

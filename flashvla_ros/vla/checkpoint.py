@@ -20,34 +20,80 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
-from flashvla_ros.vla.keys import entries
+from flashvla_ros.vla.keys import EMBEDDING, HEAD, entries
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import save_tokenizer
-from flashvla_ros.vla.weights import INDEX, WEIGHTS, read_weights
+from flashvla_ros.vla.weights import INDEX, WEIGHTS, StoredWeights, read_weights
 
 STATISTICS = "dataset_statistics.json"
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
 
 
 def load_config(folder: Path) -> OpenVLAConfig:
-    """Read config.json; dataset_statistics.json, which fine-tuning writes, replaces the statistics in it."""
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    if not any(folder.iterdir()):
-        raise CheckpointError(f"checkpoint folder {folder} is empty")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds a LoRA adapter alone: merge it into its base model and save that")
+    """Read config.json; dataset_statistics.json, which fine-tuning writes, replaces the statistics in it.
+
+    Raises:
+        CheckpointError: The folder as a whole is no OpenVLA checkpoint, or one of the two files is wrong.
+    """
+    _check_folder(folder)
     config = OpenVLAConfig.from_folder(folder)
-    if (folder / STATISTICS).is_file():
-        config = dataclasses.replace(config, norm_stats=read_json(folder / STATISTICS))
-    if not config.norm_stats:
+    source = folder / STATISTICS
+    if source.is_file():
+        config = dataclasses.replace(config, norm_stats=read_json(source))
+        if not config.norm_stats:
+            raise CheckpointError(f"{source} names no data set: copy the one that training wrote")
+    elif not config.norm_stats:
         raise CheckpointError(
             f"{folder / 'config.json'}: field norm_stats is missing, and there is no {STATISTICS}: "
             f"copy the one that training wrote"
         )
+    else:
+        source = folder / "config.json"
+    if "q01" in (config.norm_stats.get("action") or ()):  # as OpenVLA's data loader keeps them in its cache
+        raise CheckpointError(
+            f"{source} holds the statistics of one data set without its name: "
+            f'write {{"NAME": …}} around them, and NAME is the value of model.unnorm_key'
+        )
     return config
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what is not one whole checkpoint, by the names and first bytes of its files."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"checkpoint folder {folder} does not exist: give a folder of this machine, nothing is fetched"
+        )
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"checkpoint folder {folder} is empty")
+    if pointers := [file.name for file in files if _is_pointer(file)]:
+        raise CheckpointError(
+            f"{folder}: {', '.join(pointers)} are pointers of Git LFS, not files: run git lfs pull there"
+        )
+    has_config = (folder / "config.json").is_file()
+    if not has_config and (snapshots := sorted((folder / "snapshots").glob("*/config.json"))):
+        raise CheckpointError(f"{folder} is a download cache: give {snapshots[-1].parent}")
+    if (folder / "adapter_config.json").is_file():
+        if has_config and any(folder.glob("model*.safetensors")):
+            raise CheckpointError(
+                f"{folder} has the weights of a model and a LoRA adapter (adapter_config.json): merge the adapter and "
+                f"save that, or move its files away if it is merged already; the official code would load its base"
+            )
+        raise CheckpointError(f"{folder} holds a LoRA adapter alone: merge it into its base model and save that")
+    if any((folder / "checkpoints").glob("*.pt")):
+        raise CheckpointError(
+            f"{folder} is a run of OpenVLA's train.py: convert it with its convert_openvla_weights_to_hf.py"
+        )
+
+
+def _is_pointer(file: Path) -> bool:
+    if file.stat().st_size >= _POINTER_BYTES:
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
 
 
 def load_model(
@@ -63,18 +109,50 @@ def load_model(
     known = entries(model)
     stored = read_weights(folder)
     stored.check(known, config)
+    loaded: dict[str, Tensor] = {}
     for number, file in enumerate(stored.files, start=1):
         if progress is not None:
             progress(file.name, number, len(stored.files))
-        loaded: dict[str, Tensor] = {}
         names = [name for name in known if stored.tensors[name].file == file]
+        finite: dict[str, Tensor] = {}
         for name, tensor in stored.read(file, names, device):
             # A copy even where nothing changes: the file is mapped, and may be overwritten while the model runs.
-            loaded[known[name].ours] = tensor.to(dtype, copy=tensor.device.type == "cpu")
-        model.load_state_dict(loaded, strict=False, assign=True)
+            converted = tensor.to(dtype, copy=tensor.device.type == "cpu")
+            if converted.numel():
+                finite[name] = torch.stack(torch.aminmax(converted)).isfinite().all()
+            loaded[known[name].ours] = converted
+        _check_finite(file, finite, dtype)
+    model.load_state_dict(loaded, strict=False, assign=True)
+    if config.tied and HEAD in stored.tensors:
+        _check_tied(stored, loaded[EMBEDDING], device)
     model.tie()
     model.restore_buffers(device)
     return model.eval().requires_grad_(False)
+
+
+def _check_finite(file: Path, finite: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse, with :class:`CheckpointError`, tensors with a NaN or an infinity; the device is asked once a file."""
+    if not finite:
+        return
+    flags = torch.stack(list(finite.values())).tolist()
+    if bad := [name for name, good in zip(finite, flags, strict=True) if not good]:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        kind = str(dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{file} has values that are not finite in {kind}, in {', '.join(bad[:3])}{more}: copy the file again, or "
+            f"set model.dtype to a type of wider range"
+        )
+
+
+def _check_tied(stored: StoredWeights, embedding: Tensor, device: torch.device) -> None:
+    """Refuse an output projection that differs from the table of embeddings which config.json says it is."""
+    file = stored.tensors[HEAD].file
+    for _, head in stored.read(file, [HEAD], device):
+        if not torch.equal(head.to(embedding.dtype), embedding):
+            raise CheckpointError(
+                f"{file}: {HEAD} is not the table of embeddings, though config.json has tie_word_embeddings true: "
+                f"use the config.json of these weights"
+            )
 
 
 def build_empty(config: OpenVLAConfig, attention: str = "sdpa") -> OpenVLA:

@@ -19,10 +19,13 @@ from flashvla_ros.core.errors import CheckpointError, SettingsError
 
 DINOV2 = "dinov2_with_registers"
 SIGLIP = "siglip_vision_model"
+_JSON_BYTES = 100_000_000
+_MOST_LAYERS = 1000
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 
 # config.json leaves out what equals the defaults of the transformers release that wrote it (4.40), so they are pinned.
-_LLAMA_DEFAULTS = {
+_LLAMA_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -30,8 +33,17 @@ _LLAMA_DEFAULTS = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
     "tie_word_embeddings": False,
 }
+
+
+def _check_depth(layers: int, where: str) -> None:
+    """Refuse what would take hours to build before the weights could say that they do not fit."""
+    if layers > _MOST_LAYERS:
+        raise CheckpointError(f"num_hidden_layers of the {where} is {layers}, and no model has over {_MOST_LAYERS}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +80,7 @@ class TowerConfig:
                 raise CheckpointError(
                     f"{field.name} of the {where} must be an integer of at least {low}, got {value!r}"
                 )
+        _check_depth(self.num_hidden_layers, where)
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} of the {where} is not a multiple of its "
@@ -154,7 +167,7 @@ class OpenVLAConfig:
                 f"text_config.vocab_size {self.text_config['vocab_size']} less {self.pad_to_multiple_of} padding rows "
                 f"leaves no room for {self.n_action_bins} action bins"
             )
-        self.llama()
+        _check_depth(self.llama().num_hidden_layers, "decoder")
 
     @property
     def fused(self) -> bool:
@@ -211,6 +224,7 @@ class OpenVLAConfig:
                 f"llm_backbone_id is {language_model!r}, so this is OpenVLA v0.1, whose prompts are a chat: "
                 f"give a checkpoint of OpenVLA-7B or later"
             )
+        text = {"vocab_size": _LLAMA_DEFAULTS["vocab_size"], **text}
         _required(text, "vocab_size", int, prefix="text_config.")
         optional = {
             field.name: data[field.name]
@@ -276,6 +290,11 @@ _FOREIGN_TEXT_KEYS = ("model_type", "torch_dtype", "dtype", "transformers_versio
 def _towers(data: Mapping[str, Any], backbone: str) -> tuple[TowerConfig, ...]:
     entries = data.get("vision_config")
     if entries is None:
+        if "clip" in backbone.replace("siglip", "") or backbone.startswith("in1k"):
+            raise CheckpointError(
+                f"vision_backbone_id {backbone!r} has a tower of CLIP or ImageNet, and only DINOv2 with registers and "
+                f"SigLIP are built here: give a checkpoint of {', '.join(KNOWN_BACKBONES)}"
+            )
         if backbone not in KNOWN_BACKBONES:
             raise CheckpointError(
                 f"vision_backbone_id {backbone!r} is not one of {', '.join(KNOWN_BACKBONES)}: "
@@ -305,10 +324,14 @@ def _required(data: Mapping[str, Any], name: str, kind: type, prefix: str = "") 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; :class:`CheckpointError` says what is wrong with the file."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")
+        if path.stat().st_size > _JSON_BYTES:
+            raise OSError(f"it has more than {_JSON_BYTES} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {_first_line(error)}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object")

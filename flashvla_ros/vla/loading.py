@@ -44,10 +44,11 @@ def check_before_loading(settings: Settings) -> None:
         SettingsError: It sees another number of cameras.
     """
     if len(settings.camera.names) > 1:  # with one there is nothing to say that could not wait
-        from flashvla_ros.vla.config import OpenVLAConfig, check_cameras
+        from flashvla_ros.vla.checkpoint import load_config
+        from flashvla_ros.vla.config import check_cameras
         from flashvla_ros.vla.policy import checkpoint_folder
 
-        check_cameras(settings.camera.names, OpenVLAConfig.from_folder(checkpoint_folder(settings.model)))
+        check_cameras(settings.camera.names, load_config(checkpoint_folder(settings.model)))
 
 
 def load_policy(settings: Settings) -> LoadedPolicy:

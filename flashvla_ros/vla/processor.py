@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,27 @@ class ImageProcessor:
                     f"use the preprocessor_config.json of this checkpoint"
                 )
             statistics[name] = tuple(tuple(float(number) for number in triple) for triple in values)
-        return cls(implied.image_size, strategy, **statistics)
+        processor = cls(implied.image_size, strategy, **statistics)
+        processor._check_transform(path, data)
+        return processor
+
+    def _check_transform(self, path: Path, data: Mapping[str, Any]) -> None:
+        """Refuse ``tvf_*`` fields that say otherwise: the official code writes them of the others, and follows them."""
+        side = self.image_size
+        size = [side, side] if self.strategy == "resize-naive" else side
+        letterbox = self.strategy == "letterbox"
+        wrong = [name for name, value in (("tvf_do_letterbox", letterbox),) if data.get(name, value) != value]
+        if any(entry.get("size", size) != size for entry in data.get("tvf_resize_params") or ()):
+            wrong.append("tvf_resize_params")
+        for index, entry in enumerate(data.get("tvf_normalize_params") or ()):
+            for name, values in (("mean", self.means), ("std", self.stds)):
+                if index < len(values) and not np.allclose(entry.get(name, values[index]), values[index], atol=1e-6):
+                    wrong.append(f"tvf_normalize_params.{name}")
+        if wrong:
+            raise CheckpointError(
+                f"{path}: {wrong[0]} does not fit the fields without tvf_, and the official code follows it: "
+                f"set image_resize_strategy, means and stds to what the tvf_ fields say"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a preprocessor_config.json."""

@@ -101,25 +101,39 @@ def read_weights(folder: Path) -> StoredWeights:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{folder / INDEX}: field weight_map is missing: copy the file again")
-        files = [folder / name for name in sorted(set(shards.values()))]
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {INDEX} lists: copy these files too")
-        return files
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+    """The files that the official code reads: one file goes before an index, and both before pickles."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    shards = _shards(index) if index.is_file() else []
+    missing = [file.name for file in shards if not file.is_file()]
+    if single.is_file():
+        if shards and not missing:
+            raise CheckpointError(
+                f"{folder} holds two models, {WEIGHTS} and the shards of {INDEX}: delete the older of the two; "
+                f"the official code reads {WEIGHTS}"
+            )
+        return [single]  # an index whose shards are gone is what saving over them leaves
+    if missing:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {INDEX} lists: copy these files too")
+    if shards:
+        return shards
     if pickles := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
         raise CheckpointError(
             f"{folder} has pickled weights ({pickles[0]}), which can run code when read: save them as safetensors"
         )
-    if shards := sorted(file.name for file in folder.glob("model-*.safetensors")):
-        raise CheckpointError(f"{folder} has shards ({shards[0]}) but no {INDEX}: copy that file too")
+    if strays := sorted(file.name for file in folder.glob("model-*.safetensors")):
+        raise CheckpointError(f"{folder} has shards ({strays[0]}) but no {INDEX}: copy that file too")
     if (folder / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{folder} holds a LoRA adapter alone: merge it into its base model and save that")
     raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX} is there: copy them")
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{index}: field weight_map is missing: copy the file again")
+    if odd := [name for name in shards.values() if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index}: weight_map must name files of this folder, got {odd[0]!r}: copy it again")
+    return [index.parent / name for name in sorted(set(shards.values()))]
 
 
 def _damaged(file: Path, error: Exception) -> CheckpointError:

@@ -110,6 +110,92 @@ def _no_statistics(folder: Path) -> None:
     _change_config(folder, norm_stats=None)
 
 
+def _flat_statistics(folder: Path) -> None:
+    """The form in which OpenVLA's data loader keeps them in its cache."""
+    action = json.loads((folder / "config.json").read_text())["norm_stats"][KEY]["action"]
+    statistics = {"action": action, "proprio": action, "num_transitions": 9, "num_trajectories": 1}
+    (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
+
+
+def _empty_statistics(folder: Path) -> None:
+    (folder / "dataset_statistics.json").write_text("{}")
+
+
+def _pointers(folder: Path) -> None:
+    for name in ("tokenizer.json", "model-00002-of-00003.safetensors"):
+        (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 499723\n")
+
+
+def _two_models(folder: Path) -> None:
+    shutil.copy(folder / "model-00003-of-00003.safetensors", folder / "model.safetensors")
+
+
+def _adapter_beside_weights(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"lora_A": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+
+
+def _download_cache(folder: Path) -> None:
+    inner = folder / "snapshots" / "31f090d"
+    inner.mkdir(parents=True)
+    for file in [file for file in folder.iterdir() if file.is_file()]:
+        file.rename(inner / file.name)
+
+
+def _training_run(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000100-epoch-01-loss=0.1.pt").write_bytes(b"PK")
+    (folder / "config.json").write_text('{"vla": {}}')
+
+
+def _another_tower(folder: Path) -> None:
+    _change_config(folder, vision_backbone_id="dinoclip-vit-l-336px", vision_config=None)
+
+
+def _other_resizing_in_force(folder: Path) -> None:
+    file = folder / "preprocessor_config.json"
+    data = json.loads(file.read_text())
+    assert data["tvf_resize_params"]
+    file.write_text(json.dumps({**data, "image_resize_strategy": "letterbox"}))
+
+
+def _other_normalisation_in_force(folder: Path) -> None:
+    file = folder / "preprocessor_config.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, "means": [[0.5, 0.5, 0.5]] * 2}))
+
+
+def _index_of_numbers(folder: Path) -> None:
+    file = folder / "model.safetensors.index.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, "weight_map": dict.fromkeys(data["weight_map"], 3)}))
+
+
+def _nested(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 200_000)
+
+
+def _deep(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    _change_config(folder, text_config={**text, "num_hidden_layers": 10**9})
+
+
+def _no_file(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/dev/zero")
+
+
+def _no_sentencepieces(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"not a model")
+
+
+def _no_first_token(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+
+
 WRONG: list[tuple[Callable[[Path], None], str, str]] = [  # what is done, what was found, what to do
     (_text_only, r"model_type is 'llama', not 'openvla'", "give the folder of an OpenVLA checkpoint"),
     (_chat_model, r"OpenVLA v0\.1", r"give a checkpoint of OpenVLA-7B"),
@@ -127,6 +213,22 @@ WRONG: list[tuple[Callable[[Path], None], str, str]] = [  # what is done, what w
     (_images_of_another_size, r"input_sizes must be \[3, 56, 56\]", r"use the preprocessor_config\.json"),
     (_no_percentiles, "lacks q01 and q99", "copy"),
     (_no_statistics, r"norm_stats is missing.*no dataset_statistics\.json", "copy"),
+    (_flat_statistics, "one data set without its name", r"write \{\"NAME\": …\} around them"),
+    (_empty_statistics, r"dataset_statistics\.json names no data set", "copy the one"),
+    (_pointers, r"model-00002-of-00003\.safetensors, tokenizer\.json are pointers of Git LFS", "run git lfs pull"),
+    (_two_models, r"two models, model\.safetensors and the shards", "delete the older"),
+    (_adapter_beside_weights, r"the weights of a model and a LoRA adapter", "merge the adapter .* or move its files"),
+    (_download_cache, "is a download cache", r"give .*snapshots/31f090d"),
+    (_training_run, r"a run of OpenVLA's train\.py", r"convert it with its convert_openvla_weights_to_hf\.py"),
+    (_another_tower, "'dinoclip-vit-l-336px' has a tower of CLIP", "give a checkpoint of dinosiglip"),
+    (_other_resizing_in_force, "tvf_do_letterbox does not fit", "set image_resize_strategy"),
+    (_other_normalisation_in_force, r"tvf_normalize_params\.mean does not fit", "set image_resize_strategy, means"),
+    (_index_of_numbers, "weight_map must name files of this folder, got 3", "copy it again"),
+    (_nested, r"config\.json cannot be read as JSON", "recursion"),
+    (_deep, "num_hidden_layers of the decoder is 1000000000", "no model has over 1000"),
+    (_no_file, r"config\.json cannot be read as JSON", "not a regular file"),
+    (_no_sentencepieces, "tokenizer files .* cannot be read", "copy them again .*not a SentencePiece model"),
+    (_no_first_token, "add_bos_token is false", "set it to true"),
 ]
 
 

@@ -72,6 +72,14 @@ def test_masked_dimension_is_not_scaled():
     assert codec.normalize([7.5, 0.5]).tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize(("low", "high"), [(float("nan"), 1.0), (2.0, 1.0), (0.0, float("inf"))])
+def test_statistics_that_no_mask_uses_may_be_anything(low, high):
+    stats = {"toy": {"action": {"q01": [0.0, low], "q99": [10.0, high], "mask": [1, 0]}}}
+    codec = ActionCodec.from_config(tiny_config(norm_stats=stats))
+    assert codec.unnormalize([0.5, 0.5]).tolist() == [7.5, 0.5]
+    assert codec.normalize([7.5, 0.5]).tolist() == [0.5, 0.5]
+
+
 def test_dimension_that_never_moves_is_zero():
     stats = {"toy": {"action": {"q01": [3.0], "q99": [3.0]}}}
     codec = ActionCodec.from_config(tiny_config(norm_stats=stats))

@@ -10,8 +10,10 @@ from checkpoints import NORM_STATS, random_model, tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.vla.checkpoint import load_config, load_model
+from flashvla_ros.vla.checkpoint import load_config, load_model, save_checkpoint
+from flashvla_ros.vla.keys import EMBEDDING, HEAD
 from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.tokenizer import build_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -81,6 +83,52 @@ def test_saving_again_leaves_no_stale_shard(tmp_path):
     write_checkpoint(tmp_path, seed=1)
     assert [file.name for file in tmp_path.glob("model*")] == ["model.safetensors"]
     load(tmp_path)
+
+
+def tied(folder: Path) -> None:
+    """Make the output projection the table of embeddings, as save_pretrained writes it: once."""
+    data = json.loads((folder / "config.json").read_text())
+    data["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(data))
+    rewrite(folder, lambda tensors: tensors.pop(HEAD))
+
+
+def test_a_tied_output_projection_is_the_table_of_embeddings(folder, tmp_path):
+    untied = load(folder)
+    untied.language_model.lm_head.weight = untied.language_model.model.embed_tokens.weight
+    tied(folder)
+    model = load(folder)
+    arguments = torch.randn(1, 6, 56, 56), torch.tensor([[1, 300, 301]]), torch.tensor([[900, 901]])
+    assert torch.equal(model(*arguments), untied(*arguments))
+    save_checkpoint(tmp_path / "again", model, build_tokenizer([], 1024))
+    assert HEAD not in load_file(tmp_path / "again" / "model.safetensors")
+    assert torch.equal(load(tmp_path / "again")(*arguments), untied(*arguments))
+
+
+def test_a_tied_output_projection_may_be_there_twice_but_not_in_two_forms(folder):
+    tied(folder)
+    rewrite(folder, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
+    load(folder)
+    rewrite(folder, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING] + 1.0}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is not the table of embeddings.*use the config\.json"):
+        load(folder)
+
+
+def test_one_file_goes_before_an_index_whose_shards_are_gone(folder):
+    """Saving over shards leaves their index; the official code reads the file."""
+    index = {"metadata": {}, "weight_map": {"x": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(float("nan"), torch.float32), (float("-inf"), torch.float32), (1e30, torch.float16)]
+)
+def test_weights_that_are_not_finite_are_named(value, dtype, folder):
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    rewrite(folder, lambda tensors: tensors[name][0, :1].fill_(value))
+    with pytest.raises(CheckpointError, match=rf"not finite in {str(dtype)[6:]}, in {name}: copy the file again"):
+        load(folder, dtype)
 
 
 def test_weights_take_the_type_asked_for(original):

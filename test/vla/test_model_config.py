@@ -37,6 +37,12 @@ def test_published_config_names_a_backbone_whose_sizes_are_known():
     assert llama.rms_norm_eps == 1e-6
 
 
+def test_what_transformers_leaves_out_of_config_json_is_its_default():
+    config = OpenVLAConfig.from_dict({**OPENVLA_7B, "text_config": {"model_type": "llama"}})
+    assert config.llama().vocab_size == 32000
+    assert config.action_vocab_size == 32000 - 64
+
+
 def test_written_config_has_what_the_official_class_reads():
     written = OpenVLAConfig.from_dict(OPENVLA_7B).to_dict()
     for name, value in OPENVLA_7B.items():
@@ -67,12 +73,12 @@ def test_missing_field_is_named(field):
     ("change", "message"),
     [
         ({"model_type": "llama"}, "'llama', not 'openvla'"),
-        ({"text_config": {}}, r"text_config\.vocab_size is missing"),
         ({"text_config": {"vocab_size": "many"}}, r"text_config\.vocab_size must be of type int"),
         ({"text_config": {"vocab_size": 200}}, "leaves no room for 256 action bins"),
         ({"text_config": {"vocab_size": 32064, "model_type": "mistral"}}, "only Llama"),
         ({"text_config": {"vocab_size": 32064, "hidden_size": "wide"}}, "not a Llama configuration"),
-        ({"vision_backbone_id": "clip-vit-l"}, "'clip-vit-l' is not one of"),
+        ({"vision_backbone_id": "clip-vit-l"}, "'clip-vit-l' has a tower of CLIP"),
+        ({"vision_backbone_id": "siglip-vit-b16"}, "'siglip-vit-b16' is not one of"),
         ({"use_fused_vision_backbone": False}, "there are 2 towers"),
         ({"image_resize_strategy": "squeeze"}, "image_resize_strategy must be one of"),
         ({"n_action_bins": "256"}, "n_action_bins must be of type int"),
