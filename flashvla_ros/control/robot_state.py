@@ -22,9 +22,3 @@ class RobotState:
         """Return what was measured at most `max_age_s` ago."""
         with self._lock:
             return {name: value for name, (when_s, value) in self._measured.items() if now_s - when_s <= max_age_s}
-
-    @property
-    def names(self) -> list[str]:
-        """Everything that was ever measured."""
-        with self._lock:
-            return sorted(self._measured)

@@ -1,0 +1,125 @@
+"""What makes an observation, on a clock of the test's own; `test/bags/test_observations.py` has its two users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import SPEC
+
+from flashvla_ros.control.assembler import LATE_S, MAX_INSTRUCTION, Assembler
+from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.core.settings import Settings
+
+SETTINGS = Settings().with_values(
+    {"action.names": SPEC.names, "action.kinds": tuple(map(str, SPEC.kinds)), "node.instruction": " push "}
+)
+
+
+def picture(level: int = 0) -> np.ndarray:
+    return np.full((2, 2, 3), level, np.uint8)
+
+
+def assembler(*cameras: str, **values: object) -> Assembler:
+    settings = SETTINGS.with_values({name.replace("__", "."): value for name, value in values.items()})
+    return Assembler(cameras or ("image",), lambda: settings)
+
+
+def test_an_observation_is_made_of_the_newest_of_everything_when_the_first_camera_looks():
+    ours = assembler("front", "wrist")
+    assert ours.absent == ["front", "wrist"]
+    assert ours.take_image("front", picture(1), 1.0, 100.0) is None
+    assert ours.absent == ["wrist"]
+    assert ours.take_image("wrist", picture(2), 1.1, 100.1) is None
+    ours.take_joints(["gripper"], [0.5], 100.1)
+    ours.take_pose({"x": 0.25}, 100.1)
+    made = ours.take_image("front", picture(3), 1.2, 100.2)
+    assert [(name, image[0, 0, 0]) for name, image in made.images.items()] == [("front", 3), ("wrist", 2)]
+    assert (made.instruction, made.stamp_s) == ("push", 1.2)
+    assert (made.joint_positions, made.pose) == ({"gripper": 0.5}, {"x": 0.25})
+
+
+def test_without_an_instruction_there_is_no_observation():
+    ours = assembler(node__instruction="")
+    assert ours.take_image("image", picture(), 1.0, 1.0) is None
+    assert ours.take_instruction(" pull ")
+    assert not ours.take_instruction("pull")
+    assert ours.take_image("image", picture(), 1.1, 1.1).instruction == "pull"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "x" * (MAX_INSTRUCTION + 1)])
+def test_what_is_no_instruction_is_refused(text):
+    ours = assembler()
+    with pytest.raises(ObservationError, match="an instruction must"):
+        ours.take_instruction(text)
+    assert ours.instruction == "push"
+
+
+def test_a_silent_camera_withholds_observations_until_it_is_back():
+    ours = assembler("front", "wrist", control__image_timeout_s=0.5)
+    ours.take_image("wrist", picture(), 1.0, 1.0)
+    assert ours.take_image("front", picture(), 1.5, 1.5) is not None
+    assert ours.take_image("front", picture(), 1.75, 1.75) is None
+    assert ours.silent(1.75) == {"wrist": 0.75}
+    ours.take_image("wrist", picture(), 1.8, 1.8)
+    assert ours.take_image("front", picture(), 1.9, 1.9) is not None
+
+
+def test_after_forgetting_every_camera_must_look_again_and_any_stamp_will_do():
+    ours = assembler("front", "wrist")
+    ours.take_image("wrist", picture(), 9.0, 1.0)
+    ours.forget_images()
+    assert ours.take_image("front", picture(), 8.9, 1.1) is None
+    assert ours.image("wrist") is None
+    ours.take_image("wrist", picture(), 8.9, 1.1)
+    assert ours.take_image("front", picture(), 9.0, 1.2) is not None
+
+
+@pytest.mark.parametrize("back_s", [0.0, 0.1, LATE_S - 0.1])
+def test_an_image_that_repeats_or_comes_late_is_refused_and_changes_nothing(back_s):
+    ours = assembler()
+    ours.take_image("image", picture(1), 50.0, 1.0)
+    with pytest.raises(ObservationError, match=r"came after one stamped 50\.000 s"):
+        ours.take_image("image", picture(2), 50.0 - back_s, 1.1)
+    assert ours.image("image")[0, 0, 0] == 1
+    assert ours.take_image("image", picture(3), 50.1, 1.2) is not None
+
+
+def test_a_late_image_does_not_end_the_silence_of_its_camera():
+    ours = assembler("front", "wrist", control__image_timeout_s=0.5)
+    ours.take_image("wrist", picture(), 1.0, 1.0)
+    with pytest.raises(ObservationError):
+        ours.take_image("wrist", picture(), 1.0, 1.4)
+    assert list(ours.silent(1.6)) == ["wrist"]
+
+
+def test_a_clock_that_was_set_back_and_images_without_stamps_are_taken():
+    ours = assembler()
+    assert ours.take_image("image", picture(), 50.0, 1.0) is not None
+    assert ours.take_image("image", picture(), 50.0 - LATE_S, 1.1).stamp_s == 50.0 - LATE_S
+    assert ours.take_image("image", picture(), 49.0, 1.2, stamped=False) is not None  # a clock that stands still
+
+
+def test_ever_new_joints_take_no_memory_and_ones_that_are_not_finite_spare_the_others():
+    ours = assembler()
+    for index in range(50):
+        ours.take_joints([f"joint_{index}_{n}" for n in range(100)], [float("nan")] * 100, 1.0)
+    assert ours.positions(1.0) == {}
+    with pytest.raises(ObservationError, match=r"the positions of \['gripper', 'x'\] are not finite"):
+        ours.take_joints(["x", "wheel", "y", "gripper"], [float("inf"), float("nan"), 0.5, float("nan")], 1.0)
+    assert ours.positions(1.0) == {"y": 0.5}
+    assert ours._joints._measured.keys() == {"y"}
+
+
+def test_lists_of_unequal_length_are_refused_as_a_whole():
+    ours = assembler()
+    with pytest.raises(ObservationError, match="joint_states: 2 names but 1 positions"):
+        ours.take_joints(["x", "y"], [0.1], 1.0)
+    assert ours.positions(1.0) == {}
+
+
+def test_where_the_robot_was_counts_for_a_while():
+    ours = assembler(control__state_timeout_s=1.0)
+    ours.take_joints(["x"], [0.1], 1.0)
+    ours.take_pose({"y": 0.2}, 1.5)
+    assert ours.positions(2.0) == {"x": 0.1, "y": 0.2}
+    assert ours.positions(2.25) == {"y": 0.2}
