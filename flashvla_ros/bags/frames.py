@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any
 
 from flashvla_ros.bags.reader import Bag
 from flashvla_ros.bags.steps import RecordedStep, RunLog, StepFinder
 from flashvla_ros.bags.storage import RawMessage
 from flashvla_ros.bags.topics import Topics
-from flashvla_ros.control.robot_state import RobotState
+from flashvla_ros.control.assembler import Assembler
 from flashvla_ros.core.errors import BagError, ObservationError
 from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.settings import Settings, find
 from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.messages.images import decode_compressed, decode_image
 from flashvla_ros.messages.pose import pose_values
@@ -44,39 +43,37 @@ class Frame:
 class Frames:
     """Streams the observations of a recording; no more than one image of each camera is held.
 
-    With the node's steps in `log`, exactly the observations that it answered come out, in their order. Otherwise
-    every image of the first camera makes one, at most `rate_hz` of them in a second, and none while another camera is
-    silent for more than `image_timeout_s`. Where the robot is counts for `state_timeout_s`, and a pose only in the
-    frame `frame_id`, as in the node.
+    Messages go to the node's own assembler, which is told the time of their recording. With the node's steps in `log`,
+    exactly the observations that it answered come out, in their order. Otherwise at most ``control.rate_hz`` of them
+    in a second do.
 
     Attributes:
         warnings: Complete after iterating: what was left out, or is odd.
         missing: Recorded steps whose images were not found, after iterating.
+
+    Args:
+        bag: The recording.
+        topics: Which topic plays which part.
+        settings: In force throughout.
+        log: What the node did, where it was recorded.
+        instruction: In force until the first recorded one, in place of ``node.instruction``.
     """
 
     def __init__(
-        self,
-        bag: Bag,
-        topics: Topics,
-        log: RunLog | None = None,
-        *,
-        instruction: str = "",
-        rate_hz: float = 0.0,
-        image_timeout_s: float = float("inf"),
-        state_timeout_s: float = 1.0,
-        frame_id: str = "base_link",
+        self, bag: Bag, topics: Topics, settings: Settings, log: RunLog | None = None, instruction: str = ""
     ) -> None:
         self._bag = bag
         self._topics = topics
         self._finder = StepFinder(log.steps) if log and log.steps else None
+        if self._finder:  # the node has judged the silence of its cameras, by times that only it knows
+            settings = settings.with_values({"control.image_timeout_s": find("control.image_timeout_s").high})
+        self._frame_id = settings.command.frame_id
+        rate_hz = settings.control.rate_hz
         self._interval_s = 1.0 / rate_hz - JITTER_S if rate_hz > 0.0 else 0.0
-        self._image_timeout_s = image_timeout_s
-        self._instruction = instruction
         self._cameras = {topic: camera for camera, topic in topics.images.items()}
-        self._first = next(iter(topics.images))
-        self._latest: dict[str, RawMessage] = {}
-        self._joints, self._pose = RobotState(), RobotState()
-        self._state_timeout_s, self._frame_id = state_timeout_s, frame_id
+        self._assembler = Assembler(topics.images, lambda: settings)
+        if instruction:
+            self._assembler.take_instruction(instruction)
         self._reset: Reason | None = None
         self._sizes: dict[str, tuple[int, int]] = {}
         self._stamp_s = -float("inf")
@@ -104,48 +101,52 @@ class Frames:
             None, (topics.instruction, topics.joint_states, topics.end_effector_pose, topics.emergency_stop)
         )
         for message in self._bag.messages([*topics.images.values(), *others]):
-            if message.topic not in self._cameras:
-                self._note(message)
-                continue
-            self._latest[self._cameras[message.topic]] = message
-            if self._cameras[message.topic] == self._first:
-                frame = self._frame(message)
-                if frame is not None:
+            at = f"{message.time_ns / 1e9:.3f} s"
+            try:
+                if message.topic not in self._cameras:
+                    self._note(message)
+                elif (frame := self._frame(message)) is not None:
                     self._count += 1
                     yield frame
+            except ObservationError as error:  # the node rejected it too
+                is_image = message.topic in self._cameras
+                what = f"the image at {at} cannot be used" if is_image else f"{message.topic} at {at}"
+                self._odd(f"unusable {message.topic}", f"{what}: {error}")
         self._finish()
 
     def _note(self, message: RawMessage) -> None:
-        content = self._bag.decode(message)
+        content, now_s = self._bag.decode(message), message.time_ns * 1e-9
         if message.topic == self._topics.instruction:
-            self._instruction = content.data.strip() or self._instruction
+            self._assembler.take_instruction(content.data)
         elif message.topic == self._topics.joint_states:
-            positions = dict(zip(content.name, map(float, content.position), strict=False))
-            self._joints.update(message.time_ns * 1e-9, positions)
+            self._assembler.take_joints(content.name, content.position, now_s)
         elif message.topic == self._topics.end_effector_pose:
-            with suppress(ObservationError):  # the node rejected it too
-                self._pose.update(message.time_ns * 1e-9, pose_values(content, self._frame_id))
+            self._assembler.take_pose(pose_values(content, self._frame_id), now_s)
         elif content.data:
             self._reset = Reason.EMERGENCY_STOP
 
     def _frame(self, message: RawMessage) -> Frame | None:
-        content = self._bag.decode(message)
-        sec, nanosec = self._stamp(content, message)
-        stamp_s = sec + nanosec * 1e-9  # as the node computes it
-        recorded = None
+        content, camera = self._bag.decode(message), self._cameras[message.topic]
+        is_first = camera == self._assembler.cameras[0]
+        stamp = content.header.stamp
+        stamped = bool(stamp.sec or stamp.nanosec)
+        sec, nanosec = (stamp.sec, stamp.nanosec) if stamped else divmod(message.time_ns, 10**9)
+        recorded = self._step_of(sec * 10**9 + nanosec, message.time_ns, stamped) if is_first else None
+        if recorded:
+            self._assembler.take_instruction(recorded.instruction)
+        image = decode_image(content) if hasattr(content, "encoding") else decode_compressed(content)
+        self._note_size(camera, image)
+        now_s, stamp_s = message.time_ns * 1e-9, sec + nanosec * 1e-9  # as the node computes them
+        observation = self._assembler.take_image(camera, image, stamp_s, now_s, stamped=stamped)
+        if observation is None:
+            self._note_silence(now_s, is_first)
+            if recorded and self._finder:
+                self._finder.missing.append(recorded)
+            return None
         if self._finder:
-            recorded = self._finder.find(sec * 10**9 + nanosec, message.time_ns)
             if recorded is None:
                 return None
-        elif 0.0 <= stamp_s - self._stamp_s < self._interval_s or self._is_silent(message.time_ns):
-            return None
-        instruction = recorded.instruction if recorded else self._instruction
-        if len(self._latest) < len(self._cameras) or not instruction:
-            return None
-        try:
-            images = {camera: self._pixels(camera, content) for camera in self._topics.images}
-        except ObservationError as error:
-            self._odd("unusable", f"the image at {message.time_ns / 1e9:.3f} s cannot be used: {error}")
+        elif 0.0 <= stamp_s - self._stamp_s < self._interval_s:
             return None
         if stamp_s <= self._stamp_s:
             self._odd(
@@ -153,33 +154,19 @@ class Frames:
             )
         self._stamp_s = stamp_s
         reset, self._reset = self._reset, None
-        joints, pose = (
-            state.positions(message.time_ns * 1e-9, self._state_timeout_s) for state in (self._joints, self._pose)
-        )
-        observation = Observation(images, instruction, stamp_s, joint_positions=joints, pose=pose)
         return Frame(self._count, observation, message.time_ns, recorded, reset)
 
-    def _is_silent(self, now_ns: int) -> bool:
-        for camera, newest in self._latest.items():
-            silence_s = (now_ns - newest.time_ns) * 1e-9
-            if silence_s > self._image_timeout_s:
-                self._odd("silent", f"camera {camera} is silent for {silence_s:.2f} s at {now_ns / 1e9:.3f} s")
-                return True
-        return False
-
-    def _stamp(self, content: Any, message: RawMessage) -> tuple[int, int]:
-        """Seconds and nanoseconds of an image, those of its recording where the driver does not stamp."""
-        stamp = content.header.stamp
-        if stamp.sec or stamp.nanosec:
-            return stamp.sec, stamp.nanosec
-        if self._finder:
+    def _step_of(self, stamp_ns: int, time_ns: int, stamped: bool) -> RecordedStep | None:
+        if self._finder and not stamped:
             self._finder = None
             self._odd("unstamped", "images have no stamps, so which the node answered cannot be told; all are taken")
-        return divmod(message.time_ns, 10**9)
+        return self._finder.find(stamp_ns, time_ns) if self._finder else None
 
-    def _pixels(self, camera: str, first: Any) -> ImageArray:
-        content = first if camera == self._first else self._bag.decode(self._latest[camera])
-        image = decode_image(content) if hasattr(content, "encoding") else decode_compressed(content)
+    def _note_silence(self, now_s: float, is_first: bool) -> None:
+        for camera, silence_s in self._assembler.silent(now_s).items() if is_first else ():
+            self._odd("silent", f"camera {camera} is silent for {silence_s:.2f} s at {now_s:.3f} s")
+
+    def _note_size(self, camera: str, image: ImageArray) -> None:
         size = image.shape[1], image.shape[0]
         before = self._sizes.setdefault(camera, size)
         if size != before:
@@ -188,7 +175,6 @@ class Frames:
                 f"images of camera {camera} change from {before[0]} x {before[1]} to {size[0]} x {size[1]}",
             )
             self._sizes[camera] = size
-        return image
 
     def _odd(self, kind: str, text: str) -> None:
         self._oddities.setdefault(kind, text)
@@ -203,7 +189,7 @@ class Frames:
             )
         if self._count:
             return
-        if not self._topics.instruction and not self._instruction and not self._finder:
+        if not self._topics.instruction and not self._assembler.instruction and not self._finder:
             raise BagError(
                 f"{self._bag.path} has no instruction: name its topic with --topic instruction=/TOPIC, "
                 "or give one with --instruction"

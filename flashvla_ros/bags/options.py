@@ -16,7 +16,6 @@ from flashvla_ros.bags.steps import RunLog, read_log
 from flashvla_ros.bags.topics import DEFAULT_NODE, Topics, find_topics, parse_remappings
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.parameter_files import read_parameters
-from flashvla_ros.core.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +57,10 @@ class Source:
             names = settings.first.camera.names
             if names != tuple(cameras):
                 topics = find_topics(bag, self.remappings, self.node, names)
-            yield Recording(bag, topics, log, settings, self._frames(bag, topics, log, settings.first))
-
-    def _frames(self, bag: Bag, topics: Topics, log: RunLog, settings: Settings) -> Frames:
-        return Frames(
-            bag,
-            topics,
-            None if self.every_image else log,
-            instruction=self.instruction or settings.node.instruction,
-            rate_hz=settings.control.rate_hz,
-            image_timeout_s=settings.control.image_timeout_s,
-            state_timeout_s=settings.control.state_timeout_s,
-            frame_id=settings.command.frame_id,
-        )
+            first = settings.first
+            steps = None if self.every_image else log
+            frames = Frames(bag, topics, first, steps, self.instruction)
+            yield Recording(bag, topics, log, settings, frames)
 
 
 @dataclasses.dataclass(eq=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashvla_ros.control.assembler import Assembler
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Observation
@@ -95,16 +96,24 @@ def roll_out(
     tick_s = settings.action.dt_s
     episode, perturbation = Episode(world, plan), find_perturbation(plan.perturbation)(plan)
     stepper.reset()
-    robot = _Robot(tick_s)
+    robot, assembler = _Robot(tick_s), Assembler([CAMERA], lambda: settings)
     answers: list[_Answer] = []
     free_at = 0.0  # when the model can take the next image, in steps
+
+    def look(step: int) -> Observation | None:
+        if perturbation.drops(step):
+            return None
+        assembler.take_instruction(episode.instruction)
+        image = perturbation.image(world.render(), step)
+        return assembler.take_image(CAMERA, image, step * tick_s, step * tick_s)
+
     try:
         while not episode.ended:
             step = episode.steps
             perturbation.disturb(world, step)
-            if free_at < step + 1 and not perturbation.drops(step):
-                image = perturbation.image(world.render(), step)
-                result = stepper.step(Observation({CAMERA: image}, episode.instruction, step * tick_s), settings)
+            observation = look(step) if free_at < step + 1 else None
+            if observation is not None:
+                result = stepper.step(observation, settings)
                 ready = max(free_at, step) + result.step_s / tick_s if free_running else float(step)
                 free_at = ready if free_running else 0.0
                 robot.receive(result.command[0], ready + perturbation.delay_steps)

@@ -99,7 +99,7 @@ def recording_spec(recording):
 def test_joint_positions_and_every_camera_are_there(tmp_path):
     joints = STORE.types[JOINTS]
     no = np.array([])
-    messages = [("/joint_states", JOINTS, START_NS - 1, joints(header(0), ["a", "b"], np.array([1.0, 2.0]), no, no))]
+    messages = [("/joint_states", JOINTS, START_NS - 1, joints(header(0), ["x", "y"], np.array([1.0, 2.0]), no, no))]
     for index in range(3):
         time_ns = START_NS + index * 10**8
         messages.append(("/left/image", IMAGE, time_ns, raw_image(picture(index), time_ns)))
@@ -107,7 +107,7 @@ def test_joint_positions_and_every_camera_are_there(tmp_path):
     changed = {"camera.names": ("left", "right")}
     _, seen, _ = play(write_bag(tmp_path / "bag", messages), changed=changed, instruction="go")
     assert len(seen) == 2  # at the first image of the left camera there is none of the right one
-    assert seen[0].joint_positions == {"a": 1.0, "b": 2.0}
+    assert seen[0].joint_positions == {"x": 1.0, "y": 2.0}
     assert np.array_equal(seen[0].images["left"], picture(1))
     assert np.array_equal(seen[0].images["right"], picture(50))
 
@@ -138,7 +138,7 @@ def test_images_without_stamps_are_stamped_with_their_recording(tmp_path):
 
 
 def test_a_change_of_size_and_time_running_backwards_are_warned_of(tmp_path):
-    messages = drive(4) + [(t, k, n + 10**9, m) for t, k, n, m in drive(4, size=(24, 32), instruction=None)]
+    messages = drive(4, hz=2.0) + [(t, k, n + 10**10, m) for t, k, n, m in drive(4, size=(24, 32), instruction=None)]
     comparison, _, warnings = play(write_bag(tmp_path / "bag", messages))
     assert comparison.steps == 8
     assert any("images of camera image change from 64 x 48 to 32 x 24" in warning for warning in warnings)
@@ -152,6 +152,17 @@ def test_an_unusable_image_is_counted_and_the_rest_replays(tmp_path):
     comparison, _, warnings = play(write_bag(tmp_path / "bag", messages))
     assert comparison.steps == 3
     assert any("32FC1" in warning and "(and 1 more)" in warning for warning in warnings)
+
+
+def test_images_that_repeat_or_come_late_are_left_out_and_said(tmp_path):
+    messages = drive(5)
+    messages[3][3].header.stamp.nanosec -= 150_000_000  # the third image is older than the second
+    messages[4] = (*messages[4][:3], raw_image(picture(9), START_NS + 100_000_000))  # and the fourth as old as it
+    comparison, _, warnings = play(write_bag(tmp_path / "bag", messages))
+    assert comparison.steps == 3
+    [warning] = warnings
+    assert "stamped 1700000000.050 s came after one stamped 1700000000.100 s" in warning
+    assert warning.endswith("(and 1 more)")
 
 
 def test_a_truncated_bag_replays_up_to_the_break(tmp_path):
