@@ -31,11 +31,6 @@ class Watchdog:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-watchdog", daemon=True)
 
-    @property
-    def frozen(self) -> bool:
-        """Whether a camera shows the same picture again and again: nothing is to be answered until it does not."""
-        return bool(self._frozen)
-
     def image_arrived(self, camera: str, *, same: bool = False) -> None:
         """Note a usable image of a camera; one that was rejected does not count.
 
@@ -43,16 +38,19 @@ class Watchdog:
             camera: Its name.
             same: The picture is the one before it, byte for byte, as a stuck driver sends it; a sensor's noise makes
                 every picture another one. It counts while the robot is commanded: one that stands still before its
-                first command, or is stopped, may well look the same to a simulated camera.
+                first command, or is stopped, may well look the same to a simulated camera. Once it has lasted for
+                ``control.frozen_image_s`` the worker answers nothing before every camera shows another picture.
         """
         now_s = self._arrived_s[camera] = self._clock()
         limit_s = self._worker.settings.control.frozen_image_s
-        judged = same and limit_s > 0.0 and (self.frozen or self._worker.state is State.RUNNING)
+        judged = same and limit_s > 0.0 and (self._frozen or self._worker.state is State.RUNNING)
         if not judged:
             self._changed_s[camera] = now_s
             self._frozen.discard(camera)
+            self._worker.frozen = bool(self._frozen)
         elif (elapsed_s := now_s - self._changed_s.setdefault(camera, now_s)) > limit_s:
             self._frozen.add(camera)
+            self._worker.frozen = True
             self._worker.stop(
                 Reason.FROZEN_IMAGE,
                 f"camera {camera!r} has sent the same picture for {elapsed_s:.2f} s (control.frozen_image_s is "

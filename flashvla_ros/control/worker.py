@@ -94,6 +94,7 @@ class Worker:
         self._published: tuple[FloatArray, float] | None = None  # last command, and when
         self._observation: Observation | None = None
         self.late = 0  # results dropped because their epoch had ended
+        self.frozen = False  # a camera shows the same picture again and again, says the watchdog
 
     @property
     def state(self) -> State:
@@ -146,9 +147,9 @@ class Worker:
         return not self._thread.is_alive()
 
     def post(self, observation: Observation) -> None:
-        """Leave an observation for the next step; ignored while a stop holds that only a reset ends."""
+        """Leave an observation for the next step; ignored while frozen, or while only a reset ends a stop."""
         with self._lock:
-            if not self._latched:
+            if not (self._latched or self.frozen):
                 self._observation = observation
                 self._mailbox.post((self._epoch, observation))
 

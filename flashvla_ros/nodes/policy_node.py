@@ -23,7 +23,7 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.inputs import Inputs, Listener, StampedObservation
+from flashvla_ros.nodes.inputs import Inputs
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
 from flashvla_ros.nodes.process import run_node
@@ -81,11 +81,7 @@ class PolicyNode(LifecycleNode):
         check_reported(self, self._spec)
         self._outputs = Outputs(self, self.settings, self._spec)
         self._close_topics.append(self._outputs.close)
-        self._inputs = Inputs(
-            self,
-            lambda: self.settings,
-            Listener(self._on_image, self._on_observation, self._on_instruction, self._on_emergency_stop),
-        )
+        self._inputs = Inputs(self, lambda: self.settings, on_emergency_stop=self._on_emergency_stop)
         self._close_topics.append(self._inputs.close)
         self._reporter = Reporter(self, self._facts)
         self._close_topics.append(self._reporter.close)
@@ -113,7 +109,7 @@ class PolicyNode(LifecycleNode):
         self._runner.start()
         if self._emergency_stop:
             self._stop_for_emergency(self._runner)
-        self._inputs.start()
+        self._inputs.start(self._runner.worker, self._runner.watchdog)
         logger.info(f"active after {time.monotonic() - started_s:.1f} s; {self._inputs.missing or 'ready'}")
         return TransitionCallbackReturn.SUCCESS
 
@@ -148,7 +144,7 @@ class PolicyNode(LifecycleNode):
     def _halt(self, why: str) -> None:
         if self._runner is None:
             return
-        self._inputs.listening = False
+        self._inputs.stop()
         if not self._runner.close(why):
             self.get_logger().error("the model still runs; it is given up, and the next activation loads it again")
             self._loaded = None
@@ -166,19 +162,6 @@ class PolicyNode(LifecycleNode):
                 return
 
     # What arrives, on the executor's thread.
-
-    def _on_image(self, camera: str, same: bool) -> None:
-        if self._runner:
-            self._runner.watchdog.image_arrived(camera, same=same)
-
-    def _on_observation(self, observation: StampedObservation) -> None:
-        if self._runner and not self._runner.watchdog.frozen:
-            self._runner.worker.post(observation)
-
-    def _on_instruction(self, instruction: str) -> None:
-        self.get_logger().info(f"instruction: {instruction!r}")
-        if self._runner:
-            self._runner.worker.discard()  # nothing that answers the old one is commanded any more
 
     def _on_emergency_stop(self) -> None:
         if self._emergency_stop:
@@ -222,7 +205,7 @@ class PolicyNode(LifecycleNode):
         health = Health(
             state=runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
             stop_reason=runner.stop_reason if runner else halted,
-            missing=inputs.missing if inputs.listening else "not active",
+            missing=inputs.missing,
             instruction=inputs.instruction,
             dropped=runner.worker.dropped if runner else 0,
             rejected=inputs.rejections.count,

@@ -37,7 +37,7 @@ def play(bench: PolicyBench, bag: Path, clock) -> list:
 
 
 def test_a_looped_bag_runs_on_simulated_time_and_starts_the_gate_anew(tmp_path):
-    bag = write_bag(tmp_path / "bag", drive(6))
+    bag = write_bag(tmp_path / "bag", drive(6, hz=4.0))
     bench = PolicyBench(use_sim_time=True, control__image_timeout_s=10.0, gate__scene_patches=0, gate__max_reuse=1)
     try:
         clock = bench.robot.create_publisher(Clock, "/clock", 10)

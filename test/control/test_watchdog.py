@@ -93,18 +93,18 @@ def test_the_same_picture_again_and_again_stops_the_robot_until_it_differs(bench
     for _ in range(20):
         bench.now_s += 0.1
         bench.watchdog.image_arrived("front", same=True)
-    assert (bench.look_after(0.0), bench.watchdog.frozen) == ([], False)  # 2 s is the limit
+    assert (bench.look_after(0.0), bench.worker.frozen) == ([], False)  # 2 s is the limit
     bench.now_s += 0.1
     bench.watchdog.image_arrived("front", same=True)
-    assert (bench.look_after(0.0), bench.watchdog.frozen) == ([Reason.FROZEN_IMAGE], True)
+    assert (bench.look_after(0.0), bench.worker.frozen) == ([Reason.FROZEN_IMAGE], True)
     assert "camera 'front'" in bench.stops[0].detail
     assert "control.frozen_image_s is 2" in bench.stops[0].detail
     for _ in range(50):
         bench.watchdog.image_arrived("front", same=True)
         bench.look_after(0.1)
-    assert (len(bench.stops), bench.watchdog.frozen) == (1, True)
+    assert (len(bench.stops), bench.worker.frozen) == (1, True)
     bench.watchdog.image_arrived("front")
-    assert not bench.watchdog.frozen
+    assert not bench.worker.frozen
     bench.step()
     assert bench.worker.state is State.RUNNING
 
@@ -120,9 +120,9 @@ def test_one_frozen_camera_of_two_is_enough(bench: Bench) -> None:
     assert bench.look_after(0.0) == [Reason.FROZEN_IMAGE]
     assert "camera 'wrist'" in bench.stops[0].detail
     bench.watchdog.image_arrived("front")
-    assert bench.watchdog.frozen
+    assert bench.worker.frozen
     bench.watchdog.image_arrived("wrist")
-    assert not bench.watchdog.frozen
+    assert not bench.worker.frozen
 
 
 def test_a_scene_at_rest_is_not_frozen_before_the_robot_is_commanded(bench: Bench) -> None:
@@ -132,7 +132,7 @@ def test_a_scene_at_rest_is_not_frozen_before_the_robot_is_commanded(bench: Benc
     bench.step()
     bench.watchdog.image_arrived("front", same=True)
     assert bench.look_after(0.1) == []
-    assert not bench.watchdog.frozen
+    assert not bench.worker.frozen
 
 
 def test_zero_allows_a_frozen_camera_at_once(bench: Bench) -> None:
@@ -140,10 +140,10 @@ def test_zero_allows_a_frozen_camera_at_once(bench: Bench) -> None:
     bench.step()
     bench.now_s += 2.1
     bench.watchdog.image_arrived("front", same=True)
-    assert bench.watchdog.frozen
+    assert bench.worker.frozen
     bench.worker.settings = Settings().with_values({"control.frozen_image_s": 0.0})
     bench.watchdog.image_arrived("front", same=True)
-    assert not bench.watchdog.frozen
+    assert not bench.worker.frozen
 
 
 def test_a_new_time_out_holds_at_once(bench: Bench) -> None:

@@ -46,9 +46,10 @@ def make() -> Iterator[MakeBench]:
 
 def show(bench: PolicyBench, camera: str, level: int) -> None:
     """Show a picture of one camera, and wait until the node has it."""
-    before = bench.node._inputs._received_s.get(camera)
+    assembler = bench.node._inputs._assembler
+    before = assembler.image(camera)
     bench.show(level, camera)
-    bench.until(lambda: bench.node._inputs._received_s.get(camera) != before, camera)
+    bench.until(lambda: assembler.image(camera) is not before, camera)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

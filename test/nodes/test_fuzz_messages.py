@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from flashvla_ros.control.assembler import MAX_INSTRUCTION, checked_instruction
 from flashvla_ros.core.errors import ObservationError, SettingsError
 from flashvla_ros.core.settings import PARAMETERS, Settings
 from flashvla_ros.messages.images import ENCODINGS, decode_compressed, decode_image, encode_compressed
-from flashvla_ros.nodes.inputs import MAX_INSTRUCTION, checked_instruction
 
 SIDES = st.one_of(st.integers(0, 9), st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1]))
 VALUES = st.one_of(
