@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Of a checkout's files, what a robot needs: not its tests, measurements, training, documents, nor the plain policy.
+SHARED = ("config", "launch", "models/demo")
 SITE_PACKAGES = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 
 USE_MESSAGES = """
@@ -68,10 +70,7 @@ def check_prefix(prefix: Path, cwd: Path) -> None:
     share = prefix / "share" / "flashvla_ros"
     assert (prefix / "share" / "ament_index" / "resource_index" / "packages" / "flashvla_ros").is_file()
     assert (share / "package.xml").is_file()
-    for folder in ("config", "launch", "models"):
-        installed = {path.relative_to(share) for path in (share / folder).rglob("*") if path.is_file()}
-        ours = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
-        assert {path for path in ours if "__pycache__" not in path.parts} <= installed
+    check_contents(prefix)
     for name in ("policy_node", "robot_node"):
         assert os.access(prefix / "lib" / "flashvla_ros" / name, os.X_OK)
     libraries = f"{prefix}/lib{os.pathsep}{os.environ.get('LD_LIBRARY_PATH', '')}"
@@ -85,6 +84,23 @@ def check_prefix(prefix: Path, cwd: Path) -> None:
         AMENT_PREFIX_PATH=overlay,
     ).split()
     assert places == [f"{python}/flashvla_ros/__init__.py", f"{share}/config", str(share)]
+
+
+def check_contents(prefix: Path) -> None:
+    """Everything of ours that is needed is installed, and no more: no benchmark, no training, no plain policy."""
+    share, package = prefix / "share" / "flashvla_ros", prefix / SITE_PACKAGES / "flashvla_ros"
+    shared = {path for path in files_of(share) if path.parts[0] in ("config", "launch", "models")}
+    assert shared == {path for folder in SHARED for path in files_of(ROOT, folder)}
+    assert files_of(package) == files_of(ROOT / "flashvla_ros")
+    folders = {path.name for path in prefix.rglob("*") if path.is_dir()}
+    assert not folders & {"benchmarks", "training", "test", "docs", "demo-plain"}
+
+
+def files_of(root: Path, folder: str = "") -> set[Path]:
+    """Files below a folder, relative to `root`, without what Python and the build of the messages make there."""
+    found = {path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file()}
+    made = {path for path in found if {"__pycache__", "msg"} & set(path.parts) or path.suffix in (".so", ".c")}
+    return found - made
 
 
 @pytest.mark.timeout(900)
