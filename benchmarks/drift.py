@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-
 from flashvla_ros.bench.usage import Usage
 
 MEMORY_GROWTH, LATENCY_GROWTH = 0.01, 0.10  # greatest shares that count as none

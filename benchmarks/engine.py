@@ -1,4 +1,4 @@
-"""What engine, type, threads and memory format cost on this CPU: ``python -m benchmarks.engine``.
+"""What do engine, type, threads and memory format cost on this CPU? ``python -m benchmarks.engine``.
 
 Every variant runs the same steps in one process, in turn with the first (eager, float32, one thread), each round
 beginning with another one. On a busy machine the ratio by processor time is the steadier, but it counts the time of
@@ -11,16 +11,17 @@ import argparse
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flashvla_ros.bench import device, models
-from flashvla_ros.bench.frames import load_observations
-from flashvla_ros.bench.rounds import Runner, Speedup, measure
-from flashvla_ros.bench.tables import engine_table
+from flashvla_ros.bench import models
+from flashvla_ros.bench.measure import describe_backend, versions
+from flashvla_ros.bench.rounds import Runner, Speedup, time_in_turn
+from flashvla_ros.bench.show import ms, table
+from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
@@ -97,7 +98,7 @@ def measure_all(model: str, variants: Sequence[Variant], rounds: int) -> Iterato
     policies, first_s = load_all(model, variants)
     for kind, (pruning, drafted) in _STEPS.items():
         runners = {variant.name: _runner(policy, variant, pruning, drafted) for variant, policy in policies.items()}
-        series = measure(runners, [_observation()], rounds, lambda: None, lambda _: None, cpu=True)
+        series = time_in_turn(runners, [_observation()], rounds, lambda: None, lambda _: None, cpu=True)
         base = series[variants[0].name]
         for variant in variants:
             one = series[variant.name]
@@ -125,6 +126,18 @@ def _runner(policy: OpenVLAPolicy, variant: Variant, pruning: PruningSettings, d
     return run
 
 
+def page(results: Mapping[str, Any]) -> str:
+    """Return each kind of step in each variant, with its ratio to the first by processor time and by the clock."""
+    meta, lines = results["meta"], []
+    for row in results["rows"]:
+        by_cpu = ms(row["cpu_p50_ms"]), f"**{row['cpu_speedup']:.2f}**"
+        by_clock = ms(row["p50_ms"]), f"{row['speedup']:.2f}"
+        lines.append([row["name"], row["variant"], *by_cpu, *by_clock, f"{row['first_s']:.1f}"])
+    head = ["step", "variant", "processor time [ms]", "ratio", "clock [ms]", "ratio", "first steps [s]"]
+    words = f"{meta['model']} on {meta['device']}; torch {meta['versions']['torch']}; {meta['rounds']} rounds; medians."
+    return f"{words}\n\n{table(head, lines)}"
+
+
 def main() -> int:
     """Print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,11 +154,11 @@ def main() -> int:
             rows.append(row)
             print(f"{row['name']:22s} {row['variant']:32s} {row['p50_ms']:8.1f} ms  {row['speedup']:.2f}", flush=True)
         backend = Variant("static").load(options.model).backend
-        meta = {**device.describe(backend), "versions": device.versions(), "model": options.model}
-        meta |= {"command": "engine_cost", "rounds": options.rounds}
+        meta = {**describe_backend(backend), "versions": versions(), "model": options.model}
+        meta |= {"command": "engine", "rounds": options.rounds}
         for differs in ("dtype", "engine", "threads"):
             meta.pop(differs)
-        print("\n" + engine_table({"meta": meta, "rows": rows}))
+        print("\n" + page({"meta": meta, "rows": rows}))
         if options.json:
             write_results(options.json, meta, rows)
 

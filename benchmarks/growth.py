@@ -1,4 +1,4 @@
-"""How the cost of a step grows: ``python -m benchmarks.growth``.
+"""How does the cost of a step grow with tokens, cameras and action dimensions? ``python -m benchmarks.growth``.
 
 Times the plain model, dense and pruned decoding of this package on random weights, in turn within each round, with 64
 to 1024 visual tokens of one image, 1 to 4 cameras of 256 visual tokens each, and 7 to 32 action dimensions. With C
@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from flashvla_ros.bench import device, models
+from flashvla_ros.bench import models
 from flashvla_ros.bench.baselines import PlainPolicy
 from flashvla_ros.bench.configurations import DENSE, PLAIN
-from flashvla_ros.bench.frames import load_observations
-from flashvla_ros.bench.report import Row, times
-from flashvla_ros.bench.rounds import Runner, measure
-from flashvla_ros.bench.tables import steadiest
+from flashvla_ros.bench.measure import describe_backend, versions
+from flashvla_ros.bench.rounds import Row, Runner, time_in_turn, times
+from flashvla_ros.bench.show import ms, table
+from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
@@ -112,12 +113,12 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
                 rows.append(row | point._asdict() | {"visual_tokens": policy.visual_tokens})
                 bar.write(_line(rows[-1]))
             bar.update()
-    meta = {"command": "growth", **device.describe(policy.backend), "versions": device.versions(), "size": args.size}
+    meta = {"command": "growth", **describe_backend(policy.backend), "versions": versions(), "size": args.size}
     return {"meta": meta | {"rounds": args.rounds}, "rows": rows}
 
 
 def _line(row: Row) -> str:
-    duration_ms, speedup, _ = steadiest(row)
+    duration_ms, speedup, _ = _steadiest(row)
     size = f"{row['cameras']} x {row['tokens']:4d} tokens, {row['actions']:2d} dimensions"
     return f"{size}  {row['name']:18s} {duration_ms:9.1f} ms  {speedup:.2f}"
 
@@ -128,7 +129,7 @@ def _timed(policy: OpenVLAPolicy, rounds: int, limit_s: float) -> list[Row]:
     for name, pruning in _PRUNING.items():
         runners[name] = lambda seen, pruning=pruning: policy.infer(seen, pruning)
     seen, cpu = _observations(policy.cameras), policy.backend.device.type == "cpu"
-    series = measure(runners, seen, rounds, policy.backend.synchronize, lambda _: None, cpu=cpu, limit_s=limit_s)
+    series = time_in_turn(runners, seen, rounds, policy.backend.synchronize, lambda _: None, cpu=cpu, limit_s=limit_s)
     return [times(name, one, series[PLAIN]) for name, one in series.items()]
 
 
@@ -138,6 +139,32 @@ def _observations(cameras: int) -> list[Observation]:
     images = [next(iter(one.images.values())) for one in seen]
     frames = [{f"camera_{c}": images[(start + c) % len(images)] for c in range(cameras)} for start in range(len(seen))]
     return [dataclasses.replace(one, images=frame) for one, frame in zip(seen, frames, strict=True)]
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the machine, and for each size the median of each way to run a step with its ratio to the plain one."""
+    meta, rows = results["meta"], results["rows"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    sizes: dict[tuple[int, int, int], dict[str, Row]] = {}
+    for row in rows:
+        sizes.setdefault((row["cameras"], row["tokens"], row["actions"]), {})[row["name"]] = row
+    lines = []
+    for size, ways in sizes.items():
+        pairs = [_steadiest(ways[name])[:2] for name in names]
+        lines.append([*map(str, size), *(f"{ms(duration_ms)} ({speedup:.2f})" for duration_ms, speedup in pairs)])
+    head = ["cameras", "visual tokens of each", "action dimensions", *(f"{name} [ms] (speedup)" for name in names)]
+    words = (
+        f"{meta['size']} on {meta['device']}, threads: {meta['threads']}, {meta['dtype']}, engine {meta['engine']}; "
+        f"torch {meta['versions']['torch']}; {meta['rounds']} rounds; medians{_steadiest(rows[0])[2]}."
+    )
+    return f"{words}\n\n{table(head, lines)}"
+
+
+def _steadiest(row: Row) -> tuple[float, float, str]:
+    """Return median [ms] and ratio of a row by processor time, where the device is the processor, else by the clock."""
+    if "cpu_p50_ms" in row:
+        return row["cpu_p50_ms"], row["cpu_speedup"], ", processor time"
+    return row["p50_ms"], row["speedup"], ""
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -153,10 +180,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for name in (PLAIN, DENSE, PRUNED):
             fixed = {field: value for field, value in middle._asdict().items() if field != key}
             chosen = [row for row in rows if row["name"] == name and fixed.items() <= row.items()]
-            line = sorted((row[key], steadiest(row)[0]) for row in chosen)
+            line = sorted((row[key], _steadiest(row)[0]) for row in chosen)
             axes.plot(*zip(*line, strict=True), marker="o", label=name)
         axes.set(xlabel=label, xticks=sorted({row[key] for row in chosen}), ylim=(0, None))
-    figure.axes[0].set_ylabel(f"ms a step (median{steadiest(rows[0])[2]})")
+    figure.axes[0].set_ylabel(f"ms a step (median{_steadiest(rows[0])[2]})")
     figure.axes[0].legend()
     figure.suptitle(f"{results['meta']['size']} on {results['meta']['device']}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What ROS adds to a model: ``python -m benchmarks.overhead --json docs/results/overhead.json``.
+"""What does ROS add to a model? ``python -m benchmarks.overhead``.
 
 Two processes with DDS between them: this one is a camera and a robot, the other one the real policy node around a model
 that only waits. Every clock is CLOCK_MONOTONIC, which processes of one machine share, so one step falls into parts:
@@ -12,7 +12,8 @@ that only waits. Every clock is CLOCK_MONOTONIC, which processes of one machine 
     added       all of them but the model
     node        before + after: this package's own
 
-The model sends the times of its call back in the three numbers of its action.
+The model sends the times of its call back in the three numbers of its action. What publishing alone costs the node is
+measured apart, by :mod:`benchmarks.publishing`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 import flashvla_ros
-from flashvla_ros.bench.usage import Usage
+from benchmarks.usage import Usage
+from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine, profile_variable
 from flashvla_ros.cli.processor import processor_name
@@ -170,20 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     keep_to_this_machine()
     rows = [_measure_apart(args, *configuration) for configuration in CONFIGURATIONS]
-    print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| image | answered | " + " | ".join(f"{part} p50 / p99 [ms]" for part in PARTS) + " |")
-    print("|---" * (len(PARTS) + 2) + "|")
-    for row in rows:
-        cells = [f"{row[f'{part}_p50_ms']:.2f} / {row[f'{part}_p99_ms']:.2f}" for part in PARTS]
-        print(f"| {row['name']} | {row['answered']} of {row['frames']} | " + " | ".join(cells) + " |")
-    if args.json:
-        write_results(args.json, _meta(args), rows)
-    return 0
-
-
-def _meta(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "command": "python -m benchmarks.overhead",
+    published = np.array(json.loads(_output([sys.executable, "-m", "benchmarks.publishing"], dict(os.environ))))
+    meta = {
+        "command": "overhead",
         "machine": {
             "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
@@ -194,11 +186,34 @@ def _meta(args: argparse.Namespace) -> dict[str, Any]:
         "size": [args.width, args.height],
         "rate_hz": args.rate,
         "model_s": args.model_s,
+        "publishing": {f"p{percent}_ms": 1e3 * float(np.percentile(published, percent)) for percent in (50, 95, 99)},
     }
+    print(page({"meta": meta, "rows": rows}))
+    if args.json:
+        write_results(args.json, meta, rows)
+    return 0
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the machine, and for each kind of image and transport median and 99th percentile of each part."""
+    meta, machine = results["meta"], results["meta"]["machine"]
+    lines = []
+    for row in results["rows"]:
+        cells = [f"{row[f'{part}_p50_ms']:.2f} / {row[f'{part}_p99_ms']:.2f}" for part in PARTS]
+        lines.append([row["name"], f"{row['answered']} of {row['frames']}", *cells])
+    words = (
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}; camera at {meta['rate_hz']:g} "
+        f"Hz, a model that takes {1e3 * meta['model_s']:g} ms; p50 / p99 in milliseconds."
+    )
+    if "publishing" in meta:
+        words += (
+            f" Publishing one step: {meta['publishing']['p50_ms']:.2f} ms (p99 {meta['publishing']['p99_ms']:.2f})."
+        )
+    return f"{words}\n\n{table(['image', 'answered', *PARTS], lines)}"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="overhead_bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=600, help="timed, for each kind of image (%(default)s)")
     parser.add_argument("--rate", type=float, default=30.0, help="of the camera [Hz] (%(default)g)")
     parser.add_argument("--width", type=int, default=640, help="%(default)s")
@@ -220,10 +235,14 @@ def _measure_apart(args: argparse.Namespace, name: str, kind: str, profile: str)
         f"--{key}={getattr(args, key.replace('-', '_'))}" for key in ("frames", "rate", "width", "height", "model-s")
     ]
     command = [sys.executable, "-m", _MODULE, "--kind", kind, *options]
+    return {"name": f"{args.width} x {args.height} {name}", **json.loads(_output(command, environment))}
+
+
+def _output(command: list[str], environment: dict[str, str]) -> str:
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if run.returncode:
         raise SystemExit(run.returncode)
-    return {"name": f"{args.width} x {args.height} {name}", **json.loads(run.stdout)}
+    return run.stdout
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from flashvla_ros.bench.tables import markdown
+
 from flashvla_ros.cli.results import read_results
 from flashvla_ros.core.errors import FlashVLAError
 

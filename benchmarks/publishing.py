@@ -1,4 +1,4 @@
-"""What publishing one control step costs: ``python -m benchmarks.publishing`` prints it as one line of JSON.
+"""What publishing one control step costs, as one line of JSON: a process of :mod:`benchmarks.overhead`.
 
 Calls the policy node's own :class:`~flashvla_ros.nodes.outputs.Outputs` with real steps: command, gripper and
 GateStatus, encoded and handed to DDS, with one reader of all three in another process. Nobody watches the overlay.
@@ -17,32 +17,20 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 
+from benchmarks.gate import SteadyPolicy
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import ActionSpec, Inference, Observation
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec, Observation
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.outputs import Outputs
 
 _NAME = "publish_cost"
 _MATCH_S = 60.0
 _PERIOD_S = 0.005  # between steps, so that the reader keeps up
-
-
-class _SteadyPolicy:
-    """Always the same answer of OpenVLA's size, at no cost."""
-
-    action_size, visual_tokens = 4, 256
-
-    def infer(self, observation: Observation, pruning: PruningSettings, *_: object) -> Inference:  # noqa: ARG002
-        action = np.full((1, 4), 0.5)
-        return Inference(action, action, np.empty(0, np.int64), np.arange(160), self.visual_tokens)
-
-    def reset(self) -> None:
-        """Nothing to forget."""
 
 
 def main() -> int:
@@ -89,7 +77,7 @@ def _publish(count: int) -> None:
         reader.stop()
         outputs.close()
         node.destroy_node()
-    print(json.dumps({"seconds": seconds}))
+    print(json.dumps(seconds))
 
 
 def _wait_for_reader(node: LifecycleNode) -> None:
@@ -102,7 +90,7 @@ def _wait_for_reader(node: LifecycleNode) -> None:
 
 
 def _steps(settings: Settings, count: int) -> list[StepResult]:
-    stepper = Stepper(_SteadyPolicy(), ActionSpec.of(settings.action))
+    stepper = Stepper(SteadyPolicy(4), ActionSpec.of(settings.action))
     image = np.zeros((224, 224, 3), dtype=np.uint8)
     stamps = (index * settings.action.dt_s for index in range(1, count + 1))
     return [stepper.step(Observation({"image": image}, "open the drawer", stamp_s), settings) for stamp_s in stamps]

@@ -1,4 +1,4 @@
-"""The demo for an hour: ``python -m benchmarks.soak --minutes 60 --json docs/results/soak.json``.
+"""Does the demo stay as it was for an hour? ``python -m benchmarks.soak --minutes 60``.
 
 Starts the processes of ``flashvla-ros bringup``, lets the camera run at 30 Hz while parameters change at random through
 the node's own parameter service, and watches what the policy node's process holds and how long its steps take. Exits
@@ -26,8 +26,8 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.task import Future
 
 import flashvla_ros
-from benchmarks.drift import MIN_WINDOWS, Drift, Window
-from flashvla_ros.bench.usage import Usage, spin_s
+from benchmarks.usage import LATENCY_GROWTH, MEMORY_GROWTH, MIN_WINDOWS, Drift, Usage, Window, spin_s
+from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child, stop_all
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.bringup.monitor import Monitor
@@ -249,7 +249,9 @@ def _report(soak: Soak, monitor: Monitor, args: argparse.Namespace, begun: str) 
         return
     provenance = monitor.provenance
     meta = {
-        "command": f"python -m benchmarks.soak --minutes {args.minutes:g} --rate {args.rate:g}",
+        "command": "soak",
+        "minutes": args.minutes,
+        "rate_hz": args.rate,
         "begun": begun,
         "machine": {"processor": processor_name(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
         "versions": {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()},
@@ -263,6 +265,27 @@ def _report(soak: Soak, monitor: Monitor, args: argparse.Namespace, begun: str) 
         "drift": dataclasses.asdict(Drift.of(soak.windows)) if len(soak.windows) >= MIN_WINDOWS else None,
     }
     write_results(args.json, meta, rows)
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the machine, and how the end of a run differs from its start."""
+    meta, rows, drift = results["meta"], results["rows"], results["meta"]["drift"]
+    machine = meta["machine"]
+    words = (
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f} at the end; "
+        f"{meta['minutes']:g} minutes, {sum(row['steps'] for row in rows)} steps, "
+        f"{sum(row['changes'] for row in rows)} changes of parameters, {meta['episodes']} episodes."
+    )
+    lines = [
+        ["resident memory of the policy node", f"{drift['memory_growth']:+.2%}", f"below {MEMORY_GROWTH:.0%}"],
+        ["threads", f"{drift['thread_growth']:+d}", "0"],
+        ["open files", f"{drift['handle_growth']:+d}", "0"],
+        ["wrong answers and errors in the whole run", str(len(meta["faults"])), "0"],
+        ["latency p99", f"{drift['latency_growth']:+.1%}", f"{LATENCY_GROWTH:.0%} on an idle machine"],
+        ["reference loop p99, same machine and time", f"{drift['spin_growth']:+.1%}", "–"],
+        ["processor time of a step", f"{drift['cpu_growth']:+.1%}", "–"],
+    ]
+    return f"{words}\n\n{table(['last quarter against first', 'growth', 'allowed'], lines)}"
 
 
 def _judge(soak: Soak, *, idle: bool) -> int:

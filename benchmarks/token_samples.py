@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from flashvla_ros.bench.frames import load_observations
 from torch import Tensor
 
 from flashvla_ros.bench import models
-from flashvla_ros.bench.frames import load_observations
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.probe import run_and_view

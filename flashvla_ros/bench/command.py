@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flashvla_ros.bench import show
 from flashvla_ros.bench.trace import DEFAULT_TRACE
 from flashvla_ros.cli.results import read_results, write_results
 
@@ -33,20 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure or read, print a table, write what was asked for."""
     if args.plot is not None:
-        from flashvla_ros.bench.plot import draw  # now: matplotlib may be missing, and minutes of measuring be lost
+        import matplotlib  # noqa: F401  # now: it may be missing, and minutes of measuring be lost
     if args.read is not None:
         results = read_results(args.read)
     else:
-        from flashvla_ros.bench.session import measure_all
+        from flashvla_ros.bench.run import measure_all
 
         results = measure_all(args)
-    from flashvla_ros.bench.tables import markdown, text
 
-    print(markdown(results) if args.markdown else text(results))
+    print(show.markdown(results) if args.markdown else show.text(results))
     if args.json is not None:
         write_results(args.json, results["meta"], results["rows"])
     if args.plot is not None:
-        draw(results, args.plot)
+        show.draw(results, args.plot)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Configurations timed in turn, so that whatever else the machine does hits all of them alike."""
+"""Configurations timed in turn, so that whatever else the machine does hits all of them alike, and their rows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flashvla_ros.bench.measure import Roofline, Work
 from flashvla_ros.core.types import FloatArray, Inference, Observation
 
 Runner = Callable[[Observation], Inference]
+Row = dict[str, Any]
 _RESAMPLES = 2000
 
 
@@ -42,7 +45,7 @@ class Series:
         return {name: np.array([run.timings_s[name] for run in self.inferences]) for name in names}
 
 
-def measure(
+def time_in_turn(
     runners: Mapping[str, Runner],
     observations: Sequence[Observation],
     rounds: int,
@@ -108,3 +111,70 @@ class Speedup:
         drawn: NDArray[np.intp] = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
         return cls(float(np.median(ratios)), float(low), float(high))
+
+
+def model_row(name: str, series: Series, plain: Series, works: Mapping[str, Work], roofline: Roofline) -> Row:
+    """Return the row of a configuration that runs the model at every step.
+
+    Args:
+        name: Of the configuration.
+        series: Its rounds.
+        plain: Those of the baseline.
+        works: Stage name to its work; may be empty.
+        roofline: Of the device.
+    """
+    last = series.inferences[-1]
+    row = times(name, series, plain) | {
+        "kept": last.visual_tokens if last.kept is None else len(last.kept),
+        "visual_tokens": last.visual_tokens,
+        "draft_accepted": last.draft_accepted if last.draft_tokens else None,
+        "stages": _stages(series, works, roofline),
+    }
+    if works:
+        least_s = sum(roofline.least_s(work) for work in works.values())
+        row |= {
+            "flops": sum(work.flops for work in works.values()),
+            "least_ms": 1e3 * least_s,
+            "over_least": float(np.median(series.array)) / least_s,
+        }
+    return row
+
+
+def times(name: str, series: Series, plain: Series) -> Row:
+    """Return percentiles of a configuration's steps, and their ratio to the baseline's of the same rounds."""
+    seconds = series.array
+    p50, p95 = np.percentile(1e3 * seconds, (50, 95))
+    speedup = Speedup.of(plain.array, seconds)
+    row = {
+        "name": name,
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "mean_ms": 1e3 * float(seconds.mean()),
+        "speedup": speedup.median,
+        "speedup_95": [speedup.low, speedup.high],
+    }
+    if series.cpu_seconds:
+        row["cpu_p50_ms"] = 1e3 * float(np.median(series.cpu_seconds))
+        row["cpu_speedup"] = Speedup.of(np.asarray(plain.cpu_seconds), np.asarray(series.cpu_seconds)).median
+    return row
+
+
+def _stages(series: Series, works: Mapping[str, Work], roofline: Roofline) -> dict[str, Row]:
+    stages: dict[str, Row] = {}
+    for stage, seconds in series.stages().items():
+        p50_s = float(np.median(seconds))
+        row: Row = {"p50_ms": 1e3 * p50_s}
+        if stage in works:
+            work = works[stage]
+            least_s = roofline.least_s(work)
+            row |= dataclasses.asdict(work) | {"least_ms": 1e3 * least_s}
+            if least_s > 0.0:  # a random choice reads nothing
+                row["over_least"] = p50_s / least_s
+        stages[stage] = row
+    return stages
+
+
+def gate_row(seconds: FloatArray) -> Row:
+    """Return p50 and p95 of the gate, which is not run in rounds."""
+    p50, p95 = np.percentile(1e3 * seconds, (50, 95))
+    return {"p50_ms": float(p50), "p95_ms": float(p95), "repeats": len(seconds)}

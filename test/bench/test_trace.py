@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trace as record_trace
-from flashvla_ros.bench.frames import load_observations
-from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, read_trace, relative, write_trace
+from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, load_observations, read_trace, relative, write_trace
 from flashvla_ros.core.errors import FlashVLAError
 
 HEAD = "mode,task,seed,step,decision,reason,agreeing,tokens\n"

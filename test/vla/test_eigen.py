@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvla_ros.bench.frames import load_observations
+from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning import select

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flashvla_ros.bench.frames import load_observations
-from flashvla_ros.bench.roofline import Prober, Roofline
-from flashvla_ros.bench.work import Work, count_stages
+from flashvla_ros.bench.measure import Prober, Roofline, Work, count_stages
+from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Draft
 from flashvla_ros.vla.policy import OpenVLAPolicy

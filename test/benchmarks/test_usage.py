@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.drift import Drift, Window
-from flashvla_ros.bench.usage import Usage, spin_s
+from benchmarks.usage import Drift, Usage, Window, spin_s
 
 
 def run(

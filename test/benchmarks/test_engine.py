@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import engine as engine_cost
+from benchmarks import engine
 from benchmarks.engine import VARIANTS, Variant
-from flashvla_ros.bench.tables import markdown
 from flashvla_ros.core.settings import PruningSettings
 
 
@@ -19,7 +18,7 @@ def test_a_row_for_each_step_and_variant_and_threads_share_a_policy():
     ]
     before = torch.get_num_threads()
     try:
-        rows = list(engine_cost.measure_all("tiny", variants, 1))
+        rows = list(engine.measure_all("tiny", variants, 1))
     finally:
         torch.set_num_threads(before)
     names = [one.name for one in variants]
@@ -29,14 +28,14 @@ def test_a_row_for_each_step_and_variant_and_threads_share_a_policy():
         "static, float32",
         "static, float32, 2 threads",
     ]
-    assert [(row["name"], row["variant"]) for row in rows] == [(kind, n) for kind in engine_cost._STEPS for n in names]
+    assert [(row["name"], row["variant"]) for row in rows] == [(kind, n) for kind in engine._STEPS for n in names]
     assert all(row["speedup"] == 1.0 for row in rows[::4]) and all(row["first_s"] > 0 for row in rows)
-    meta = {"command": "engine_cost", "model": "tiny", "device": "here", "versions": {"torch": "x"}, "rounds": 1}
-    assert "| dense | static, float32, 2 threads |" in markdown({"meta": meta, "rows": rows})
+    meta = {"model": "tiny", "device": "here", "versions": {"torch": "x"}, "rounds": 1}
+    assert "| dense | static, float32, 2 threads |" in engine.page({"meta": meta, "rows": rows})
 
 
 def test_memory_format_changes_no_token():
-    seen = engine_cost._observation()
+    seen = engine._observation()
     plain, last = (Variant("static", channels_last=flag).load("tiny") for flag in (False, True))
     pruning = PruningSettings(method="none")
     assert plain.infer(seen, pruning).tokens.tolist() == last.infer(seen, pruning).tokens.tolist()

@@ -1,4 +1,4 @@
-"""One run of ``flashvla-ros bench``: load, check against the plain model, time in turn, count, and report."""
+"""One run of ``flashvla-ros bench``: load, check against the plain model, time in turn, count, and make rows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flashvla_ros.bench import device, models
+from flashvla_ros.bench import measure, models
 from flashvla_ros.bench.baselines import PlainPolicy
-from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, Configuration, select, table
-from flashvla_ros.bench.frames import load_observations
-from flashvla_ros.bench.mix import mixes
-from flashvla_ros.bench.report import Row, model_row, side_row
-from flashvla_ros.bench.reuse import gate_seconds, publish_seconds
-from flashvla_ros.bench.roofline import Prober, Roofline
-from flashvla_ros.bench.rounds import Runner, Series, measure
-from flashvla_ros.bench.trace import TraceStep, read_trace, relative
-from flashvla_ros.bench.work import Work, count_stages
+from flashvla_ros.bench.configurations import (
+    DENSE,
+    EAGER,
+    PLAIN,
+    Configuration,
+    draft_name,
+    paper_name,
+    select,
+    table,
+)
+from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, time_in_turn
+from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
 from flashvla_ros.core.settings import PruningSettings, Settings, find
-from flashvla_ros.core.types import Draft, Inference, IntArray, Observation
+from flashvla_ros.core.types import Draft, FloatArray, Inference, IntArray, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
@@ -79,7 +82,7 @@ class Session:
         self.observations = observations
         self.plain = PlainPolicy(policy)
         self.eager = _eager(policy)
-        self.roofline = Roofline()
+        self.roofline = measure.Roofline()
         self._memory: list[int] = []
         self._tokens: dict[tuple[float, PruningSettings], IntArray] = {}
 
@@ -94,16 +97,14 @@ class Session:
         series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)
         first = series[self.rows[0].name].inferences[0]
-        gate = gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
-        publish, obstacle = publish_seconds()
-        side_s = float(np.median(gate)) + (0.0 if publish is None else float(np.median(publish)))
+        gate = measure.gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
         plain = series[PLAIN]
         rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
-        rows += mixes(series, self.trace, side_s)
+        rows += mixes(series, self.trace, float(np.median(gate)))
         meta = {
             "command": "bench",
-            **device.describe(self.policy.backend),
-            "versions": device.versions(),
+            **measure.describe_backend(self.policy.backend),
+            "versions": measure.versions(),
             "model": args.model,
             "sizes": models.describe(self.policy),
             "rounds": len(plain.seconds),
@@ -111,8 +112,7 @@ class Session:
             "note": args.note,
             "tokens_equal_plain": equal,
             "roofline": vars(self.roofline),
-            "gate": side_row(gate),
-            "publish": side_row(publish) if publish is not None else {"not_measured": obstacle},
+            "gate": gate_row(gate),
             "trace": {"file": relative(args.trace), "steps": len(self.trace)},
             "memory": self._memory_row(),
         }
@@ -120,15 +120,15 @@ class Session:
 
     def _timed(self, rounds: int, limit_s: float) -> dict[str, Series]:
         backend = self.policy.backend
-        prober = Prober(backend)
+        prober = measure.Prober(backend)
         with tqdm(total=rounds, desc="timing", unit="round", mininterval=_PROGRESS_S) as bar:
 
             def after_round(_number: int) -> None:
                 prober.probe(self.roofline)
-                self._memory.append(device.allocated_bytes(backend))
+                self._memory.append(measure.allocated_bytes(backend))
                 bar.update()
 
-            return measure(
+            return time_in_turn(
                 self._runners(),
                 self.observations,
                 rounds,
@@ -186,20 +186,93 @@ class Session:
             equal += np.array_equal(plain.tokens, dense.tokens) or self.plain.check(seen, dense.tokens, DENSE)
         return f"{equal} of {len(pairs)} rounds"
 
-    def _work(self, row: Configuration) -> dict[str, Work]:
+    def _work(self, row: Configuration) -> dict[str, measure.Work]:
         """Count one inference, which on the CPU warms the configuration up; on a GPU no graph may hide its work."""
         policy = self.policy if self.policy.backend.device.type == "cpu" else self.eager
         run = self._runner(row, policy)
         pruning = row.settings(self.settings).pruning
         if pruning.method in METHODS and METHODS[pruning.method].needs_frame:
             run(self.observations[0])
-        return count_stages(policy, lambda: run(self.observations[1]))
+        return measure.count_stages(policy, lambda: run(self.observations[1]))
 
     def _memory_row(self) -> Row:
         """Peak, and growth over the second half of the rounds: by then allocators have what they will keep."""
         half = self._memory[len(self._memory) // 2 :]
         return {
-            "peak_bytes": device.peak_bytes(self.policy.backend),
+            "peak_bytes": measure.peak_bytes(self.policy.backend),
             "growth_bytes": half[-1] - half[0],
             "steps": (len(self.rows) + 1) * (len(half) - 1),
         }
+
+
+def mix_row(
+    name: str, trace: Sequence[TraceStep], fresh: Sequence[FloatArray], gate_s: float, plain: FloatArray
+) -> Row:
+    """Return the row of a gated run: every step of a trace takes the time that its kind took in this run.
+
+    Args:
+        name: Of the row.
+        trace: Decisions, step by step.
+        fresh: [rounds] seconds of a fresh step in each round, one array for each fresh step of the trace.
+        gate_s: Time of the gate, paid at every step.
+        plain: [rounds] seconds of the baseline, which has no gate.
+    """
+    rounds = len(plain)
+    infer = np.stack(fresh) + gate_s  # [fresh steps, rounds]
+    reused = len(trace) - len(infer)
+    mean = (infer.sum(axis=0) + reused * gate_s) / len(trace)  # [rounds]
+    steps = np.concatenate([infer.ravel(), np.full(reused * rounds, gate_s)])
+    speedup = Speedup.of(plain, mean)
+    p50, p95 = np.percentile(1e3 * steps, (50, 95))
+    return {
+        "name": name,
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "mean_ms": 1e3 * float(np.median(mean)),  # over the trace; of the rounds the median, as one may be disturbed
+        "speedup": speedup.median,
+        "speedup_95": [speedup.low, speedup.high],
+        "steps": len(trace),
+        "reuse_rate": reused / len(trace),
+    }
+
+
+def mixes(series: Mapping[str, Series], trace: Sequence[TraceStep], gate_s: float) -> list[Row]:
+    """Return a row for each mode of the trace and each way to run its fresh steps that was timed.
+
+    Args:
+        series: Name of a configuration to its rounds.
+        trace: Decisions of one mode or several.
+        gate_s: Time of the gate, paid at every step.
+    """
+    plain = series[PLAIN]
+    first = plain.inferences[0]
+    rows = []
+    for mode in dict.fromkeys(step.mode for step in trace):
+        steps = [step for step in trace if step.mode == mode]
+        for name in (DENSE, paper_name(first.visual_tokens)):
+            if name not in series:
+                continue
+            count = sum(step.fresh for step in steps)
+            rows.append(mix_row(f"{mode} gate, {name}", steps, [series[name].array] * count, gate_s, plain.array))
+            accepted, refused = (series.get(draft_name(name, share)) for share in (1, 0))
+            if accepted and refused:
+                fresh = [
+                    _drafted_s(step, first.tokens.size, series[name].array, accepted.array, refused.array)
+                    for step in steps
+                    if step.fresh
+                ]
+                rows.append(mix_row(f"{mode} gate, {name}, draft", steps, fresh, gate_s, plain.array))
+    return rows
+
+
+def _drafted_s(step: TraceStep, size: int, greedy: FloatArray, accepted: FloatArray, refused: FloatArray) -> FloatArray:
+    """[rounds] seconds of a fresh step with a draft, by the passes that it leaves to decoding.
+
+    A draft of which a tokens are confirmed settles a + 1: the model's own choice is known in the place of the first
+    wrong one. Each other token takes a pass, and all passes cost the same. Where the trace's actions have another
+    number of tokens, the share that agreed is carried over.
+    """
+    if step.agreeing is None:
+        return greedy
+    settled = min(step.agreeing * size // step.tokens + 1, size)
+    return accepted + (refused - accepted) * (size - settled) / max(size - 1, 1)
