@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Everything that this package measures on one GPU, in under ten minutes: scripts/gpu_table.sh [OUT]
 #
-# Writes JSON and plots to OUT (docs/results) and prints the tables. What does not fit before LIMIT seconds is cut off or
-# left out, and said. With MODEL=tiny DEVICE=cpu it is a trial of itself on any machine.
+# Writes JSON and plots to OUT (benchmarks/results) and prints the tables; python -m benchmarks.report then shows them
+# all. What does not fit before LIMIT seconds is cut off or left out, and said. With MODEL=tiny DEVICE=cpu it
+# is a trial of itself on any machine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-docs/results}
+out=${1:-benchmarks/results}
 model=${MODEL:-7b} device=${DEVICE:-cuda} limit=${LIMIT:-590}
 python=${PYTHON:-${VENV:-.venv}/bin/python}
-name=${model}_$("$python" -c "
+name=${model}-$("$python" -c "
 import torch
 print('cpu' if '$device' == 'cpu' else torch.cuda.get_device_name(0).lower().replace(' ', '-'))") || exit 2
 failed=0
@@ -32,16 +33,16 @@ step() {
 bench() { step "$1" "$2" "$python" -m flashvla_ros bench --model "$model" --device "$device" "${@:3}"; }
 
 bench "every configuration" 260 --rounds 50 --seconds 120 \
-    --json "$out/speed_$name.json" --plot "$out/speed_$name.png" --markdown
-step "ways to score by ICS" 90 "$python" -m benchmarks.ics --device "$device" --seconds 0.1 \
-    --tokens 64 256 --widths 4096 --json "$out/ics_cost_$name.json"
+    --json "$out/speed-$name.json" --plot "$out/speed-$name.png" --markdown
+step "score by ICS" 60 "$python" -m benchmarks.ics --device "$device" --seconds 0.1 \
+    --tokens 64 256 --widths 4096 --json "$out/ics-$name.json"
 step "tests on the GPU" 90 "$python" -m pytest -q test/vla -k cuda
 step "growth" 150 "$python" -m benchmarks.growth --size "$model" --device "$device" --seconds 60 \
-    --json "$out/growth_$name.json" --plot "$out/growth_$name.png"
+    --json "$out/growth-$name.json" --plot "$out/growth-$name.png"
 # The first command takes FlashAttention 2 where it is installed; this is the other half of that pair.
 bench "SDPA" 60 --attention sdpa --only dense --only 'ics k=* layer 2' --rounds 20 --seconds 15 \
-    --json "$out/speed_sdpa_$name.json"
+    --json "$out/speed-sdpa-$name.json"
 bench "torch.compile" 120 --engine compiled --only dense --rounds 20 --seconds 15 \
-    --json "$out/speed_compiled_$name.json"
+    --json "$out/speed-compiled-$name.json"
 printf '\n%s s; %s of 6 parts are missing or incomplete\n' "$SECONDS" "$failed"
 exit $((failed > 0))

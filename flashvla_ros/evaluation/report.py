@@ -6,9 +6,10 @@ section is there when one of its files is.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,16 @@ from flashvla_ros.evaluation.summary import ALL, DENSE, rates
 from flashvla_ros.sim.perturbation import NONE
 
 Results = Mapping[str, Any]
+BySection = dict[str, list[tuple[Path, Results]]]
 
 _HEAD = """# Results
 
 <!-- Written by `flashvla-ros eval --report`; every figure comes from the JSON files named below. -->
-
-Closed loop in the simulated robot, seeds that training has never seen. The episode is the
+"""
+INTRODUCTION = """Closed loop in the simulated robot, seeds that training has never seen. The episode is the
 unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds by McNemar's exact
 test. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
-of a control step, reused ones included; `model` is the median of the steps that ran the model.
-[evaluation.md](evaluation.md) defines modes, perturbations and all columns.
-"""
+of a control step, reused ones included; `model` is the median of the steps that ran the model."""
 _SECTIONS = {
     "main": (
         "Success and cost",
@@ -69,36 +69,52 @@ def compose(files: Sequence[Path], page: Path | None, picture: Path | None) -> i
     Raises:
         FlashVLAError: A file is no result of an evaluation.
     """
-    by_section: dict[str, list[tuple[Path, Results]]] = {}
-    others = [file for file in files if _is_of_another_command(file)]  # such as those of bench in the same folder
+    others = [file for file in files if is_of_another_command(file)]  # such as those of bench in the same folder
     if others:
         print(f"left out, not of flashvla-ros eval: {', '.join(map(str, others))}", file=sys.stderr)
-    for file in files:
-        if file not in others:
-            by_section.setdefault(file.stem.partition("-")[0], []).append((file, read_results(file)))
-    unknown = [str(file) for name, found in by_section.items() if name not in _SECTIONS for file, _ in found]
-    if unknown:
-        raise FlashVLAError(
-            f"{', '.join(unknown)} belongs to no section: names start with {', '.join(_SECTIONS)} and a hyphen"
-        )
-    parts = [_HEAD.rstrip()]
+    by_section = _read_all(file for file in files if file not in others)
+    parts = [_HEAD.rstrip(), INTRODUCTION]
     if picture is not None:
         from flashvla_ros.evaluation import plot
 
-        plot.draw([results for _, results in by_section.get("main", []) or _all(by_section)], picture)
+        plot.draw([results for _, results in by_section.get("main") or itertools.chain(*by_section.values())], picture)
         link = os.path.relpath(picture, page.parent) if page is not None else picture
         parts.append(f"![Success against visual-token FLOPs, with 95 % intervals]({link})")
-    for name, (title, text) in _SECTIONS.items():
-        if found := by_section.get(name):
-            parts += [f"## {title}", text]
-            for file, results in found:
-                parts += _evaluation(name, file, results)
-    text = "\n\n".join(parts) + "\n"
+    text = "\n\n".join([*parts, *_sections(by_section)]) + "\n"
     if page is None:
         print(text, end="")
     else:
         markdown.write(page, text)
     return 0
+
+
+def sections(files: Sequence[Path]) -> list[str]:
+    """Return the paragraphs and tables of evaluations, section by section.
+
+    Raises:
+        FlashVLAError: A file is no result of an evaluation.
+    """
+    return list(_sections(_read_all(files)))
+
+
+def _read_all(files: Iterable[Path]) -> BySection:
+    by_section: BySection = {}
+    for file in files:
+        by_section.setdefault(file.stem.partition("-")[0], []).append((file, read_results(file)))
+    unknown = [str(file) for name, found in by_section.items() if name not in _SECTIONS for file, _ in found]
+    if unknown:
+        raise FlashVLAError(
+            f"{', '.join(unknown)} belongs to no section: names start with {', '.join(_SECTIONS)} and a hyphen"
+        )
+    return by_section
+
+
+def _sections(by_section: BySection) -> Iterator[str]:
+    for name, (title, text) in _SECTIONS.items():
+        if found := by_section.get(name):
+            yield from (f"## {title}", text)
+            for file, results in found:
+                yield from _evaluation(name, file, results)
 
 
 def read_results(file: Path) -> Results:
@@ -115,17 +131,13 @@ def read_results(file: Path) -> Results:
     return results
 
 
-def _is_of_another_command(file: Path) -> bool:
+def is_of_another_command(file: Path) -> bool:
     """Say whether a file is JSON, but has no rows of an evaluation."""
     try:
         rows = read_json(file, most=MOST_BYTES)["rows"]
         return not all({"mode", "task", "visual_flops_ratio"} <= row.keys() for row in rows)
     except (FlashVLAError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _all(by_section: Mapping[str, list[tuple[Path, Results]]]) -> list[tuple[Path, Results]]:
-    return [pair for found in by_section.values() for pair in found]
 
 
 def _evaluation(section: str, file: Path, results: Results) -> list[str]:

@@ -1,0 +1,102 @@
+"""Write ``benchmarks/RESULTS.md``: every table, from the JSON files in ``benchmarks/results``.
+
+``python -m benchmarks.report`` takes every file there; its name up to the first hyphen says which section shows it. So
+no figure on that page was typed, and a new file needs no change here. A picture beside a file, of the same name, is
+shown below its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import engine, gate, growth, ics, overhead, soak
+from flashvla_ros.bench import show
+from flashvla_ros.cli.exits import exit_code
+from flashvla_ros.cli.results import read_results
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.evaluation import report
+
+FOLDER = Path(__file__).parent
+_HEAD = """# Results
+
+<!-- Written by `python -m benchmarks.report` from the files in results/. Do not edit. -->
+
+Each table names the file that it comes from. [README.md](README.md) has the command that makes each file, and
+[evaluation.md](../docs/evaluation.md) defines modes, perturbations and columns."""
+_PICTURE = "![Success against visual-token FLOPs, with 95 % intervals](../docs/images/results.png)"
+
+
+def fuzz(results: Mapping[str, Any]) -> str:
+    """Return the counts of a fuzz of gate and safety, none of whose steps broke a rule."""
+    (row,) = results["rows"]
+    counts = {name: row[name] for name in ("runs", "steps", "refused", "reused", "clamped")}
+    reasons = show.table(["reason", "steps"], [[f"`{name}`", str(number)] for name, number in row["reasons"].items()])
+    return f"{', '.join(f'{name} {number}' for name, number in counts.items())}; no rule was broken.\n\n{reasons}"
+
+
+SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
+    "speed": (
+        "Speed of a step",
+        "Every configuration is timed once in each round, in turn. *Speedup* is the ratio of the plain model's time to "
+        "a configuration's, paired by round: the median and its 95 % bootstrap interval. *Least* is the time below "
+        "which no implementation can stay on the device, by its best rates. The steps *gate* are the mean step of a "
+        "recorded run.",
+        show.markdown,
+    ),
+    "growth": ("How the cost grows", "Random weights; more visual tokens, cameras or action dimensions.", growth.page),
+    "engine": (
+        "Engine, type, threads and memory format on a CPU",
+        "Ratios are to the first variant. *First steps* is what the first step of each kind took together.",
+        engine.page,
+    ),
+    "ics": ("What the information contribution score costs", "One score of all visual tokens.", ics.page),
+    "gate": (
+        "The gate: its cost, and what its scene guard sees",
+        "A reused step is everything but the model. In brackets are 95 % Wilson intervals; steps of one episode are "
+        "not independent, so the true spread is wider.",
+        gate.page,
+    ),
+    "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),
+    "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
+    "soak": ("The demo for an hour", "Parameters change at random all the time.", soak.page),
+}
+
+
+def compose(folder: Path) -> str:
+    """Return the page of all files in `folder`.
+
+    Raises:
+        FlashVLAError: A file cannot be read, or belongs to no section.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise FlashVLAError(f"{folder} holds no results: README.md beside it says how to make them")
+    parts = [_HEAD]
+    if evaluations := [file for file in files if _section(file) not in SECTIONS]:
+        parts += [report.INTRODUCTION, _PICTURE, *report.sections(evaluations)]
+    for name, (title, text, page) in SECTIONS.items():
+        if chosen := [file for file in files if _section(file) == name]:
+            parts += [f"## {title}", text]
+        for file in chosen:
+            parts += [f"### `{file.name}`", page(read_results(file))]
+            if file.with_suffix(".png").exists():
+                parts.append(f"![{title}]({folder.name}/{file.stem}.png)")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(file: Path) -> str:
+    return file.stem.partition("-")[0]
+
+
+def main() -> int:
+    """Rewrite the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    page = FOLDER / "RESULTS.md"
+    return exit_code(lambda: page.write_text(compose(FOLDER / "results"), encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

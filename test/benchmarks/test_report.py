@@ -1,0 +1,47 @@
+"""The page of results: what the command writes from the files that stand beside it, no figure typed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from flashvla_ros.core.errors import FlashVLAError
+
+RESULTS = report.FOLDER / "results"
+
+
+def test_the_page_equals_what_the_command_makes():
+    page = (report.FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    assert page == report.compose(RESULTS), "run python -m benchmarks.report"
+    assert all(f"`{file.name}`" in page for file in RESULTS.glob("*.json"))
+
+
+def test_a_file_of_no_section_and_an_empty_folder_are_refused(tmp_path: Path):
+    with pytest.raises(FlashVLAError, match="holds no results"):
+        report.compose(tmp_path)
+    (tmp_path / "speeed-mid.json").write_text((RESULTS / "main-demo.json").read_text())
+    with pytest.raises(FlashVLAError, match=r"speeed-mid\.json belongs to no section"):
+        report.compose(tmp_path)
+
+
+def test_a_file_is_shown_in_its_section_with_the_picture_beside_it(tmp_path: Path):
+    content = {"meta": {"device": "here", "versions": {"torch": "x"}}, "rows": []}
+    (tmp_path / "ics-here.json").write_text(json.dumps(content))
+    (tmp_path / "ics-here.png").write_bytes(b"")
+    page = report.compose(tmp_path)
+    assert "### `ics-here.json`\n\nhere; torch x" in page
+    assert f"({tmp_path.name}/ics-here.png)" in page
+
+
+def test_every_command_of_the_readme_exists_and_every_benchmark_stands_there():
+    readme = (report.FOLDER / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"python -m benchmarks\.(\w+)", readme))
+    assert all(callable(importlib.import_module(f"benchmarks.{name}").main) for name in named)
+    parts = {"publishing", "usage"}  # of other benchmarks
+    assert named == {path.stem for path in report.FOLDER.glob("*.py")} - parts
+    assert {path.name for path in RESULTS.glob("*.json")} <= set(re.findall(r"[\w-]+\.json", readme))
