@@ -57,9 +57,8 @@ class Source:
             names = settings.first.camera.names
             if names != tuple(cameras):
                 topics = find_topics(bag, self.remappings, self.node, names)
-            first = settings.first
             steps = None if self.every_image else log
-            frames = Frames(bag, topics, first, steps, self.instruction)
+            frames = Frames(bag, topics, settings.first, steps, self.instruction)
             yield Recording(bag, topics, log, settings, frames)
 
 
