@@ -54,7 +54,7 @@ from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.nodes.process import run_node
-from flashvla_ros.vla.loading import LoadedPolicy
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 RAW, JPEG = "raw", "jpeg"
 CONFIGURATIONS = (
@@ -319,10 +319,10 @@ def _run_node(arguments: list[str]) -> int:
     """Be the other process: the real node around a model that waits."""
     model_s, *ros = arguments
 
-    def factory(_settings: Settings) -> LoadedPolicy:
+    def load(_settings: Settings) -> LoadedPolicy:
         return LoadedPolicy(WaitingModel(float(model_s)))
 
-    return run_node(lambda: PolicyNode(factory), ros)
+    return run_node(lambda: PolicyNode(PolicyFactory(load)), ros)
 
 
 if __name__ == "__main__":

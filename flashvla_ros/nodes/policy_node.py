@@ -32,7 +32,7 @@ from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health
 from flashvla_ros.nodes.transitions import reported
-from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory, check_before_loading, load_policy
+from flashvla_ros.vla.loading import FROM_CHECKPOINT, LoadedPolicy, PolicyFactory
 
 
 class PolicyNode(LifecycleNode):
@@ -45,7 +45,7 @@ class PolicyNode(LifecycleNode):
         transition_error: Why the last transition failed.
     """
 
-    def __init__(self, policy_factory: PolicyFactory = load_policy, *, name: str = "flashvla", **options: Any) -> None:
+    def __init__(self, factory: PolicyFactory = FROM_CHECKPOINT, *, name: str = "flashvla", **options: Any) -> None:
         """Declare the parameters; `options` are those of :class:`rclpy.lifecycle.LifecycleNode`.
 
         Raises:
@@ -54,7 +54,7 @@ class PolicyNode(LifecycleNode):
         super().__init__(name, **options)
         self.failure = self.transition_error = ""
         self.loading = self.finished = False
-        self._policy_factory = policy_factory
+        self._factory = factory
         self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
@@ -74,8 +74,7 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check what can be checked without the model, and open the topics."""
         self._release()  # what an attempt that failed half-way has left
-        if self._policy_factory is load_policy:
-            check_before_loading(self.settings)
+        self._factory.precheck(self.settings)
         self._spec = ActionSpec.of(self.settings.action)
         self._table.put(urdf_limits(self, self.settings.limits, self._spec))
         check_reported(self, self._spec)
@@ -98,7 +97,7 @@ class PolicyNode(LifecycleNode):
         try:
             if self._loaded is None:
                 logger.info(f"loading {settings.model.checkpoint or 'the demo policy'}")
-                self._loaded = self._policy_factory(settings)
+                self._loaded = self._factory.load(settings)
             self._loaded.check(settings)
             stepper = Stepper(self._loaded.policy, self._spec)
         finally:

@@ -33,7 +33,17 @@ class LoadedPolicy:
     platform: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-PolicyFactory = Callable[[Settings], LoadedPolicy]
+@dataclasses.dataclass(frozen=True)
+class PolicyFactory:
+    """How a node comes by its policy.
+
+    Attributes:
+        load: Returns it, ready to answer.
+        precheck: Raises what `load` would raise, where that is known at once.
+    """
+
+    load: Callable[[Settings], LoadedPolicy]
+    precheck: Callable[[Settings], None] = _accept
 
 
 def check_before_loading(settings: Settings) -> None:
@@ -87,3 +97,6 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         "flashvla_ros": flashvla_ros.__version__,
     }
     return LoadedPolicy(policy, check, checkpoint_fingerprint(checkpoint_folder(settings.model)), platform)
+
+
+FROM_CHECKPOINT = PolicyFactory(load_policy, check_before_loading)

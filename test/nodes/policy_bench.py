@@ -59,7 +59,7 @@ class PolicyBench:
 
     Args:
         policy: The model inside; a scripted one where it is None.
-        factory: Instead of `policy`: what the node calls to load it.
+        factory: Instead of `policy`: how the node comes by it.
         files: Parameter files.
         namespace: Of the node.
         parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``. Those of :data:`CALM` unless
@@ -81,7 +81,7 @@ class PolicyBench:
         self.policy = policy or ScriptedPolicy()
         overrides = [Parameter(name.replace("__", "."), value=value) for name, value in {**CALM, **parameters}.items()]
         self.node = PolicyNode(
-            factory or (lambda _: LoadedPolicy(self.policy)),
+            factory or PolicyFactory(lambda _: LoadedPolicy(self.policy)),
             context=self.context,
             namespace=namespace,
             parameter_overrides=overrides,

@@ -12,7 +12,7 @@ from policy_bench import PolicyBench
 
 from flashvla_ros.core.types import Observation
 from flashvla_ros.msg import GateStatus
-from flashvla_ros.vla.loading import load_policy
+from flashvla_ros.vla.loading import FROM_CHECKPOINT
 
 MakeBench = Callable[..., PolicyBench]
 ERROR = b"\x02"
@@ -118,7 +118,7 @@ def test_a_camera_that_falls_silent_while_nothing_moves_is_named(make):
 
 
 def test_a_checkpoint_that_sees_one_camera_refuses_two_before_it_is_read():
-    bench = PolicyBench(factory=load_policy, camera__names=["front", "wrist"])
+    bench = PolicyBench(factory=FROM_CHECKPOINT, camera__names=["front", "wrist"])
     try:
         assert not bench.configure()
         assert bench.state() == "unconfigured"

@@ -18,7 +18,7 @@ from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.vla.loading import LoadedPolicy
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 MakeBench = Callable[..., PolicyBench]
 
@@ -116,7 +116,7 @@ def test_what_this_checkpoint_cannot_do_is_refused(make):
         if settings.pruning.layer >= 4:
             raise SettingsError(f"pruning.layer must be below 4, got {settings.pruning.layer}")
 
-    bench = make(factory=lambda _: LoadedPolicy(ScriptedPolicy(), check)).start()
+    bench = make(factory=PolicyFactory(lambda _: LoadedPolicy(ScriptedPolicy(), check))).start()
     refused = bench.set("pruning.layer", 4)
     assert not refused.successful
     assert "below 4" in refused.reason
@@ -222,7 +222,8 @@ def test_status_and_diagnostics_tell_the_state(make):
 
 
 def test_settings_are_published_for_whoever_records(make):
-    bench = make(factory=lambda _: LoadedPolicy(ScriptedPolicy(), checkpoint="abc", platform={"device": "none"}))
+    loaded = LoadedPolicy(ScriptedPolicy(), checkpoint="abc", platform={"device": "none"})
+    bench = make(factory=PolicyFactory(lambda _: loaded))
     lines: list[Any] = []
     bench.start()
     topic = interfaces.SETTINGS
@@ -243,7 +244,7 @@ def test_lifecycle_there_and_back_loads_once(make):
         loads.append(settings.model)
         return LoadedPolicy(ScriptedPolicy())
 
-    bench = make(factory=factory, control__image_timeout_s=10.0)
+    bench = make(factory=PolicyFactory(factory), control__image_timeout_s=10.0)
     assert bench.state() == "unconfigured"
     bench.start()
     assert bench.state() == "active"
@@ -271,7 +272,7 @@ def test_a_checkpoint_that_cannot_be_loaded_leaves_a_live_inactive_node(make):
     def factory(_: Settings) -> LoadedPolicy:
         raise CheckpointError("there is no checkpoint folder /nowhere")
 
-    bench = make(factory=factory)
+    bench = make(factory=PolicyFactory(factory))
     assert bench.configure()
     assert not bench.activate()
     assert bench.state() == "inactive"
@@ -283,7 +284,7 @@ def test_a_programming_error_while_loading_leaves_an_unconfigured_node_and_a_tra
     def factory(_: Settings) -> LoadedPolicy:
         raise ZeroDivisionError("oops")
 
-    bench = make(factory=factory)
+    bench = make(factory=PolicyFactory(factory))
     assert bench.configure()
     assert not bench.activate()
     assert bench.state() == "unconfigured"
@@ -326,7 +327,7 @@ def test_autostart_that_fails_says_why(make):
     def factory(_: Settings) -> LoadedPolicy:
         raise CheckpointError("there is no checkpoint folder /nowhere")
 
-    bench = make(node__autostart=True, factory=factory)
+    bench = make(node__autostart=True, factory=PolicyFactory(factory))
     bench.until(lambda: bench.node.failure, "the failure")
     assert bench.node.failure == "there is no checkpoint folder /nowhere"
 

@@ -15,7 +15,7 @@ from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.nodes.process import run_node
-from flashvla_ros.vla.loading import LoadedPolicy
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 HANG_S, SLOW_S = 10.0, 2.0
 
@@ -52,10 +52,10 @@ class FaultyPolicy:
 def main() -> int:
     fault, *arguments = sys.argv[1:]
 
-    def factory(_settings: Settings) -> LoadedPolicy:
+    def load(_settings: Settings) -> LoadedPolicy:
         return LoadedPolicy(FaultyPolicy(Path(fault)))
 
-    return run_node(lambda: PolicyNode(factory), arguments)
+    return run_node(lambda: PolicyNode(PolicyFactory(load)), arguments)
 
 
 if __name__ == "__main__":
