@@ -81,7 +81,11 @@ class Assembler:
             ObservationError: See :func:`checked_instruction`.
         """
         before, self.instruction = self.instruction, checked_instruction(text)
-        return self.instruction != before
+        is_new = self.instruction != before
+        if is_new:  # an image that was seen under another one may be sent again
+            for camera, newest in self._newest.items():
+                self._newest[camera] = dataclasses.replace(newest, stamp_s=-math.inf)
+        return is_new
 
     def take_joints(self, names: Sequence[str], positions: Sequence[float], now_s: float) -> None:
         """Take in where joints are; those that the action does not name are left alone.
@@ -114,10 +118,12 @@ class Assembler:
             stamped: The camera said so; an arrival in place of a stamp tells nothing of an image's age.
 
         Raises:
-            ObservationError: It is as old as the image before it, or a little older.
+            ObservationError: It is as old as the image before it, or a little older. Not so after a silence of the
+                camera: then it goes on from there.
         """
         before = self._newest.get(camera)
-        if stamped and before is not None and 0.0 <= before.stamp_s - stamp_s < LATE_S:
+        silent = camera in self.silent(now_s)
+        if stamped and before is not None and not silent and 0.0 <= before.stamp_s - stamp_s < LATE_S:
             raise ObservationError(
                 f"an image stamped {stamp_s:.3f} s came after one stamped {before.stamp_s:.3f} s: "
                 f"images that repeat or come late are dropped"

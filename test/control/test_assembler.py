@@ -92,6 +92,26 @@ def test_a_late_image_does_not_end_the_silence_of_its_camera():
     assert list(ours.silent(1.6)) == ["wrist"]
 
 
+def test_after_a_silence_a_camera_goes_on_with_any_stamp():
+    """As one whose clock was set back a little does, or a simulation that sends an unanswered image again."""
+    ours = assembler(control__image_timeout_s=0.5)
+    ours.take_image("image", picture(), 50.0, 1.0)
+    with pytest.raises(ObservationError):
+        ours.take_image("image", picture(), 49.9, 1.5)
+    assert ours.take_image("image", picture(), 49.9, 1.6) is not None
+
+
+def test_under_a_new_instruction_an_image_may_be_sent_again():
+    ours = assembler("front", "wrist")
+    ours.take_image("wrist", picture(), 1.0, 1.0)
+    ours.take_image("front", picture(), 1.0, 1.0)
+    ours.take_instruction("pull")
+    ours.take_image("wrist", picture(), 1.0, 1.1)
+    assert ours.take_image("front", picture(), 1.0, 1.1).instruction == "pull"
+    with pytest.raises(ObservationError):
+        ours.take_image("front", picture(), 1.0, 1.2)
+
+
 def test_a_clock_that_was_set_back_and_images_without_stamps_are_taken():
     ours = assembler()
     assert ours.take_image("image", picture(), 50.0, 1.0) is not None
