@@ -103,6 +103,8 @@ def test_the_same_picture_again_and_again_stops_the_robot_until_it_differs(bench
         bench.watchdog.image_arrived("front", same=True)
         bench.look_after(0.1)
     assert (len(bench.stops), bench.worker.frozen) == (1, True)
+    bench.worker.post(make_observation(bench.now_s))
+    assert not bench.stepped.acquire(timeout=0.2)  # whoever posts, a frozen camera is not answered
     bench.watchdog.image_arrived("front")
     assert not bench.worker.frozen
     bench.step()
