@@ -104,7 +104,8 @@ class PlainPolicy:
         return policy.model.embed(policy.model.visual_tokens(pixels), ids)
 
     def _generate(self, embeddings: Tensor, *, logits: bool = False) -> Any:
-        return self._policy.model.language_model.generate(
+        language_model: Any = self._policy.model.language_model  # its generate is typed for another base class
+        return language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
             generation_config=GenerationConfig(**self._options, output_logits=logits),

@@ -43,7 +43,7 @@ def table(visual_tokens: int) -> list[Configuration]:
     rows = [dense]
     for layer in LAYERS:
         for ratio in KEPT:
-            values = {"pruning.method": "ics", "pruning.keep_ratio": ratio, "pruning.layer": layer}
+            values: dict[str, Value] = {"pruning.method": "ics", "pruning.keep_ratio": ratio, "pruning.layer": layer}
             rows.append(Configuration(_name("ics", ratio, layer, visual_tokens), values))
     paper = next(row for row in rows if row.name == paper_name(visual_tokens))
     for row in (dense, paper):

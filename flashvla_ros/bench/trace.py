@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.types import Observation
@@ -132,10 +133,15 @@ def load_observations(instruction: str, folder: Path = DATA) -> list[Observation
     Raises:
         FlashVLAError: There are none.
     """
-    images = [cv2.imread(str(path)) for path in sorted(folder.glob("frame_*.jpg"))]
-    if not images or any(image is None for image in images):
+    files = sorted(folder.glob("frame_*.jpg"))
+    images = [image for path in files if (image := cv2.imread(str(path))) is not None]
+    if not images or len(images) < len(files):
         raise FlashVLAError(f"{folder} has no readable frame_*.jpg; install flashvla_ros again")
     return [
-        Observation({"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}, instruction, stamp_s=index * _DT_S)
+        Observation(
+            {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)},
+            instruction,
+            stamp_s=index * _DT_S,
+        )
         for index, image in enumerate(images, start=1)
     ]

@@ -84,6 +84,7 @@ class Monitor(Node):
         super().__init__("flashvla_bringup", context=context)
         self.status: PolicyStatus | None = None
         self.episode: EpisodeStatus | None = None
+        self._started_ns = 0
         self.provenance: Provenance | None = None
         self.modes: dict[str, None] = {}
         self.steps: collections.deque[Step] = collections.deque(maxlen=_STEPS_KEPT)

@@ -128,7 +128,7 @@ class Bringup:
             compressed = _are_compressed(cameras.values())
             parameters["camera.compressed"] = compressed
             if "" not in cameras:
-                parameters["camera.names"] = list(cameras)
+                parameters["camera.names"] = tuple(cameras)
             end = _COMPRESSED if compressed else ""
             images = ((f"{name}/image{end}" if name else f"image{end}", topic) for name, topic in cameras.items())
             remappings = (*images, *remappings)

@@ -106,10 +106,11 @@ def run(args: argparse.Namespace) -> int:
         workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)
         ledger = args.ledger or (args.json and args.json.with_name(args.json.name + LEDGER_SUFFIX))
         rows = table_rows(play(evaluation, meta["checkpoint"]["sha256"], ledger, workers))
-        results = {"meta": meta | {"seconds": round(time.monotonic() - started_s)}, "rows": rows}
+        meta |= {"seconds": round(time.monotonic() - started_s)}
+        results = {"meta": meta, "rows": rows}
         print(markdown.console(rows))
         if args.json:
-            write_results(args.json, results["meta"], rows)
+            write_results(args.json, meta, rows)
         if args.markdown:
             markdown.write(args.markdown, markdown.page(results))
         if args.plot:

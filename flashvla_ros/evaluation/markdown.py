@@ -46,7 +46,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 def provenance(meta: Mapping[str, Any]) -> str:
     """Return what a table was made with, as a paragraph and the command."""
-    checkpoint, first, last = meta["checkpoint"], *meta["seeds"]
+    checkpoint, (first, last) = meta["checkpoint"], meta["seeds"]
     timing = "free-running with the latency that was measured" if meta["free_running"] else "lock-step"
     return (
         f"Checkpoint `{checkpoint['name']}` ({checkpoint['sha256'][:12]}, {checkpoint['visual_tokens']} tokens), "

@@ -88,7 +88,7 @@ def _reaction(cell: Cell) -> dict[str, Any]:
     steps = [step for _, step in reactions if step is not None]
     if not steps:
         return {}
-    row = {
+    row: dict[str, Any] = {
         "changes": len(steps),
         "reaction_steps_max": max(steps),
         "reaction_steps_mean": round(float(np.mean(steps)), 3),

@@ -35,8 +35,8 @@ def parse_episodes(evaluation: Evaluation, texts: Sequence[str] | None) -> list[
         FlashVLAError: A text has another form, or names what there is not.
     """
     if not texts:
-        mode, seed = evaluation.modes[-1], evaluation.seeds[0]
-        texts = [f"{task}:{mode.name}:{seed}" for task in evaluation.tasks]
+        mode, first = evaluation.modes[-1], evaluation.seeds[0]
+        texts = [f"{task}:{mode.name}:{first}" for task in evaluation.tasks]
     by_name = {mode.name: mode for mode in evaluation.modes}
     films = []
     for text in texts:
@@ -80,7 +80,7 @@ class _Writer:
     def _add(self, picture: ImageArray) -> None:
         if self._writer is None:
             height, width = picture.shape[:2]
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self._path), codec, self._rate_hz, (width, height))
             if not self._writer.isOpened():
                 raise FlashVLAError(f"cannot write {self._path}: OpenCV cannot open it as mp4v")

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from cv_bridge import CvBridge
+from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -119,10 +120,10 @@ def _pixels(message: Image) -> np.ndarray[Any, Any]:
         raise ObservationError(f"a {message.encoding} image must have an even width, got {_size(message)}")
     shape = (message.height, message.width) + ((channels,) if channels > 1 else ())
     strides = (message.step, channels * dtype.itemsize) + ((dtype.itemsize,) if channels > 1 else ())
-    view = np.ndarray(shape, dtype, buffer=memoryview(message.data), strides=strides)
+    picture: NDArray[Any] = np.ndarray(shape, dtype, buffer=memoryview(message.data), strides=strides)
     if dtype.itemsize == 2 and bool(message.is_bigendian) != (sys.byteorder == "big"):
-        return view.byteswap()
-    return np.ascontiguousarray(view)
+        return picture.byteswap()
+    return np.ascontiguousarray(picture)
 
 
 def _check_mosaic(encoding: str, height: int, width: int) -> None:
@@ -219,5 +220,5 @@ def encode_compressed(image: ImageArray, header: Header, quality: int = 85) -> C
 def _buffer(values: np.ndarray[Any, Any]) -> array.array[int]:
     """Copy bytes into the one type that a message takes without looking at every element."""
     buffer = array.array("B")
-    buffer.frombytes(memoryview(np.ascontiguousarray(values)).cast("B"))
+    buffer.frombytes(np.ascontiguousarray(values).data.cast("B"))
     return buffer

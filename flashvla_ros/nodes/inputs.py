@@ -67,7 +67,7 @@ class Inputs:
         self._assembler = Assembler(self._topics, settings)
         self.rejections = Rejections(lambda line: node.get_logger().warning(line))
         self.images = SlidingWindow()
-        subscriptions = [
+        subscriptions: list[tuple[interfaces.Interface, Callable[[Any], None]]] = [
             (interfaces.EMERGENCY_STOP, self._on_emergency_stop),
             (interfaces.INSTRUCTION, self._on_instruction),
             (interfaces.JOINT_STATES, self._on_joint_states),

@@ -124,8 +124,8 @@ def describe(row: Row) -> ParameterDescriptor:
     )
     if row.low is not None:
         if row.kind == "int":
-            high = 2**63 - 1 if row.high is None else int(row.high)
-            descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=high)]
+            most = 2**63 - 1 if row.high is None else int(row.high)
+            descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=most)]
         elif row.kind == "float":
             high = sys.float_info.max if row.high is None else float(row.high)
             descriptor.floating_point_range = [FloatingPointRange(from_value=float(row.low), to_value=high)]

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, cast
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
@@ -147,7 +148,7 @@ def _checked(node: StoppableNode, files: Sequence[Path]) -> StoppableNode:
 def _spin(node: StoppableNode, stop: _StopSignal) -> int:
     stop.interrupts = lambda: node.loading
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
+    executor.add_node(cast(Node, node))
     try:
         while not stop.name and not node.failure and not node.finished:
             executor.spin_once(timeout_sec=_SPIN_S)

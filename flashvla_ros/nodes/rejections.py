@@ -25,7 +25,7 @@ class Rejections:
     """
 
     def __init__(
-        self, log: Callable[[str], None], *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self, log: Callable[[str], object], *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._log = log
         self._every_s = every_s

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TwistStamped
+from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -110,7 +111,7 @@ class RobotNode(Node):
         self._grippers = self.create_subscription(
             Float64, interfaces.GRIPPER_COMMAND.name, self._on_gripper, interfaces.GRIPPER_COMMAND.qos
         )
-        self._reset_client = self.create_client(Trigger, f"{self.settings.policy}/reset")
+        self._reset_client: Client[Any, Any] = self.create_client(Trigger, f"{self.settings.policy}/reset")
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._tick_s, self._tick, clock=steady)
         self.create_timer(1.0, self._publish_instruction, clock=steady)

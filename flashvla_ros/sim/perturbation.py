@@ -20,6 +20,7 @@ from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
 
 if TYPE_CHECKING:
+    from flashvla_ros.sim.scene import Camera
     from flashvla_ros.sim.world import World
 
 NONE = "none"
@@ -125,7 +126,7 @@ class CameraShake(Perturbation):
 
     def __init__(self, plan: EpisodePlan) -> None:
         super().__init__(plan)
-        self._steady = None
+        self._steady: Camera | None = None
 
     def disturb(self, world: World, step: int) -> None:
         """Move the camera from where it belongs."""

@@ -60,7 +60,8 @@ class Scene:
     def __init__(self, task: Task, render_size: int) -> None:
         self._tasks = scene_tasks(task.scene)
         self._environments = {row.name: _environment(row) for row in self._tasks}
-        self._experts = {row.name: metaworld.policies.ENV_POLICY_MAP[row.environment]() for row in self._tasks}
+        experts: Any = metaworld.policies.ENV_POLICY_MAP  # typed as the abstract base
+        self._experts = {row.name: experts[row.environment]() for row in self._tasks}
         first = self._environments[self._tasks[0].name]
         self._model, self._data = first.model, first.data
         for environment in self._environments.values():
@@ -73,7 +74,7 @@ class Scene:
         self.placement = self.placement_range[0]
         self._lights = [light.copy() for light in self._light_arrays()]
         self._body_positions = self._model.body_pos.copy()
-        self._action = np.zeros(ACTION_SIZE)
+        self._action: FloatArray = np.zeros(ACTION_SIZE)
         self._active = first
         self._renderer = _renderer(self._model, render_size)
         # also at exit, where the interpreter would free EGL after its modules are gone

@@ -82,7 +82,8 @@ class World:
     def render(self) -> ImageArray:
         """Return the camera's image, RGB uint8 [size, size, 3]."""
         size = (self._image_size, self._image_size)
-        return cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
+        return image.astype(np.uint8, copy=False)
 
     def segmentation(self) -> NDArray[np.uint8]:
         """Return what each pixel of the last render shows, [rendered size, rendered size].

@@ -79,7 +79,7 @@ class ActionCodec:
     def encode(self, normalized: ArrayLike) -> IntArray:
         """Return the tokens of normalised values; those beyond [-1, 1] are clipped."""
         edges = np.linspace(-1.0, 1.0, self.n_bins)
-        bins = np.clip(np.digitize(normalized, edges) - 1, 0, self.n_bins - 2)
+        bins = np.clip(np.digitize(np.asarray(normalized), edges) - 1, 0, self.n_bins - 2)
         return (self.vocab_size - 1 - bins).astype(np.int64)
 
     def unnormalize(self, normalized: ArrayLike) -> FloatArray:

@@ -41,5 +41,5 @@ def _taps(size: int, area: float, device: torch.device) -> tuple[Tensor, Tensor,
     step = (stop - start) * np.float32(size - 1) / np.float32(max(size - 1, 1))
     position = start * np.float32(size - 1) + np.arange(size, dtype=np.float32) * step
     before = np.floor(position)
-    indices = (torch.from_numpy(edge.astype(np.int64)).to(device) for edge in (before, np.ceil(position)))
-    return *indices, torch.from_numpy(position - before).to(device)
+    first, second = (torch.from_numpy(edge.astype(np.int64)).to(device) for edge in (before, np.ceil(position)))
+    return first, second, torch.from_numpy(position - before).to(device)

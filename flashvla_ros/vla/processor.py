@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -75,7 +75,7 @@ class ImageProcessor:
         strategy = data.get("image_resize_strategy", implied.strategy)
         if strategy not in RESIZE_STRATEGIES:
             raise CheckpointError(f"{path}: image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}")
-        statistics = {}
+        statistics: dict[str, Any] = {}
         for name in ("means", "stds"):
             values = data.get(name) or getattr(implied, name)
             if len(values) != len(config.towers) or any(len(triple) != 3 for triple in values):
@@ -180,7 +180,8 @@ class ImageProcessor:
         """Add borders in the last tower's mean colour, equal on both sides: an odd difference leaves one pixel over."""
         left, top = self._borders(*image.shape[:2])
         fill = [int(mean * 255) for mean in self.means[-1]]
-        return cv2.copyMakeBorder(image, top, top, left, left, cv2.BORDER_CONSTANT, value=fill)
+        padded = cv2.copyMakeBorder(image, top, top, left, left, cv2.BORDER_CONSTANT, value=fill)
+        return padded.astype(np.uint8, copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +205,7 @@ class PromptEncoder:
         if not instruction.strip():
             raise ObservationError("the instruction is empty: send words that say what the robot should do")
         ids = self.tokenizer.encode(format_prompt(instruction)).ids
-        start, end = self.tokenizer.token_to_id(BOS), self.tokenizer.token_to_id(SPACE)
+        start, end = (cast(int, self.tokenizer.token_to_id(token)) for token in (BOS, SPACE))
         ids = ids if ids[0] == start else [start, *ids]
         ids = ids if ids[-1] == end else [*ids, end]
         if len(ids) > self.max_tokens:

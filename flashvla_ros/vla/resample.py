@@ -14,7 +14,10 @@ import functools
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from flashvla_ros.core.types import FloatArray
 
 _BITS = 22  # Pillow's fixed point for 8-bit images
 _HALF = 1 << 11
@@ -66,7 +69,7 @@ def _blocks(length: int, size: int, device: torch.device) -> tuple[_Block, ...]:
     return tuple(blocks)
 
 
-def _fixed_point_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _fixed_point_weights(length: int, size: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return integer weights [size, length] and for each output its first and one past its last input."""
     scale = length / size
     stretch = max(scale, 1.0)  # antialiasing: a shrunk image is averaged over a wider window
@@ -80,7 +83,7 @@ def _fixed_point_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray
     return np.trunc(weights * (1 << _BITS) + np.copysign(0.5, weights)), first, last
 
 
-def _cubic(distance: np.ndarray) -> np.ndarray:
+def _cubic(distance: FloatArray) -> FloatArray:
     """Keys' cubic convolution kernel."""
     x, a = np.abs(distance), _CUBIC
     near = ((a + 2) * x - (a + 3)) * x * x + 1
