@@ -24,6 +24,7 @@ from flashvla_ros.bench.show import ms, table
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import write_results
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
@@ -84,7 +85,7 @@ def load_all(model: str, variants: Sequence[Variant]) -> tuple[dict[Variant, Ope
         policies[variant] = policies[twin] if twin else variant.load(model)
         started_s = time.perf_counter()
         for pruning, _ in _STEPS.values():
-            policies[variant].infer(_observation(), pruning)
+            policies[variant].infer(Request(_observation(), pruning))
         first_s[variant] = time.perf_counter() - started_s
     return policies, first_s
 
@@ -117,11 +118,11 @@ def measure_all(model: str, variants: Sequence[Variant], rounds: int) -> Iterato
 
 
 def _runner(policy: OpenVLAPolicy, variant: Variant, pruning: PruningSettings, drafted: bool) -> Runner:
-    draft = Draft(policy.infer(_observation(), pruning).tokens) if drafted else None
+    draft = Draft(policy.infer(Request(_observation(), pruning)).tokens) if drafted else None
 
     def run(seen: Observation) -> Inference:
         torch.set_num_threads(variant.threads)
-        return policy.infer(seen, pruning, draft=draft)
+        return policy.infer(Request(seen, pruning, draft=draft))
 
     return run
 

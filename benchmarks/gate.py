@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.steady import SteadyPolicy
 from flashvla_ros.bench.show import table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.stepper import Stepper
-from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, FloatArray, ImageArray, Inference, Observation
+from flashvla_ros.core.settings import GateSettings, Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, ImageArray, Observation
 from flashvla_ros.evaluation.statistics import Rate
 from flashvla_ros.gate.memory import GateInput
 from flashvla_ros.gate.scene import SceneMotion, Signature, compare, signature
@@ -46,29 +47,6 @@ _STEPS_AFTER_SUCCESS = 5
 Alarms = dict[str, list[bool]]
 
 
-class SteadyPolicy:
-    """Always the same answer, at no cost."""
-
-    visual_tokens = 256
-
-    def __init__(self, action_size: int = 7) -> None:
-        self.action_size = action_size
-
-    def infer(
-        self,
-        observation: Observation,  # noqa: ARG002
-        pruning: PruningSettings,  # noqa: ARG002
-        previous: Inference | None = None,  # noqa: ARG002
-        draft: Draft | None = None,  # noqa: ARG002
-    ) -> Inference:
-        """Return the answer."""
-        action = np.full((1, self.action_size), 0.5)
-        return Inference(action, action, np.empty(0, np.int64), np.arange(160), self.visual_tokens)
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-
 def cost(repeats: int) -> Iterator[dict[str, Any]]:
     """Yield percentiles of each part at each size of a frame."""
     for height, width in SIZES:
@@ -84,7 +62,7 @@ def _calls(height: int, width: int) -> Iterator[tuple[str, Callable[[], object]]
     yield "baseline: mean absolute difference of two frames", lambda: _difference(previous, current)
     yield "look at the frame", lambda: GateInput.of(Observation({"image": next(images)}, "open the drawer", 0.0))
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    stepper = Stepper(SteadyPolicy(), ActionSpec(names, (ActionKind.DELTA,) * 6 + (ActionKind.GRIPPER,), 0.1))
+    stepper = Stepper(SteadyPolicy(7), ActionSpec(names, (ActionKind.DELTA,) * 6 + (ActionKind.GRIPPER,), 0.1))
     settings = Settings().with_values(
         {
             "action.names": names,

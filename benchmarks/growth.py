@@ -27,6 +27,7 @@ from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.config import OpenVLAConfig
@@ -125,9 +126,9 @@ def _line(row: Row) -> str:
 
 def _timed(policy: OpenVLAPolicy, rounds: int, limit_s: float) -> list[Row]:
     plain = PlainPolicy(policy)
-    runners: dict[str, Runner] = {PLAIN: lambda seen: plain.infer(seen, PruningSettings())}
+    runners: dict[str, Runner] = {PLAIN: lambda seen: plain.infer(Request(seen, PruningSettings()))}
     for name, pruning in _PRUNING.items():
-        runners[name] = lambda seen, pruning=pruning: policy.infer(seen, pruning)
+        runners[name] = lambda seen, pruning=pruning: policy.infer(Request(seen, pruning))
     seen, cpu = _observations(policy.cameras), policy.backend.device.type == "cpu"
     series = time_in_turn(runners, seen, rounds, policy.backend.synchronize, lambda _: None, cpu=cpu, limit_s=limit_s)
     return [times(name, one, series[PLAIN]) for name, one in series.items()]

@@ -19,6 +19,7 @@ measured apart, by :mod:`benchmarks.publishing`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 import flashvla_ros
+from benchmarks.steady import SteadyPolicy
 from benchmarks.usage import Usage
 from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
@@ -47,8 +49,9 @@ from flashvla_ros.bringup.command import keep_to_this_machine, profile_variable
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.core.settings import CameraSettings, PruningSettings, Settings
-from flashvla_ros.core.types import Draft, Inference, Observation
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import CameraSettings, Settings
+from flashvla_ros.core.types import Inference
 from flashvla_ros.messages.images import encode_compressed, encode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
@@ -69,30 +72,19 @@ _MODULE = "benchmarks.overhead"
 _NODE = "--be-the-node"
 
 
-class WaitingModel:
+class WaitingModel(SteadyPolicy):
     """Takes a fixed time and no processor, as a model on a GPU does; its action tells when it was called."""
 
-    action_size, visual_tokens = 3, 256
-
     def __init__(self, duration_s: float) -> None:
+        super().__init__(action_size=3)
         self._duration_s = duration_s
-        self._kept = np.arange(160)
 
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,  # noqa: ARG002
-        previous: Inference | None = None,  # noqa: ARG002
-        draft: Draft | None = None,  # noqa: ARG002
-    ) -> Inference:
+    def infer(self, request: Request) -> Inference:
         """Wait, and return arrival, start and end on the monotonic clock."""
         started_s = time.monotonic()
         time.sleep(self._duration_s)
-        times = np.array([[observation.received_s, started_s, time.monotonic()]])
-        return Inference(times, np.full((1, 3), 0.5), np.empty(0, np.int64), self._kept, self.visual_tokens)
-
-    def reset(self) -> None:
-        """Nothing to forget."""
+        times = np.array([[request.observation.received_s, started_s, time.monotonic()]])
+        return dataclasses.replace(super().infer(request), action=times)
 
 
 class Camera(Node):

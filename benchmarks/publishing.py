@@ -17,7 +17,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 
-from benchmarks.gate import SteadyPolicy
+from benchmarks.steady import SteadyPolicy
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.cli.exits import exit_code

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
 
 SPEC = ActionSpec(
     names=("x", "y", "z", "gripper"),
@@ -20,51 +20,50 @@ SPEC = ActionSpec(
 class ScriptedPolicy:
     """Answers the n-th call with the n-th normalised action and kept set, then goes on with the last ones.
 
-    `before` runs at the start of each inference with the number of the call: raise, sleep or count there.
-    """
+    Args:
+        actions: Normalised, [D] or [T, D] each.
+        kept: Indices of the selected visual tokens, None where nothing is scored.
+        scale: Of the action in the units of the command.
+        before: Runs at the start of each inference with the number of the call: raise, sleep or count there.
+        answer: Is handed the request and the scripted answer; what it returns is answered.
 
-    visual_tokens = 64
+    Attributes:
+        requests: What it was asked so far, but for calls that `before` ended.
+    """
 
     def __init__(
         self,
         actions: Sequence[Sequence[float]] = ((0.5, 0.0, 0.0, 1.0),),
         kept: Sequence[Sequence[int] | None] = (tuple(range(40)),),
         scale: float = 0.01,
-        before: Callable[[int], None] | None = None,
+        before: Callable[[int], None] = lambda _call: None,
+        answer: Callable[[Request, Inference], Inference] = lambda _request, scripted: scripted,
     ) -> None:
         self._actions = [np.atleast_2d(np.asarray(action, dtype=np.float64)) for action in actions]
         self._kept = [None if tokens is None else np.asarray(tokens, dtype=np.int64) for tokens in kept]
         self._scale = scale
-        self._before = before
+        self._before, self._answer = before, answer
         self.calls = 0
-        self.resets = 0
+        self.requests: list[Request] = []
 
     @property
     def action_size(self) -> int:
         return int(self._actions[0].shape[1])
 
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
+    def infer(self, request: Request) -> Inference:
         call = self.calls
         self.calls += 1
-        if self._before:
-            self._before(call)
+        self._before(call)
+        self.requests.append(request)
         normalized = self._actions[min(call, len(self._actions) - 1)]
-        return Inference(
+        scripted = Inference(
             action=normalized * self._scale,
             normalized=normalized,
             tokens=np.zeros(normalized.size, dtype=np.int64),
             kept=self._kept[min(call, len(self._kept) - 1)],
-            visual_tokens=self.visual_tokens,
+            visual_tokens=64,
         )
-
-    def reset(self) -> None:
-        self.resets += 1
+        return self._answer(request, scripted)
 
 
 def make_observation(

@@ -19,7 +19,7 @@ from flashvla_ros.bags.frames import Frame
 from flashvla_ros.bags.playback import reset_before
 from flashvla_ros.bags.steps import RecordedStep
 from flashvla_ros.core.errors import BagError
-from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray, ImageArray, Inference, IntArray
@@ -141,7 +141,7 @@ def collect(
         resets.append(reset_before(frame, before))
         before = frame.recorded
         previous = inference if resets[-1] is None else None
-        inference = policy.infer(frame.observation, pruning, previous)
+        inference = policy.infer(Request(frame.observation, pruning, previous))
         if inferences:
             cost = np.abs(inference.normalized - inferences[-1][0]).max()
             gallery.offer(float(cost), len(inferences), next(iter(frame.observation.images.values())))
@@ -149,7 +149,7 @@ def collect(
         times_ns.append(frame.time_ns)
         inferences.append((inference.normalized, inference.kept))
         on_frame()
-    if not inputs:
+    if inference is None:
         raise BagError("the recording has no frames")
     kept = [tokens.astype(np.int16) for _, tokens in inferences if tokens is not None]
     return Features(
@@ -158,7 +158,7 @@ def collect(
         resets=resets,
         actions=np.stack([action for action, _ in inferences]),
         kept=kept if len(kept) == len(inputs) else None,
-        visual_tokens=policy.visual_tokens,
+        visual_tokens=inference.visual_tokens,
         pruning=settings.pruning,
         spec=spec,
         worst=gallery.frames,

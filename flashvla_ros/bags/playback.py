@@ -94,7 +94,6 @@ def _follow(stepper: Stepper, step: RecordedStep, before: RecordedStep | None, c
     """Bring the stepper to the recorded activation, resets and number."""
     if cause is not None and (before is None or _restarted(step, before)):
         stepper.state = StepperState(GateMemory(cause), resets=step.resets)
-        stepper.policy.reset()
     while cause is not None and stepper.state.resets < step.resets:
         stepper.reset(cause)
     stepper.state = dataclasses.replace(stepper.state, step=step.step)

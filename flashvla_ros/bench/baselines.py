@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.core.types import Draft, Inference, Observation
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.types import Inference, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
 
 # Share of the largest logit by which two ways of computing the same may differ, and with it the likeliest token.
@@ -30,7 +30,7 @@ class PlainPolicy:
 
     def __init__(self, policy: OpenVLAPolicy) -> None:
         self._policy = policy
-        self.action_size, self.visual_tokens = policy.action_size, policy.visual_tokens
+        self.action_size = policy.action_size
         self._options = {
             "max_new_tokens": policy.action_size,
             "do_sample": False,
@@ -42,22 +42,13 @@ class PlainPolicy:
             "pad_token_id": policy.model.config.pad_token_id,
         }
 
-    def reset(self) -> None:
-        """Do nothing: no result depends on an earlier observation."""
-
     @torch.inference_mode()
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,  # noqa: ARG002
-        previous: Inference | None = None,  # noqa: ARG002
-        draft: Draft | None = None,  # noqa: ARG002
-    ) -> Inference:
-        """Run the model on one observation; every token is kept, and no draft is taken."""
+    def infer(self, request: Request) -> Inference:
+        """Run the model on the observation; every token is kept, and no draft is taken."""
         policy = self._policy
         policy.backend.synchronize()
         started_s = time.perf_counter()
-        embeddings = self._embeddings(observation)
+        embeddings = self._embeddings(request.observation)
         policy.backend.synchronize()
         embedded_s = time.perf_counter()
         tokens = self._generate(embeddings).sequences[0].cpu().numpy()
@@ -68,7 +59,7 @@ class PlainPolicy:
             normalized=normalized,
             tokens=tokens,
             kept=None,
-            visual_tokens=self.visual_tokens,
+            visual_tokens=policy.visual_tokens,
             timings_s={"vision": embedded_s - started_s, "generate": ended_s - embedded_s},
         )
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flashvla_ros
 from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, Inference, Observation
 from flashvla_ros.gate.decision import decide
@@ -160,14 +161,10 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def count_stages(policy: OpenVLAPolicy, infer: Callable[[], Inference]) -> dict[str, Work]:
+def count_stages(policy: OpenVLAPolicy, request: Request) -> dict[str, Work]:
     """Run one inference of `policy` and return the work of each of its stages."""
     with Ledger(policy.model.parameters()) as ledger:
-        policy.on_stage = ledger.done
-        try:
-            infer()
-        finally:
-            policy.on_stage = lambda _stage: None
+        policy.reporting(ledger.done).infer(request)
     return ledger.stages
 
 

@@ -27,6 +27,7 @@ from flashvla_ros.bench.configurations import (
 )
 from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings, Settings, find
 from flashvla_ros.core.types import Draft, FloatArray, Inference, IntArray, Observation
 from flashvla_ros.vla.policy import OpenVLAPolicy
@@ -91,7 +92,7 @@ class Session:
         load_before = os.getloadavg()[0]
         # Warms up, as counting does the others; the static engine moves the weights in its first step.
         for policy in (self.plain, self.eager, self.policy):
-            policy.infer(self.observations[0], self.settings.pruning)
+            policy.infer(Request(self.observations[0], self.settings.pruning))
         counted = tqdm(self.rows, desc="counting", unit="configuration", mininterval=_PROGRESS_S)
         works = {row.name: self._work(row) for row in counted}
         series = self._timed(args.rounds, args.seconds or math.inf)
@@ -140,30 +141,31 @@ class Session:
             )
 
     def _runners(self) -> dict[str, Runner]:
-        runners: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(seen, self.settings.pruning)}
+        runners: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(Request(seen, self.settings.pruning))}
         dense = next((row for row in self.rows if row.name == DENSE), None)
         if dense is not None and self.eager is not self.policy:
             pruning = dense.settings(self.settings).pruning
-            runners[EAGER] = lambda seen: self.eager.infer(seen, pruning)
+            runners[EAGER] = lambda seen: self.eager.infer(Request(seen, pruning))
         return runners | {row.name: self._runner(row) for row in self.rows}
 
-    def _runner(self, row: Configuration, policy: OpenVLAPolicy | None = None) -> Runner:
+    def _runner(self, row: Configuration) -> Runner:
         """Return what runs one step of a configuration; each step follows on that of the round before."""
-        policy = policy or self.policy
         pruning = row.settings(self.settings).pruning
         previous: Inference | None = None
 
         def run(seen: Observation) -> Inference:
             nonlocal previous
-            previous = policy.infer(seen, pruning, previous, drafts.get(seen.stamp_s))
+            previous = self.policy.infer(Request(seen, pruning, previous, drafts.get(seen.stamp_s)))
             return previous
 
-        drafts = {} if row.draft is None else self._drafts(pruning, row.draft)
+        drafts = self._drafts(pruning, row.draft)
         return run
 
-    def _drafts(self, pruning: PruningSettings, share: int) -> dict[float, Draft]:
+    def _drafts(self, pruning: PruningSettings, share: int | None) -> dict[float, Draft]:
         """Return a draft for each frame: the tokens that the model itself decodes, or others from the first on."""
-        drafts = {}
+        drafts: dict[float, Draft] = {}
+        if share is None:
+            return drafts
         for seen in self.observations:
             tokens = self._decoded(seen, pruning)
             drafts[seen.stamp_s] = Draft(tokens if share else tokens - 1, accept_bins=0, max_near=0)
@@ -172,7 +174,7 @@ class Session:
     def _decoded(self, seen: Observation, pruning: PruningSettings) -> IntArray:
         known = (seen.stamp_s, pruning)
         if known not in self._tokens:
-            self._tokens[known] = self.policy.infer(seen, pruning).tokens
+            self._tokens[known] = self.policy.infer(Request(seen, pruning)).tokens
         return self._tokens[known]
 
     def _check_tokens(self, series: Mapping[str, Series]) -> str:
@@ -189,11 +191,12 @@ class Session:
     def _work(self, row: Configuration) -> dict[str, measure.Work]:
         """Count one inference, which on the CPU warms the configuration up; on a GPU no graph may hide its work."""
         policy = self.policy if self.policy.backend.device.type == "cpu" else self.eager
-        run = self._runner(row, policy)
-        pruning = row.settings(self.settings).pruning
+        pruning, previous = row.settings(self.settings).pruning, None
+        before, seen = self.observations[:2]
         if pruning.method in METHODS and METHODS[pruning.method].needs_frame:
-            run(self.observations[0])
-        return measure.count_stages(policy, lambda: run(self.observations[1]))
+            previous = policy.infer(Request(before, pruning))
+        draft = self._drafts(pruning, row.draft).get(seen.stamp_s)
+        return measure.count_stages(policy, Request(seen, pruning, previous, draft))
 
     def _memory_row(self) -> Row:
         """Peak, and growth over the second half of the rounds: by then allocators have what they will keep."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flashvla_ros.control import safety, targets
 from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled, slowed
-from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.policy import Policy, Request, TimedPolicy
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
@@ -37,7 +37,6 @@ class StepResult:
         command: [T, D] after safety, in the units of the command.
         clamped: [T, D] where safety changed the action, after it was scaled.
         settings: The settings in force.
-        inference_s: Time of the model; 0 on a reused step.
         step_s: Time from the observation's arrival to the command.
         resets: Number of resets before this step.
         step: Number of this step, from 0, since the stepper was made.
@@ -51,11 +50,15 @@ class StepResult:
     command: FloatArray
     clamped: NDArray[np.bool_]
     settings: Settings
-    inference_s: float
     step_s: float
     resets: int
     step: int
     speed_scale: float = 1.0
+
+    @property
+    def inference_s(self) -> float:
+        """Time of the model; 0 on a reused step."""
+        return self.inference.elapsed_s if self.fresh else 0.0
 
     @property
     def draft_counts(self) -> dict[str, int]:
@@ -105,9 +108,9 @@ class Stepper:
 
     def __init__(self, policy: Policy, spec: ActionSpec, *, clock: Callable[[], float] = time.monotonic) -> None:
         safety.check_size(policy.action_size, spec)
-        self.policy = policy
         self.spec = spec
         self.state = StepperState()
+        self._policy = TimedPolicy(policy, clock)
         self._clock = clock
 
     def step(self, observation: Observation, settings: Settings, tried: StepResult | None = None) -> StepResult:
@@ -126,14 +129,14 @@ class Stepper:
         started_s = self._clock()
         state, current = _entering(self.state, settings), GateInput.of(observation)
         decision = decide(state.memory, current, settings.gate)
-        inference, inference_s = state.inference, 0.0
+        inference = state.inference
         if decision.reuse and inference is not None:
             memory = state.memory.after_reuse(current)
         else:
             if tried is not None and tried.fresh and _same_model(tried.settings, settings):
-                inference, inference_s = tried.inference, tried.inference_s
+                inference = tried.inference
             else:
-                inference, inference_s = self._infer(observation, settings, self._draft(current, settings))
+                inference = self._infer(observation, settings, self._draft(current, settings))
             result = FreshResult.of(inference, current, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
         action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
@@ -157,7 +160,6 @@ class Stepper:
             command=command,
             clamped=clamped,
             settings=settings,
-            inference_s=inference_s,
             step_s=self._clock() - (observation.received_s or started_s),
             resets=state.resets,
             step=state.step,
@@ -170,7 +172,6 @@ class Stepper:
         self.state = dataclasses.replace(
             state, memory=state.memory.forgotten(cause), inference=None, resting=True, resets=state.resets + 1
         )
-        self.policy.reset()
 
     def held(self, now_s: float) -> FloatArray | None:
         """Return the row [D] of the last command that is in force up to `now_s`; None before the first command."""
@@ -191,12 +192,10 @@ class Stepper:
             return None
         return Draft(inference.tokens, decode.accept_bins, decode.max_near)
 
-    def _infer(self, observation: Observation, settings: Settings, draft: Draft | None) -> tuple[Inference, float]:
-        started_s = self._clock()
-        inference = self.policy.infer(observation, settings.pruning, self.state.inference, draft)
-        elapsed_s = self._clock() - started_s
+    def _infer(self, observation: Observation, settings: Settings, draft: Draft | None) -> Inference:
+        inference = self._policy.infer(Request(observation, settings.pruning, self.state.inference, draft))
         safety.check(inference, self.spec)
-        return inference, elapsed_s
+        return inference
 
     def _command(
         self, action: FloatArray, state: StepperState, observation: Observation, settings: Settings

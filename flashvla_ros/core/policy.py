@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Draft, Inference, Observation
 
 
-class Policy(Protocol):
-    """A model that turns an observation into a chunk of actions.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """All that one inference depends on.
 
-    Implementations raise :class:`flashvla_ros.core.errors.ObservationError` for an observation they cannot use.
+    Attributes:
+        observation: What the robot sees.
+        pruning: In force at this step.
+        previous: The last fresh result since the last reset; None where there is none.
+        draft: A guess of the action's tokens that may save time; with ``accept_bins`` 0 it never changes the action.
     """
+
+    observation: Observation
+    pruning: PruningSettings
+    previous: Inference | None = None
+    draft: Draft | None = None
+
+
+class Policy(Protocol):
+    """A model that turns an observation into a chunk of actions."""
 
     @property
     def action_size(self) -> int:
         """D, the number of action dimensions."""
         ...
 
-    @property
-    def visual_tokens(self) -> int:
-        """N, the number of visual tokens before pruning."""
-        ...
+    def infer(self, request: Request) -> Inference:
+        """Run the model once.
 
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
-        """Run the model on one observation.
+        A policy keeps nothing between calls that a result depends on: what may carry over is part of the request, so
+        that the same request gives the same result in a replay.
 
-        A policy keeps nothing between calls that a result depends on: what may carry over comes in as `previous` and
-        `draft`, so that a replay which hands in the same gets the same.
-
-        Args:
-            observation: What the robot sees.
-            pruning: In force at this step.
-            previous: The last fresh result since the last reset; None where there is none.
-            draft: A guess of the action's tokens that may save time; with ``accept_bins`` 0 it never changes the
-                action. A policy without tokens ignores it.
+        Raises:
+            ObservationError: The policy cannot use this observation.
         """
         ...
 
-    def reset(self) -> None:
-        """Forget everything carried over from earlier observations."""
-        ...
+
+class TimedPolicy:
+    """A policy that notes in each result how long it took.
+
+    Args:
+        policy: The model behind its port.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy = policy
+        self._clock = clock
+
+    @property
+    def action_size(self) -> int:
+        """D, the number of action dimensions."""
+        return self._policy.action_size
+
+    def infer(self, request: Request) -> Inference:
+        """Run the model once and set ``elapsed_s``."""
+        started_s = self._clock()
+        inference = self._policy.infer(request)
+        return dataclasses.replace(inference, elapsed_s=self._clock() - started_s)

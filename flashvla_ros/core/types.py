@@ -71,6 +71,7 @@ class Inference:
         kept: [k] ascending indices of the visual tokens that were selected, None where nothing was scored.
         visual_tokens: N, the number of visual tokens before pruning.
         timings_s: Stage name to seconds.
+        elapsed_s: Seconds from the request to the result, where somebody timed it.
         picture: uint8 [C, S, S, 3], the images as the model saw them; None unless ``pruning.method`` compares frames.
         draft_tokens: Tokens of a draft that were checked.
         draft_accepted: Those that were accepted, up to the first that was not.
@@ -84,6 +85,7 @@ class Inference:
     kept: IntArray | None
     visual_tokens: int
     timings_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    elapsed_s: float = 0.0
     picture: ImageArray | None = None
     draft_tokens: int = 0
     draft_accepted: int = 0

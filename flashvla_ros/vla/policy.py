@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import logging
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, ImageArray, Inference, IntArray, Observation
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -35,11 +37,7 @@ _WARM_UP_INSTRUCTION = "pick up the object"
 
 
 class OpenVLAPolicy:
-    """Implements :class:`flashvla_ros.core.policy.Policy`. The same observation and settings give the same result.
-
-    Attributes:
-        on_stage: Called with a stage's name as it ends, for whoever counts what the stages do.
-    """
+    """Implements :class:`flashvla_ros.core.policy.Policy`. The same request gives the same result."""
 
     def __init__(
         self, model: OpenVLA, processor: ImageProcessor, prompts: PromptEncoder, codec: ActionCodec, backend: Backend
@@ -49,8 +47,8 @@ class OpenVLAPolicy:
         self.prompts = prompts
         self.codec = codec
         self.backend = backend
-        self.on_stage: Callable[[str], None] = lambda _stage: None
         self.engine = make_engine(model, codec.size, backend)
+        self._on_stage: Callable[[str], None] = lambda _stage: None
         self._prompt: tuple[str, list[int]] | None = None
 
     @classmethod
@@ -97,8 +95,11 @@ class OpenVLAPolicy:
         """N, the number of visual tokens before pruning."""
         return self.model.config.visual_tokens
 
-    def reset(self) -> None:
-        """Do nothing: what a result owes to an earlier one is handed in."""
+    def reporting(self, on_stage: Callable[[str], None]) -> OpenVLAPolicy:
+        """Return the same policy, on the same model and engine, that calls `on_stage` with each stage as it ends."""
+        policy = copy.copy(self)
+        policy._on_stage = on_stage
+        return policy
 
     def warm_up(self, pruning: PruningSettings, instruction: str = "") -> None:
         """Run on noise, so that the first real observation does not pay for allocations, lazy set-up and recording.
@@ -114,18 +115,12 @@ class OpenVLAPolicy:
             instruction = _WARM_UP_INSTRUCTION
         images = {f"warm_up_{number}": image for number in range(self.cameras)}
         seen = Observation(images, instruction, stamp_s=0.0)
-        first = self.infer(seen, pruning)
-        self.infer(seen, pruning, draft=Draft(first.tokens))
+        first = self.infer(Request(seen, pruning))
+        self.infer(Request(seen, pruning, draft=Draft(first.tokens)))
 
     @torch.inference_mode()
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
-        """Run the model on one observation.
+    def infer(self, request: Request) -> Inference:
+        """Run the model once.
 
         Its timings are those of preprocess, vision, prefill, decode and, where tokens are scored, scoring.
 
@@ -135,17 +130,16 @@ class OpenVLAPolicy:
             SettingsError: ``pruning.layer`` is not a layer of this decoder.
         """
         with self.backend.current():
-            return self._infer(observation, pruning, previous, draft)
+            return self._infer(request)
 
-    def _infer(
-        self, observation: Observation, pruning: PruningSettings, previous: Inference | None, draft: Draft | None
-    ) -> Inference:
-        stages = _Stages(self.backend, self.on_stage)
+    def _infer(self, request: Request) -> Inference:
+        observation, pruning, draft = request.observation, request.pruning, request.draft
+        stages = _Stages(self.backend, self._on_stage)
         device = self.backend.device
         images = _checked_images(observation, self.cameras)
         squares = [self.processor.to_square(image, device, slot) for slot, image in enumerate(images)]
         pixels = self.processor.normalize(*squares).to(self.backend.dtype)
-        picture, similarity = self._compare(squares, pruning, previous)
+        picture, similarity = self._compare(squares, pruning, request.previous)
         prompt = self._encode(observation.instruction)
         stages.done("preprocess")
         visual = self.engine.visual_tokens(pixels)

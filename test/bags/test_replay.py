@@ -14,32 +14,19 @@ from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.replay import replay
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import BagError
-from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.loading import LoadedPolicy
 
 BOOL = "std_msgs/msg/Bool"
 JOINTS = "sensor_msgs/msg/JointState"
 
 
-class Witness(ScriptedPolicy):
-    """Remembers what it was shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = []
-
-    def infer(self, observation, pruning, previous=None, draft=None) -> Inference:
-        self.seen.append(observation)
-        return super().infer(observation, pruning, previous, draft)
-
-
 def play(bag: Path, **source):
     """Replay a bag with the gate off, so that the policy sees every observation."""
-    policy = Witness()
+    policy = ScriptedPolicy()
     changed = {"gate.mode": "off", **source.pop("changed", {})}
     with Source(changed, **source).open(bag) as recording:
         comparison = replay(recording, LoadedPolicy(policy))
-        return comparison, policy.seen, recording.warnings
+        return comparison, [request.observation for request in policy.requests], recording.warnings
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -15,37 +15,25 @@ from flashvla_ros.bags import sweep
 from flashvla_ros.bags.features import Gallery, collect
 from flashvla_ros.bags.frames import Frame
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import Reason
-from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
-from flashvla_ros.core.types import Draft, Inference, Observation
+from flashvla_ros.core.settings import GateSettings, Settings
+from flashvla_ros.core.types import Inference, Observation
 
 TOKENS = 16
 
 
-class FramePolicy:
+def frame_policy(actions: dict[float, np.ndarray], kept: dict[float, np.ndarray]) -> ScriptedPolicy:
     """Says of each frame, known by its stamp, what a script says of it."""
 
-    action_size = 4
-    visual_tokens = TOKENS
+    def answer(request: Request, _: Inference) -> Inference:
+        action, tokens = actions[request.observation.stamp_s], kept[request.observation.stamp_s]
+        return Inference(action * 0.01, action, np.zeros(4, dtype=np.int64), tokens, TOKENS)
 
-    def __init__(self, actions: dict[float, np.ndarray], kept: dict[float, np.ndarray]) -> None:
-        self._actions, self._kept = actions, kept
-
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
-        action, kept = self._actions[observation.stamp_s], self._kept[observation.stamp_s]
-        return Inference(action * 0.01, action, np.zeros(4, dtype=np.int64), kept, TOKENS)
-
-    def reset(self) -> None:
-        pass
+    return ScriptedPolicy(answer=answer)
 
 
-def random_run(seed: int, count: int) -> tuple[list[Frame], FramePolicy]:
+def random_run(seed: int, count: int) -> tuple[list[Frame], ScriptedPolicy]:
     """A run with turns, gripper flips, scene changes, gaps, jumps of the clock, resets and new instructions."""
     random = np.random.default_rng(seed)
     heading, grip, level, stamp = 0.0, 1.0, 100.0, 1000.0
@@ -69,7 +57,7 @@ def random_run(seed: int, count: int) -> tuple[list[Frame], FramePolicy]:
         kept[stamp] = np.sort(np.argsort(scores)[:10])
         image = np.full((32, 32, 3), np.clip(level + random.normal(0, 2), 0, 255), dtype=np.uint8)
         frames.append(Frame(index, Observation({"image": image}, instruction, stamp), index, None, reset))
-    return frames, FramePolicy(actions, kept)
+    return frames, frame_policy(actions, kept)
 
 
 @settings(max_examples=12, deadline=None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bag_factory import drive, write_bag
 from checkpoints import write_checkpoint
-from fakes import SPEC
+from fakes import SPEC, ScriptedPolicy
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bags import testing
@@ -26,29 +26,26 @@ from flashvla_ros.vla.loading import LoadedPolicy
 OPTIONS = ["--delta", "0,0.5", "--angle", "2,20", "--reuse", "1,3"]
 
 
-class Turning:
+class Turning(ScriptedPolicy):
     """Turns by a degree per frame of 0.1 s, and by forty where the square of the picture wraps around."""
 
-    action_size = 4
-    visual_tokens = 64
-
     def __init__(self) -> None:
+        super().__init__(answer=self._turn)
         self.shown: list[weakref.ref] = []
         self.most_alive = 0
         self.drops: set[bool] = set()
         self.angle = 0.0
 
-    def infer(self, observation, pruning, previous=None, draft=None) -> Inference:
-        self.drops.add(pruning.drop)
+    def _turn(self, request, _) -> Inference:
+        observation = request.observation
+        self.requests.clear()  # which hold the pictures
+        self.drops.add(request.pruning.drop)
         self.shown.append(weakref.ref(observation))
         self.most_alive = max(self.most_alive, sum(shown() is not None for shown in self.shown))
         step = round(observation.stamp_s * 10) % 1000
         self.angle += np.radians(40 if step % 19 == 0 else 1)
         action = np.array([[0.5 * np.cos(self.angle), 0.5 * np.sin(self.angle), 0.0, 1.0]])
         return Inference(action * 0.01, action, np.zeros(4, dtype=np.int64), np.arange(40), 64)
-
-    def reset(self) -> None:
-        pass
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from flashvla_ros.bench.rounds import Series, Speedup, time_in_turn
 from flashvla_ros.bench.run import mix_row, mixes
 from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, load_observations, read_trace
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings, find
 from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.policy import OpenVLAPolicy
@@ -33,12 +34,12 @@ FRAMES = load_observations("open the drawer")
 def test_plain_generate_gives_our_tokens(policy):
     plain = PlainPolicy(policy)
     for seen in FRAMES[:3]:
-        np.testing.assert_array_equal(plain.infer(seen, ICS).tokens, policy.infer(seen, NONE).tokens)
-        assert plain.check(seen, policy.infer(seen, NONE).tokens, "dense")
+        np.testing.assert_array_equal(plain.infer(Request(seen, ICS)).tokens, policy.infer(Request(seen, NONE)).tokens)
+        assert plain.check(seen, policy.infer(Request(seen, NONE)).tokens, "dense")
 
 
 def test_other_tokens_than_generates_end_the_run(policy):
-    tokens = policy.infer(FRAMES[0], NONE).tokens.copy()
+    tokens = policy.infer(Request(FRAMES[0], NONE)).tokens.copy()
     tokens[2] -= 40
     with pytest.raises(FlashVLAError, match="dense decodes .* where transformers' generate gives .* at token 2"):
         PlainPolicy(policy).check(FRAMES[0], tokens, "dense")
@@ -48,10 +49,10 @@ def test_plain_generate_goes_on_past_the_end_token(tmp_path):
     model = random_model(tiny_config())
     policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(write_checkpoint(tmp_path / "c")), threads=1))
     policy.model = model
-    ours = policy.infer(FRAMES[0], NONE).tokens
+    ours = policy.infer(Request(FRAMES[0], NONE)).tokens
     model.language_model.config.eos_token_id = int(ours[0])
     model.language_model.generation_config.eos_token_id = int(ours[0])
-    np.testing.assert_array_equal(PlainPolicy(policy).infer(FRAMES[0], NONE).tokens, ours)
+    np.testing.assert_array_equal(PlainPolicy(policy).infer(Request(FRAMES[0], NONE)).tokens, ours)
 
 
 # Rounds and ratios
@@ -116,7 +117,7 @@ def test_mix_with_a_draft_pays_for_the_passes_that_the_draft_leaves():
 
 
 def test_gate_decides_on_real_frames(policy):
-    seconds = gate_seconds(FRAMES, policy.infer(FRAMES[0], ICS), Settings(), repeats=20)
+    seconds = gate_seconds(FRAMES, policy.infer(Request(FRAMES[0], ICS)), Settings(), repeats=20)
     assert len(seconds) == 20 and (seconds > 0).all()
 
 
@@ -127,7 +128,7 @@ def test_random_weights_in_memory_run_without_a_folder():
     policy = models.random_policy(config_of_size("tiny"), ModelSettings(threads=1))
     assert policy.action_size == 7
     plain = PlainPolicy(policy)
-    assert plain.check(FRAMES[0], policy.infer(FRAMES[0], NONE).tokens, "dense")
+    assert plain.check(FRAMES[0], policy.infer(Request(FRAMES[0], NONE)).tokens, "dense")
     sizes = models.describe(policy)["parameters"]
     assert sum(sizes.values()) + 32 == sum(p.numel() for p in policy.model.parameters())  # and the last norm
 

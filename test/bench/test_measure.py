@@ -7,6 +7,7 @@ import pytest
 
 from flashvla_ros.bench.measure import Prober, Roofline, Work, count_stages
 from flashvla_ros.bench.trace import load_observations
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Draft
 from flashvla_ros.vla.policy import OpenVLAPolicy
@@ -17,7 +18,7 @@ FRAMES = load_observations("open the drawer")
 
 
 def counted(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None = None) -> dict[str, Work]:
-    return count_stages(policy, lambda: policy.infer(FRAMES[1], pruning, None, draft))
+    return count_stages(policy, Request(FRAMES[1], pruning, None, draft))
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -25,7 +26,7 @@ def counted(policy: OpenVLAPolicy, pruning: PruningSettings, draft: Draft | None
 @pytest.mark.parametrize("agreeing", [None, 0, 2, 4])
 def test_counted_flops_are_those_of_the_formula(policy, layer, kept, agreeing):
     pruning = PruningSettings(method="ics", keep_ratio=kept / 16, layer=layer)
-    own = policy.infer(FRAMES[1], pruning).tokens
+    own = policy.infer(Request(FRAMES[1], pruning)).tokens
     guess = np.where(np.arange(4) < (agreeing or 0), own, own - 1)
     works = counted(policy, pruning, None if agreeing is None else Draft(guess))
     scored = works.pop("scoring", Work()).flops
@@ -60,9 +61,9 @@ def test_pruning_takes_work_away_and_scoring_is_a_stage_of_its_own(policy):
 
 
 def test_the_count_does_not_change_the_result_and_ends_with_the_run(policy):
-    before = policy.infer(FRAMES[1], ICS)
+    before = policy.infer(Request(FRAMES[1], ICS))
     works = counted(policy, ICS)
-    np.testing.assert_array_equal(policy.infer(FRAMES[1], ICS).tokens, before.tokens)
+    np.testing.assert_array_equal(policy.infer(Request(FRAMES[1], ICS)).tokens, before.tokens)
     assert counted(policy, ICS) == works
 
 

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks import engine
 from benchmarks.engine import VARIANTS, Variant
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 
 
@@ -38,7 +39,7 @@ def test_memory_format_changes_no_token():
     seen = engine._observation()
     plain, last = (Variant("static", channels_last=flag).load("tiny") for flag in (False, True))
     pruning = PruningSettings(method="none")
-    assert plain.infer(seen, pruning).tokens.tolist() == last.infer(seen, pruning).tokens.tolist()
+    assert plain.infer(Request(seen, pruning)).tokens.tolist() == last.infer(Request(seen, pruning)).tokens.tolist()
 
 
 def test_every_variant_is_named_once():

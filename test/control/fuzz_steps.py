@@ -13,6 +13,7 @@ import argparse
 import collections
 import dataclasses
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -22,8 +23,13 @@ from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.motion import slowed
 from flashvla_ros.control.stepper import Stepper, StepperState, StepResult, in_force
 from flashvla_ros.core.errors import ActionError
-from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
+
+sys.path.append(str(Path(__file__).parents[1]))  # where it runs as a script
+
+from fakes import ScriptedPolicy
 
 _RUN = 250  # steps of one policy
 _TOKENS = 64
@@ -31,31 +37,22 @@ _SLACK = 1e-9
 _CHANGE, _JUMP, _TALK, _RESET, _FAULT = 0.05, 0.02, 0.02, 0.01, 0.1  # chances at each step
 
 
-class FuzzedPolicy:
+class FuzzedAnswers:
     """Answers as a generator says; every tenth answer is none that a robot may follow.
 
     Attributes:
         sound: Whether the last answer was one that may be followed.
     """
 
-    visual_tokens = _TOKENS
-
     def __init__(self, rng: np.random.Generator, size: int, rows: int) -> None:
-        self.action_size = size
         self.sound = True
         self._rng = rng
-        self._rows = rows
+        self._rows, self._size = rows, size
         self._direction = rng.normal(size=(rows, size))
 
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
+    def __call__(self, request: Request, _scripted: Inference) -> Inference:
         """Return a smooth motion of any size, or nonsense."""
-        rng = self._rng
+        rng, pruning = self._rng, request.pruning
         self._direction += rng.normal(scale=rng.choice([0.001, 0.1, 3.0]), size=self._direction.shape)
         normalized = np.clip(self._direction, -1, 1)
         action = normalized * rng.choice([0.0, 1e-300, 0.01, 1.0, 1e6, 1e300])
@@ -68,9 +65,6 @@ class FuzzedPolicy:
             kept = np.sort(rng.permutation(_TOKENS)[:count]) if rng.random() < 0.3 else np.arange(count)
         return Inference(action, normalized, np.zeros(0, np.int64), kept, _TOKENS)
 
-    def reset(self) -> None:
-        """Nothing to forget."""
-
     def _nonsense(self, action: np.ndarray, normalized: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         broken = [action.copy(), normalized.copy()]
         which = int(self._rng.integers(2))
@@ -78,11 +72,11 @@ class FuzzedPolicy:
         if kind == 0:
             broken[which].flat[self._rng.integers(action.size)] = self._rng.choice([np.nan, np.inf, -np.inf])
         elif kind == 1:
-            broken[which] = np.zeros((self._rows, self.action_size + 1))
+            broken[which] = np.zeros((self._rows, self._size + 1))
         elif kind == 2:
-            broken[which] = np.zeros((0, self.action_size))
+            broken[which] = np.zeros((0, self._size))
         else:
-            broken[which] = np.zeros(self.action_size)
+            broken[which] = np.zeros(self._size)
         return broken[0], broken[1]
 
 
@@ -110,8 +104,8 @@ class Fuzz:
         names = tuple(f"j{index}" for index in range(len(kinds)))
         self.settings = Settings().with_values({"action.names": names, "action.kinds": tuple(str(k) for k in kinds)})
         self.spec = ActionSpec(names, tuple(ActionKind(str(kind)) for kind in kinds), 0.1)
-        self.policy = FuzzedPolicy(self.rng, self.spec.size, int(self.rng.choice([1, 1, 4])))
-        self.stepper = Stepper(self.policy, self.spec)
+        self.answers = FuzzedAnswers(self.rng, self.spec.size, int(self.rng.choice([1, 1, 4])))
+        self.stepper = Stepper(ScriptedPolicy([np.zeros(self.spec.size)], answer=self.answers), self.spec)
         self._change()
         self._stamp_s, self._instruction = 1000.0, "a"
         self._in_a_row = 0
@@ -130,15 +124,15 @@ class Fuzz:
             positions = {name: float(self.rng.normal()) for name in self.spec.names if self.rng.random() < 0.5}
             observation = Observation({"image": image}, self._instruction, self._stamp_s, 0.0, positions)
             self.steps += 1
-            self.policy.sound = True
+            self.answers.sound = True
             try:
                 result = self.stepper.step(observation, self.settings)
             except ActionError:
                 self.refused += 1
-                assert not self.policy.sound or self._needs_position(before), "a sound action was refused"
+                assert not self.answers.sound or self._needs_position(before), "a sound action was refused"
                 assert self.stepper.state is before, "a refused step changed the state"
                 continue
-            assert self.policy.sound, "nonsense was commanded"
+            assert self.answers.sound, "nonsense was commanded"
             self._check(result, before)
 
     def _needs_position(self, before: StepperState) -> bool:

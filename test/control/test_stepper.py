@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import ActionError, ObservationError
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
+from flashvla_ros.core.types import ActionKind, ActionSpec, Inference
 
 DEFAULTS = Settings()
 
@@ -91,7 +93,7 @@ def test_a_reset_is_the_next_reason_and_reaches_the_policy() -> None:
     run(stepper, 3)
     stepper.reset(Reason.EMERGENCY_STOP)
     result = stepper.step(make_observation(1.3), DEFAULTS)
-    assert (result.decision.reason, result.resets, result.step, policy.resets) == (Reason.EMERGENCY_STOP, 1, 3, 1)
+    assert (result.decision.reason, result.resets, result.step) == (Reason.EMERGENCY_STOP, 1, 3)
 
 
 def test_a_scene_that_jumps_is_looked_at() -> None:
@@ -168,25 +170,17 @@ def test_an_absolute_dimension_starts_from_where_the_joint_is() -> None:
 # Chunks.
 
 
-class ChunkPolicy(ScriptedPolicy):
+def chunk_policy(steps: int) -> ScriptedPolicy:
     """Answers every call with the chunk 1 … T in x, absolute."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__([[0.0, 1.0]])
-        self._chunk = np.column_stack([np.arange(1.0, steps + 1), np.ones(steps)])
-
-    def infer(
-        self, observation: Observation, pruning: Any, previous: Inference | None = None, draft: Draft | None = None
-    ) -> Inference:
-        normalized = self._chunk / self._chunk.max(axis=0)
-        return dataclasses.replace(
-            super().infer(observation, pruning, previous, draft), action=self._chunk, normalized=normalized
-        )
+    chunk = np.column_stack([np.arange(1.0, steps + 1), np.ones(steps)])
+    return ScriptedPolicy(
+        [chunk / [steps, 1.0]], answer=lambda _, scripted: dataclasses.replace(scripted, action=chunk)
+    )
 
 
 def test_a_reused_chunk_goes_on_where_the_robot_is_and_then_repeats_its_last_row() -> None:
     values = with_values(gate__max_reuse=9, gate__max_age_s=9.0)
-    results = run(Stepper(ChunkPolicy(4), JOINTS), 7, values)
+    results = run(Stepper(chunk_policy(4), JOINTS), 7, values)
     assert [result.command[:, 0].tolist() for result in results] == [
         [1, 2, 3, 4], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4, 4, 4, 4], [4, 4, 4, 4], [4, 4, 4, 4],
     ]  # fmt: skip
@@ -196,7 +190,7 @@ def test_step_limits_count_from_the_row_in_force_not_from_the_end_of_the_last_ch
     values = Settings().with_values(
         {"action.names": ("a", "b"), "action.kinds": ("absolute", "gripper"), "limits.max_step": (1.5, 2.0)}
     )
-    stepper = Stepper(ChunkPolicy(4), JOINTS)
+    stepper = Stepper(chunk_policy(4), JOINTS)
     stepper.step(make_observation(1.0), values)
     assert stepper.held(1.3) is not None
     assert [float(stepper.held(1.0 + 0.1 * rows)[0]) for rows in (0, 1, 2, 3, 4, 9)] == [1, 1, 2, 3, 4, 4]  # type: ignore[index]
@@ -312,70 +306,53 @@ def test_the_random_runs_reach_every_reason_that_a_run_can_have() -> None:
     assert set(Reason) - reached == EMPTYING - {Reason.START, Reason.RESET}
 
 
-class PreviousPolicy(ScriptedPolicy):
-    """Remembers what each call was handed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.handed: list[Inference | None] = []
-
-    def infer(
-        self, observation: Observation, pruning: Any, previous: Inference | None = None, draft: Draft | None = None
-    ) -> Inference:
-        self.handed.append(previous)
-        return super().infer(observation, pruning, previous, draft)
-
-
 def test_the_policy_is_handed_the_last_fresh_result_until_a_reset() -> None:
-    policy = PreviousPolicy()
+    policy = ScriptedPolicy()
     stepper = Stepper(policy, SPEC)
     fresh = [result.inference for result in run(stepper, 4, with_values(gate__max_reuse=1)) if result.fresh]
     assert len(fresh) == 3  # the third of four steps is reused
     stepper.reset()
     run(stepper, 1)
-    assert [id(handed) for handed in policy.handed] == [id(None), id(fresh[0]), id(fresh[1]), id(None)]
+    assert [id(request.previous) for request in policy.requests] == [id(None), id(fresh[0]), id(fresh[1]), id(None)]
 
 
 # Drafts.
 
 
-class DraftPolicy(ScriptedPolicy):
-    """Answers with tokens, and remembers every draft that it was offered."""
+def draft_policy() -> ScriptedPolicy:
+    """Answers the n-th call with tokens from 10 n on, and accepts three tokens of every draft."""
+    numbers = itertools.count()
 
-    def __init__(self) -> None:
-        super().__init__([[0.5, 0.0, 0.0, 1.0], [0.5, 0.01, 0.0, 1.0], [0.5, 0.02, 0.0, 1.0]])
-        self.offered: list[Draft | None] = []
+    def answer(request: Request, scripted: Inference) -> Inference:
+        counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if request.draft else {}
+        return dataclasses.replace(scripted, tokens=np.arange(4) + 10 * next(numbers), **counts)
 
-    def infer(
-        self, observation: Observation, pruning: Any, previous: Inference | None = None, draft: Draft | None = None
-    ) -> Inference:
-        tokens = np.arange(4) + 10 * self.calls
-        self.offered.append(draft)
-        counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if draft else {}
-        return dataclasses.replace(super().infer(observation, pruning, previous, draft), tokens=tokens, **counts)
+    return ScriptedPolicy([[0.5, 0.0, 0.0, 1.0], [0.5, 0.01, 0.0, 1.0], [0.5, 0.02, 0.0, 1.0]], answer=answer)
 
 
 DRAFT_VALUES = {"decode__mode": "draft", "decode__accept_bins": 3, "decode__max_near": 2}
 DRAFT = with_values(**DRAFT_VALUES)
 
 
-def offered(policy: DraftPolicy) -> list[int | None]:
+def offered(policy: ScriptedPolicy) -> list[int | None]:
     """Which call's tokens each call was offered."""
-    return [None if draft is None else int(draft.tokens[0]) // 10 for draft in policy.offered]
+    drafts = [request.draft for request in policy.requests]
+    return [None if draft is None else int(draft.tokens[0]) // 10 for draft in drafts]
 
 
 def test_the_last_fresh_tokens_are_the_draft_also_behind_reused_steps() -> None:
-    policy = DraftPolicy()
+    policy = draft_policy()
     one_at_a_time = DRAFT.with_values({"gate.max_reuse": 1})
     results = run(Stepper(policy, SPEC), 6, one_at_a_time)
     assert [result.fresh for result in results] == [True, True, False, True, False, True]
     assert offered(policy) == [None, 0, 1, 2]
-    assert (policy.offered[1].accept_bins, policy.offered[1].max_near) == (3, 2)  # type: ignore[union-attr]
+    draft = policy.requests[1].draft
+    assert draft is not None and (draft.accept_bins, draft.max_near) == (3, 2)
     assert [result.draft_counts["draft_accepted"] for result in results] == [0, 3, 0, 3, 0, 3]
 
 
 def test_greedy_offers_nothing_and_the_mode_takes_effect_at_the_next_step() -> None:
-    policy = DraftPolicy()
+    policy = draft_policy()
     stepper = Stepper(policy, SPEC)
     off = {"gate__mode": "off"}
     run(stepper, 2, with_values(**off))
@@ -385,7 +362,7 @@ def test_greedy_offers_nothing_and_the_mode_takes_effect_at_the_next_step() -> N
 
 
 def test_no_draft_outlives_a_reset_an_instruction_a_gap_or_a_clock_that_jumps() -> None:
-    policy = DraftPolicy()
+    policy = draft_policy()
     stepper = Stepper(policy, SPEC)
     run(stepper, 2, DRAFT)
     stepper.reset()
@@ -398,7 +375,7 @@ def test_no_draft_outlives_a_reset_an_instruction_a_gap_or_a_clock_that_jumps() 
 
 
 def test_an_undone_step_leaves_no_draft_and_other_decoding_runs_the_model_again() -> None:
-    policy = DraftPolicy()
+    policy = draft_policy()
     stepper = Stepper(policy, SPEC)
     run(stepper, 1, DRAFT)
     before = stepper.state

@@ -174,7 +174,7 @@ def test_an_emergency_stop_holds_until_a_reset(rig: Rig) -> None:
     rig.step(1)
     assert len(rig.steps) == 3
     assert rig.steps[-1].decision.reason is Reason.RESET
-    assert rig.policy.resets == 1
+    assert rig.steps[-1].resets == 1
 
 
 def test_an_emergency_stop_overrides_a_stop_that_would_end_by_itself(rig: Rig) -> None:

@@ -10,24 +10,11 @@ import pytest
 from fakes import ScriptedPolicy
 from policy_bench import PolicyBench
 
-from flashvla_ros.core.types import Observation
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.vla.loading import FROM_CHECKPOINT
 
 MakeBench = Callable[..., PolicyBench]
 ERROR = b"\x02"
-
-
-class Seeing(ScriptedPolicy):
-    """Notes what it is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Observation] = []
-
-    def infer(self, observation: Observation, *arguments: Any) -> Any:
-        self.seen.append(observation)
-        return super().infer(observation, *arguments)
 
 
 @pytest.fixture
@@ -54,7 +41,7 @@ def show(bench: PolicyBench, camera: str, level: int) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_an_observation_has_the_newest_picture_of_every_camera_in_their_order(make, compressed):
-    policy = Seeing()
+    policy = ScriptedPolicy()
     bench = make(policy, camera__compressed=compressed, gate__mode="off").start()
     assert set(bench.cameras) == {"front", "wrist"}
     end = "/image/compressed" if compressed else "/image"
@@ -66,7 +53,8 @@ def test_an_observation_has_the_newest_picture_of_every_camera_in_their_order(ma
     show(bench, "wrist", 80)
     show(bench, "wrist", 160)
     bench.step(200)
-    [seen] = policy.seen
+    [request] = policy.requests
+    seen = request.observation
     assert list(seen.images) == ["front", "wrist"]
     assert [round(float(np.mean(image))) for image in seen.images.values()] == pytest.approx([200, 160], abs=1)
 

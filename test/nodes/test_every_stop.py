@@ -15,8 +15,9 @@ from rcl_interfaces.msg import Log
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import EMPTYING, Reason
-from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.core.types import Inference
 
 OK, ERROR = b"\x00", b"\x02"
 LONG_S = 30.0  # what the test does not want to happen, does not
@@ -26,12 +27,11 @@ class Misbehaving(ScriptedPolicy):
     """Answers as `mode` says; a model that hangs does so until `go_on` is set."""
 
     def __init__(self, **script: Any) -> None:
-        super().__init__(**script)
+        super().__init__(**script, answer=self._misbehave)
         self.mode = ""
         self.go_on = threading.Event()
 
-    def infer(self, observation: Observation, *arguments: Any) -> Inference:
-        answer = super().infer(observation, *arguments)
+    def _misbehave(self, _: Request, answer: Inference) -> Inference:
         if self.mode == "raise":
             raise RuntimeError("the model is out of order")
         if self.mode == "hang":

@@ -136,12 +136,12 @@ def test_a_new_instruction_resets_the_gate_at_once(make):
 
 
 def test_what_a_draft_gave_is_in_every_step_and_in_the_status(make):
-    class Drafting(ScriptedPolicy):
-        def infer(self, observation, pruning, previous=None, draft=None):
-            counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if draft else {}
-            return dataclasses.replace(super().infer(observation, pruning, previous, draft), **counts)
+    def answer(request, scripted):
+        counts = {"draft_tokens": 4, "draft_accepted": 3, "draft_near": 1} if request.draft else {}
+        return dataclasses.replace(scripted, **counts)
 
-    bench = make(Drafting(), control__image_timeout_s=10.0, decode__mode="draft", gate__max_reuse=1).start()
+    policy = ScriptedPolicy(answer=answer)
+    bench = make(policy, control__image_timeout_s=10.0, decode__mode="draft", gate__max_reuse=1).start()
     assert math.isnan(bench.report().draft_acceptance)
     gates = [bench.step() for _ in range(4)]
     assert [gate.decision for gate in gates] == [0, 0, 1, 0]

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.vla.decoding import prefill
@@ -127,7 +128,7 @@ def check_logits(checkpoint: str, policy: OpenVLAPolicy, tolerance: float = 1e-4
 def check_actions(checkpoint: str, policy: OpenVLAPolicy, key: str) -> None:
     """From image and instruction come the official tokens, and from these the official action for one data set."""
     for case in cases(checkpoint):
-        result = policy.infer(Observation({"camera": case.image}, case.instruction, stamp_s=0.0), UNPRUNED)
+        result = policy.infer(Request(Observation({"camera": case.image}, case.instruction, stamp_s=0.0), UNPRUNED))
         expected = case.actions()[key].numpy()
         assert result.tokens.tolist() == case.expected["tokens"][: len(expected)].tolist(), case.name
         np.testing.assert_allclose(result.action[0], expected, rtol=1e-12, atol=1e-12, err_msg=case.name)

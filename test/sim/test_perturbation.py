@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from fakes import SPEC, ScriptedPolicy
-from test_rollout import ExpertPolicy
+from test_rollout import expert_policy
 
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import Settings
@@ -113,7 +113,7 @@ def test_free_running_goes_on_while_the_model_thinks(world: World) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_still_succeeds_after_a_jump(world: World, task: str) -> None:
     plan = plan_episode(task, 4, "object_jump")
-    outcome = roll_out(world, Stepper(ExpertPolicy(world, plan.task), SPEC), plan, OFF)
+    outcome = roll_out(world, Stepper(expert_policy(world, plan.task), SPEC), plan, OFF)
     assert outcome.change_step is not None
     assert outcome.success
 

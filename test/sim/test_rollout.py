@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from fakes import SPEC
+from fakes import SPEC, ScriptedPolicy
 
 from flashvla_ros.control.stepper import Stepper, StepResult
-from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import Draft, Inference, Observation
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import Inference
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.rollout import roll_out
@@ -26,29 +27,15 @@ OPEN, CLOSE = find_task("drawer-open"), find_task("drawer-close")
 OFF = Settings().with_values({"gate.mode": "off"})
 
 
-class ExpertPolicy:
+def expert_policy(world: World, start: Task = OPEN) -> ScriptedPolicy:
     """Answers with the scripted expert's action for the instruction it is given, in metres."""
 
-    visual_tokens = 64
-    action_size = 4
-
-    def __init__(self, world: World, start: Task = OPEN) -> None:
-        self._world = world
-        self._start = start
-
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
-        normalized = self._world.expert(task_for_instruction(self._start, observation.instruction).name)[None]
-        kept = np.arange(round(pruning.keep_ratio * self.visual_tokens))
+    def answer(request: Request, _: Inference) -> Inference:
+        normalized = world.expert(task_for_instruction(start, request.observation.instruction).name)[None]
+        kept = np.arange(round(request.pruning.keep_ratio * 64))
         return Inference(normalized * [0.01, 0.01, 0.01, 1.0], normalized, np.zeros(4, dtype=np.int64), kept, 64)
 
-    def reset(self) -> None:
-        pass
+    return ScriptedPolicy(answer=answer)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +50,7 @@ def plan(**values: object) -> EpisodePlan:
 
 
 def test_expert_succeeds_through_the_control_step(world: World) -> None:
-    outcome = roll_out(world, Stepper(ExpertPolicy(world), SPEC), plan(), OFF)
+    outcome = roll_out(world, Stepper(expert_policy(world), SPEC), plan(), OFF)
     assert outcome.success
     assert outcome.reused == 0
     assert outcome.kept_ratio == OFF.pruning.keep_ratio
@@ -74,7 +61,7 @@ def test_expert_succeeds_through_the_control_step(world: World) -> None:
 def test_the_same_plan_gives_the_same_episode(world: World) -> None:
     def play() -> tuple[int, int, list[list[float]]]:
         commands: list[list[float]] = []
-        stepper = Stepper(ExpertPolicy(world), SPEC)
+        stepper = Stepper(expert_policy(world), SPEC)
         outcome = roll_out(world, stepper, plan(), Settings(), lambda result: commands.append(result.command.tolist()))
         return outcome.steps, outcome.reused, commands
 
@@ -86,7 +73,7 @@ def test_the_same_plan_gives_the_same_episode(world: World) -> None:
 def test_instruction_changes_on_the_way_and_nothing_is_reused_across(world: World) -> None:
     steps: list[StepResult] = []
     switched = plan(switch_instruction=CLOSE.instruction, switch_step=70)
-    outcome = roll_out(world, Stepper(ExpertPolicy(world), SPEC), switched, Settings(), steps.append)
+    outcome = roll_out(world, Stepper(expert_policy(world), SPEC), switched, Settings(), steps.append)
     assert outcome.success
     assert outcome.steps > 70
     assert [step.observation.instruction for step in steps[69:71]] == [OPEN.instruction, CLOSE.instruction]
@@ -95,5 +82,5 @@ def test_instruction_changes_on_the_way_and_nothing_is_reused_across(world: Worl
 
 
 def test_episode_without_success_ends_at_its_limit(world: World) -> None:
-    outcome = roll_out(world, Stepper(ExpertPolicy(world), SPEC), plan(max_steps=5), OFF)
+    outcome = roll_out(world, Stepper(expert_policy(world), SPEC), plan(max_steps=5), OFF)
     assert (outcome.success, outcome.steps) == (False, 5)

@@ -5,55 +5,48 @@ The file holds one word, read at every inference: ``raise``, ``nan``, ``slow`` o
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from flashvla_ros.core.settings import PruningSettings, Settings
-from flashvla_ros.core.types import Draft, Inference, Observation
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import Inference
 from flashvla_ros.nodes.policy_node import PolicyNode
 from flashvla_ros.nodes.process import run_node
 from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from fakes import ScriptedPolicy
+
 HANG_S, SLOW_S = 10.0, 2.0
 
 
-class FaultyPolicy:
+def faulty_policy(file: Path) -> ScriptedPolicy:
     """Moves along x, unless told otherwise."""
 
-    action_size, visual_tokens = 4, 64
-
-    def __init__(self, fault: Path) -> None:
-        self._fault = fault
-
-    def infer(
-        self,
-        observation: Observation,
-        pruning: PruningSettings,
-        previous: Inference | None = None,
-        draft: Draft | None = None,
-    ) -> Inference:
-        fault = self._fault.read_text(encoding="utf-8")
+    def answer(_: Request, scripted: Inference) -> Inference:
+        fault = file.read_text(encoding="utf-8")
         if fault == "hang":
             time.sleep(HANG_S)
         if fault == "slow":
             time.sleep(SLOW_S)
         if fault == "raise":
             raise RuntimeError("the model is out of order")
-        normalized = np.array([[0.5, 0.0, 0.0, 1.0]])
-        action = normalized * [[np.nan if fault == "nan" else 0.01, 0.01, 0.01, 1.0]]
-        return Inference(action, normalized, np.zeros(4, np.int64), np.arange(40), self.visual_tokens)
+        return dataclasses.replace(scripted, action=scripted.action * np.nan) if fault == "nan" else scripted
 
-    def reset(self) -> None: ...
+    return ScriptedPolicy(answer=answer)
 
 
 def main() -> int:
     fault, *arguments = sys.argv[1:]
 
     def load(_settings: Settings) -> LoadedPolicy:
-        return LoadedPolicy(FaultyPolicy(Path(fault)))
+        return LoadedPolicy(faulty_policy(Path(fault)))
 
     return run_node(lambda: PolicyNode(PolicyFactory(load)), arguments)
 

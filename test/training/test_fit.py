@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.evaluation.meta import fingerprint, known_tasks
@@ -106,7 +107,7 @@ def test_checkpoint_runs_as_a_policy_with_any_instruction(data: Path, tmp_path: 
     assert policy.visual_tokens == 4
     for instruction in ("open the drawer", "Öffne die 引き出し!", "x" * 200):
         observation = Observation({"image": np.zeros((28, 28, 3), dtype=np.uint8)}, instruction, stamp_s=0.0)
-        inference = policy.infer(observation, PruningSettings(layer=2))
+        inference = policy.infer(Request(observation, PruningSettings(layer=2)))
         assert np.all(np.abs(inference.action) <= [0.01, 0.01, 0.01, 1.0])
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_policy import observation
 
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Inference
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -66,9 +67,9 @@ def adversarial(greedy: np.ndarray, rng: np.random.Generator) -> dict[str, list[
 def test_no_draft_changes_the_result(policy, name, seed):
     pruning = SETTINGS[name]
     seen = observation(seed, stamp_s=1.0 + seed)
-    greedy = policy.infer(seen, pruning)
+    greedy = policy.infer(Request(seen, pruning))
     for kind, tokens in adversarial(greedy.tokens, np.random.default_rng(seed)).items():
-        result = policy.infer(seen, pruning, draft=Draft(np.array(tokens, dtype=np.int64)))
+        result = policy.infer(Request(seen, pruning, draft=Draft(np.array(tokens, dtype=np.int64))))
         assert result.tokens.tolist() == greedy.tokens.tolist(), kind
         assert np.array_equal(result.action, greedy.action), kind
         assert greedy.kept is None or np.array_equal(result.kept, greedy.kept), kind
@@ -77,24 +78,22 @@ def test_no_draft_changes_the_result(policy, name, seed):
 
 
 def test_instructions_and_drafts_of_other_observations_change_nothing(policy):
-    """As in a run: the draft is whatever the last step said, also across a new instruction or after a reset."""
+    """As in a run: the draft is whatever the last step said, also across a new instruction."""
     last = None
     accepted = 0
     for step in range(24):
         words = ("open the drawer", "pick up the red block, then put it down again", "go")[step // 4 % 3]
         seen = observation(step // 2, words, stamp_s=float(step))
         pruning = SETTINGS["ics"] if step % 3 else NONE
-        if step == 12:
-            policy.reset()
-        result = policy.infer(seen, pruning, draft=None if last is None else Draft(last))
-        assert result.tokens.tolist() == policy.infer(seen, pruning).tokens.tolist()
+        result = policy.infer(Request(seen, pruning, draft=None if last is None else Draft(last)))
+        assert result.tokens.tolist() == policy.infer(Request(seen, pruning)).tokens.tolist()
         last, accepted = result.tokens, accepted + result.draft_accepted
     assert accepted > 0
 
 
 def test_a_right_draft_needs_no_decoding_step(folder, monkeypatch):
     policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu", engine="eager"))
-    greedy = policy.infer(observation(), NONE)
+    greedy = policy.infer(Request(observation(), NONE))
     rows: list[int] = []
     plain = policy.model.run_layers
 
@@ -103,15 +102,15 @@ def test_a_right_draft_needs_no_decoding_step(folder, monkeypatch):
         return plain(hidden, *rest)
 
     monkeypatch.setattr(policy.model, "run_layers", counted)
-    policy.infer(observation(), NONE, draft=Draft(greedy.tokens))
-    policy.infer(observation(), NONE, draft=Draft(np.array([*greedy.tokens[:3], 1])))
-    policy.infer(observation(), NONE)
+    policy.infer(Request(observation(), NONE, draft=Draft(greedy.tokens)))
+    policy.infer(Request(observation(), NONE, draft=Draft(np.array([*greedy.tokens[:3], 1]))))
+    policy.infer(Request(observation(), NONE))
     prompt = rows[-4]
     assert rows == [prompt + 3, prompt + 3, prompt, 1, 1, 1]
 
 
 def test_counts_are_zero_without_a_draft(policy):
-    result = policy.infer(observation(), NONE)
+    result = policy.infer(Request(observation(), NONE))
     assert (result.draft_tokens, result.draft_accepted, result.draft_near) == (0, 0, 0)
 
 
@@ -122,9 +121,9 @@ def moved(greedy: Inference, bins: int) -> np.ndarray:
 
 
 def test_near_misses_are_accepted_bounded_and_counted(policy):
-    greedy = policy.infer(observation(), NONE)
+    greedy = policy.infer(Request(observation(), NONE))
     for accept_bins, max_near in ((0, 4), (2, 4), (3, 0), (3, 1), (3, 4)):
-        result = policy.infer(observation(), NONE, draft=Draft(moved(greedy, 3), accept_bins, max_near))
+        result = policy.infer(Request(observation(), NONE, draft=Draft(moved(greedy, 3), accept_bins, max_near)))
         assert result.draft_tokens == 4
         assert result.draft_near <= max_near
         assert result.draft_accepted >= result.draft_near

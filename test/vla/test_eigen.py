@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvla_ros.bench.trace import load_observations
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning import select
@@ -90,10 +91,10 @@ def test_a_trained_policys_tokens_are_kept_alike(method, monkeypatch):
     policy = OpenVLAPolicy.load(ModelSettings(device="cpu", threads=1))
     pruning = PruningSettings(method=method)
     seen = load_observations("open the drawer")[:2]
-    expected = [policy.infer(one, pruning).kept for one in seen]
+    expected = [policy.infer(Request(one, pruning)).kept for one in seen]
     monkeypatch.setattr("torch.linalg.eigh", eigh_by_products)
     for one, kept in zip(seen, expected, strict=True):
-        assert len({*policy.infer(one, pruning).kept} & {*kept}) / len(kept) >= 0.98
+        assert len({*policy.infer(Request(one, pruning)).kept} & {*kept}) / len(kept) >= 0.98
 
 
 def test_lapack_is_asked_on_one_thread_and_the_others_are_given_back() -> None:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Observation
 from flashvla_ros.vla.backend import Backend
@@ -102,9 +103,9 @@ def same(one, other) -> bool:
 def test_every_setting_gives_the_tokens_of_the_plain_engine(eager, static, pruning):
     for seed, words in enumerate(WORDS):
         seen = observation(seed, words, stamp_s=float(seed))
-        expected = eager.infer(seen, pruning)
+        expected = eager.infer(Request(seen, pruning))
         spoil(static.engine)
-        assert same(static.infer(seen, pruning), expected)
+        assert same(static.infer(Request(seen, pruning)), expected)
 
 
 def test_settings_and_instructions_change_at_every_step(eager, static):
@@ -114,13 +115,13 @@ def test_settings_and_instructions_change_at_every_step(eager, static):
     for step in range(60):
         pruning = EVERY[rng.integers(len(EVERY))]
         seen = observation(int(rng.integers(5)), WORDS[rng.integers(len(WORDS))], stamp_s=step / 10)
-        expected = eager.infer(seen, pruning, before)
+        expected = eager.infer(Request(seen, pruning, before))
         draft = None
         if rng.random() < 0.5:
             tokens = expected.tokens.copy()
             tokens[rng.integers(5) :] -= 1
             draft = Draft(tokens[: rng.integers(1, 5)])
-        result = static.infer(seen, pruning, before, draft)
+        result = static.infer(Request(seen, pruning, before, draft))
         assert same(result, expected), (step, pruning)
         before = expected
 
@@ -129,16 +130,16 @@ def test_a_run_is_recorded_once_and_buffers_stay_where_they_are(folder):
     recorder = CountingCalls()
     policy = with_engine(folder, recorder, 16)
     pruning = PruningSettings(keep_ratio=0.5)
-    policy.infer(observation(), pruning)
+    policy.infer(Request(observation(), pruning))
     assert recorder.recorded == 5  # vision, before and after the pruning layer, the choice between, one token
     (bucket,) = policy.engine._buckets.values()
     places = [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
     for seed in range(5):
-        policy.infer(observation(seed), pruning)
+        policy.infer(Request(observation(seed), pruning))
     assert recorder.recorded == 5
-    policy.infer(observation(), pruning, draft=Draft(np.array([1, 2, 3, 4])))
+    policy.infer(Request(observation(), pruning, draft=Draft(np.array([1, 2, 3, 4]))))
     assert recorder.recorded == 6  # a draft reads more rows of the last layer
-    policy.infer(observation(), PruningSettings(keep_ratio=0.25))
+    policy.infer(Request(observation(), PruningSettings(keep_ratio=0.25)))
     assert recorder.recorded == 9  # another budget: the choice, and all from the pruning layer on
     assert places == [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
 
@@ -148,12 +149,12 @@ def test_old_buckets_and_runs_go(folder, eager):
     policy = with_engine(folder, recorder, 1)
     for length in range(1, 9):
         seen = observation(1, " ".join(["go"] * length))
-        assert same(policy.infer(seen, NONE), eager.infer(seen, NONE))
+        assert same(policy.infer(Request(seen, NONE)), eager.infer(Request(seen, NONE)))
     assert len(policy.engine._buckets) == 4
     for k in range(1, 16):
         for layer in (1, 2):
             pruning = PruningSettings(keep_ratio=k / 16, layer=layer)
-            assert same(policy.infer(observation(k), pruning), eager.infer(observation(k), pruning))
+            assert same(policy.infer(Request(observation(k), pruning)), eager.infer(Request(observation(k), pruning)))
     assert max(len(bucket.runs) for bucket in policy.engine._buckets.values()) <= 32
 
 
@@ -191,7 +192,7 @@ def test_shared_weights_leave_the_plain_model_as_it_was():
 
 
 def test_timings_name_every_stage(static):
-    timings = static.infer(observation(), PruningSettings(keep_ratio=0.5)).timings_s
+    timings = static.infer(Request(observation(), PruningSettings(keep_ratio=0.5))).timings_s
     assert list(timings) == ["preprocess", "vision", "prefill", "scoring", "decode"]
     assert min(timings.values()) > 0
 
@@ -265,9 +266,9 @@ def test_the_compiled_engine_gives_the_tokens_of_the_plain_one(eager, folder):
     for pruning in (NONE, PruningSettings(method="ics", keep_ratio=0.5)):
         for seed, words in enumerate(WORDS[:2]):
             seen = observation(seed, words)
-            expected = eager.infer(seen, pruning)
-            assert same(policy.infer(seen, pruning), expected)
-            assert same(policy.infer(seen, pruning, draft=Draft(expected.tokens)), expected)
+            expected = eager.infer(Request(seen, pruning))
+            assert same(policy.infer(Request(seen, pruning)), expected)
+            assert same(policy.infer(Request(seen, pruning, draft=Draft(expected.tokens))), expected)
 
 
 def test_a_missing_compiler_is_said_before_a_model_is_loaded(monkeypatch):
@@ -290,15 +291,15 @@ def test_cuda_graphs_give_the_tokens_of_direct_calls(folder, dtype):
     direct.engine = StaticEngine(direct.model, 4, SdpaAttention(), DirectCalls(), 16)
     for (step, pruning), words in itertools.product(enumerate(EVERY), WORDS):
         seen = observation(step, words, stamp_s=float(step))
-        expected = direct.infer(seen, pruning)
-        assert same(graphs.infer(seen, pruning), expected)
-        assert same(graphs.infer(seen, pruning, draft=Draft(expected.tokens)), expected)
+        expected = direct.infer(Request(seen, pruning))
+        assert same(graphs.infer(Request(seen, pruning)), expected)
+        assert same(graphs.infer(Request(seen, pruning, draft=Draft(expected.tokens))), expected)
 
 
 @cuda
 def test_a_cuda_step_allocates_nothing_that_stays(folder):
     policy = load_cuda(folder)
-    run: Callable[[Observation], object] = lambda seen: policy.infer(seen, PruningSettings(keep_ratio=0.5))  # noqa: E731
+    run: Callable[[Observation], object] = lambda seen: policy.infer(Request(seen, PruningSettings(keep_ratio=0.5)))  # noqa: E731
     for step in range(3):
         run(observation(step))
     before = torch.cuda.memory_allocated()

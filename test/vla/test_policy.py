@@ -10,7 +10,7 @@ import torch
 from checkpoints import NORM_STATS, random_model, tiny_config, write_checkpoint
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError, SettingsError
-from flashvla_ros.core.policy import Policy
+from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.backend import Backend
@@ -37,7 +37,7 @@ def observation(seed: int = 0, instruction: str = "open the drawer", stamp_s: fl
 
 
 def test_inference_has_everything(policy):
-    result = policy.infer(observation(), ICS)
+    result = policy.infer(Request(observation(), ICS))
     assert (policy.action_size, policy.visual_tokens) == (4, 16)
     assert result.action.shape == result.normalized.shape == (1, 4)
     assert result.action.dtype == np.float64
@@ -49,7 +49,7 @@ def test_inference_has_everything(policy):
 
 
 def test_action_follows_from_tokens_and_statistics(policy):
-    result = policy.infer(observation(), NONE)
+    result = policy.infer(Request(observation(), NONE))
     bins = 1023 - result.tokens
     assert ((bins >= 0) & (bins < 255)).all()
     np.testing.assert_allclose(result.normalized[0], -1 + (2 * bins + 1) / 255)
@@ -58,41 +58,46 @@ def test_action_follows_from_tokens_and_statistics(policy):
 
 def test_same_observation_same_result(policy):
     for pruning in (NONE, ICS, PruningSettings(method="random", keep_ratio=0.5)):
-        first = policy.infer(observation(), pruning)
-        policy.infer(observation(seed=1, stamp_s=2.0), pruning)
-        again = policy.infer(observation(), pruning)
+        first = policy.infer(Request(observation(), pruning))
+        policy.infer(Request(observation(seed=1, stamp_s=2.0), pruning))
+        again = policy.infer(Request(observation(), pruning))
         assert np.array_equal(first.action, again.action)
         assert first.kept is None or np.array_equal(first.kept, again.kept)
 
 
 def test_random_sets_differ_between_observations(policy):
     pruning = PruningSettings(method="random", keep_ratio=0.5)
-    kept = {tuple(policy.infer(observation(stamp_s=stamp / 10), pruning).kept) for stamp in range(5)}
+    kept = {tuple(policy.infer(Request(observation(stamp_s=stamp / 10), pruning)).kept) for stamp in range(5)}
     assert len(kept) == 5
 
 
 def test_image_matters(policy):
-    assert len({tuple(policy.infer(observation(seed), NONE).tokens) for seed in range(5)}) > 1
+    assert len({tuple(policy.infer(Request(observation(seed), NONE)).tokens) for seed in range(5)}) > 1
 
 
 def test_instruction_matters(policy):
-    tokens = {tuple(policy.infer(observation(1, words), NONE).tokens) for words in ("open it", "pick up the red block")}
+    tokens = {
+        tuple(policy.infer(Request(observation(1, words), NONE)).tokens)
+        for words in ("open it", "pick up the red block")
+    }
     assert len(tokens) == 2
 
 
 def test_nothing_is_scored_without_a_method(policy):
-    assert policy.infer(observation(), NONE).kept is None
+    assert policy.infer(Request(observation(), NONE)).kept is None
 
 
 def test_pruning_can_change_at_every_step(policy):
-    sizes = [len(policy.infer(observation(), PruningSettings(keep_ratio=ratio)).kept) for ratio in (0.25, 1.0, 0.5)]
+    sizes = [
+        len(policy.infer(Request(observation(), PruningSettings(keep_ratio=ratio))).kept) for ratio in (0.25, 1.0, 0.5)
+    ]
     assert sizes == [4, 16, 8]
 
 
 def test_policy_equals_the_plain_model(policy):
     """From pixels to tokens, against transformers' own forward over the whole sequence."""
     model = random_model(tiny_config())
-    result = policy.infer(observation(), NONE)
+    result = policy.infer(Request(observation(), NONE))
     pixels = policy.processor(observation().images["camera"])
     ids = torch.tensor([policy.prompts("open the drawer")])
     for token in result.tokens.tolist():
@@ -104,19 +109,23 @@ def test_policy_equals_the_plain_model(policy):
 
 def test_single_tower_runs(tmp_path):
     write_checkpoint(tmp_path, tiny_config(fused=False))
-    assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(tmp_path))).infer(observation(), ICS).action.shape == (1, 4)
+    assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(tmp_path))).infer(
+        Request(observation(), ICS)
+    ).action.shape == (1, 4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs(folder, dtype):
     policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu", dtype=dtype))
-    assert np.isfinite(policy.infer(observation(), ICS).action).all()
+    assert np.isfinite(policy.infer(Request(observation(), ICS)).action).all()
 
 
 def test_warm_up_leaves_no_trace(folder, policy):
     other = OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu"))
     other.warm_up(ICS)
-    assert np.array_equal(other.infer(observation(), ICS).action, policy.infer(observation(), ICS).action)
+    assert np.array_equal(
+        other.infer(Request(observation(), ICS)).action, policy.infer(Request(observation(), ICS)).action
+    )
 
 
 def test_threads_are_set(folder):
@@ -143,28 +152,28 @@ IMAGE = np.zeros((8, 8, 3), dtype=np.uint8)
 )
 def test_unusable_images_are_refused(policy, images, message):
     with pytest.raises(ObservationError, match=message):
-        policy.infer(Observation(images, "open the drawer", 0.0), NONE)
+        policy.infer(Request(Observation(images, "open the drawer", 0.0), NONE))
 
 
 def test_what_the_patches_cover_of_the_image_is_told(policy, monkeypatch):
     monkeypatch.setattr(policy, "processor", dataclasses.replace(policy.processor, strategy="resize-crop"))
     wide = np.zeros((60, 100, 3), dtype=np.uint8)
-    boxes = policy.infer(Observation({"left": wide}, "open the drawer", 0.0), NONE).visible_boxes
+    boxes = policy.infer(Request(Observation({"left": wide}, "open the drawer", 0.0), NONE)).visible_boxes
     assert boxes == {"left": policy.processor.visible_box(60, 100)}
     assert boxes["left"] == pytest.approx((20.0, 0.0, 80.0, 60.0), abs=1.0)
 
 
 def test_unusable_instructions_are_refused(policy):
     with pytest.raises(ObservationError, match="shorten it"):
-        policy.infer(observation(instruction="x" * 10_000), NONE)
+        policy.infer(Request(observation(instruction="x" * 10_000), NONE))
     with pytest.raises(ObservationError, match="empty"):
-        policy.infer(observation(instruction=" "), NONE)
+        policy.infer(Request(observation(instruction=" "), NONE))
 
 
 def test_layer_beyond_the_decoder_is_refused_and_the_policy_goes_on(policy):
     with pytest.raises(SettingsError, match=r"pruning\.layer"):
-        policy.infer(observation(), PruningSettings(layer=9))
-    assert policy.infer(observation(), ICS).action.shape == (1, 4)
+        policy.infer(Request(observation(), PruningSettings(layer=9)))
+    assert policy.infer(Request(observation(), ICS)).action.shape == (1, 4)
 
 
 def test_wrong_unnorm_key_lists_those_there_are(tmp_path):
@@ -201,17 +210,16 @@ def test_what_this_machine_lacks_is_refused(settings, message):
 
 def test_temporal_pruning_compares_with_the_frame_that_it_is_given(policy):
     pruning = PruningSettings(method="temporal", keep_ratio=0.25)
-    first = policy.infer(observation(seed=1), pruning)
+    first = policy.infer(Request(observation(seed=1), pruning))
     assert len(first.kept) == 16
     assert first.picture.shape == (1, 56, 56, 3)
     image = next(iter(observation(seed=1).images.values())).copy()
     image[:15, :20] = 255 - image[:15, :20]  # the first of 4 x 4 patches
     moved = Observation({"camera": image}, "open the drawer", 1.1)
-    second = policy.infer(moved, pruning, first)
+    second = policy.infer(Request(moved, pruning, first))
     assert len(second.kept) == 4
     assert 0 in second.kept
-    policy.infer(observation(seed=2), pruning, second)
-    policy.reset()
-    assert np.array_equal(policy.infer(moved, pruning, first).kept, second.kept)
-    assert policy.infer(observation(), ICS, first).picture is None
-    assert len(policy.infer(moved, pruning, policy.infer(observation(), ICS)).kept) == 16
+    policy.infer(Request(observation(seed=2), pruning, second))
+    assert np.array_equal(policy.infer(Request(moved, pruning, first)).kept, second.kept)
+    assert policy.infer(Request(observation(), ICS, first)).picture is None
+    assert len(policy.infer(Request(moved, pruning, policy.infer(Request(observation(), ICS)))).kept) == 16

@@ -12,6 +12,7 @@ from checkpoints import random_model, tiny_config, write_checkpoint
 
 from flashvla_ros.bench.baselines import PlainPolicy
 from flashvla_ros.core.errors import CheckpointError, ObservationError, SettingsError
+from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import CameraSettings, ModelSettings, PruningSettings, Settings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.view.overlay import token_masks
@@ -54,12 +55,12 @@ def test_visual_tokens_of_the_cameras_follow_each_other(folder):
 def test_dense_decoding_is_that_of_the_plain_model_and_every_camera_counts(folder):
     policy = load(folder)
     seen = observation(policy.cameras)
-    tokens = policy.infer(seen, NONE).tokens
+    tokens = policy.infer(Request(seen, NONE)).tokens
     assert PlainPolicy(policy).check(seen, tokens, "dense")
     for name in seen.images:  # one image may happen to give the same few tokens as another
         others = [observation(policy.cameras, seed).images[name] for seed in range(1, 7)]
         changed = [dataclasses.replace(seen, images={**seen.images, name: other}) for other in others]
-        assert any(not np.array_equal(policy.infer(one, NONE).tokens, tokens) for one in changed), name
+        assert any(not np.array_equal(policy.infer(Request(one, NONE)).tokens, tokens) for one in changed), name
 
 
 @pytest.mark.parametrize("method", ["ics", "ics_values", "fastv", "divprune", "dart", "temporal"])
@@ -69,8 +70,8 @@ def test_engines_agree_and_pruning_chooses_among_all_cameras(folder, method):
     before = None
     for step in range(3):
         seen = observation(static.cameras, seed=step, stamp_s=step / 10)
-        expected = eager.infer(seen, pruning, before)
-        result = static.infer(seen, pruning, before)
+        expected = eager.infer(Request(seen, pruning, before))
+        result = static.infer(Request(seen, pruning, before))
         assert np.array_equal(result.tokens, expected.tokens) and np.array_equal(result.kept, expected.kept)
         before = expected
     assert len(before.kept) == static.visual_tokens // 2 and before.kept[-1] >= 16
@@ -90,7 +91,7 @@ def test_warming_up_and_counting_take_every_camera(folder):
 def test_another_number_of_cameras_is_refused(folder):
     policy = load(folder)
     with pytest.raises(ObservationError, match=f"sees {policy.cameras} cameras, got 1: front"):
-        policy.infer(observation(1), NONE)
+        policy.infer(Request(observation(1), NONE))
     model = ModelSettings(checkpoint=str(folder), device="cpu")
     with pytest.raises(SettingsError, match=f"has 0 entries .*this checkpoint sees {policy.cameras} cameras"):
         load_policy(Settings(model=model))
