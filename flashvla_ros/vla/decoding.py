@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.model import OpenVLA, Rotary, kept_rows, take_rows
 from flashvla_ros.vla.pruning.probe import run_and_view
-from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
+from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
+from flashvla_ros.vla.query import Query
 
 
 class KeyValueCache:
@@ -73,58 +73,39 @@ def untimed(_stage: str) -> None:
 
 
 def prefill(
-    model: OpenVLA,
-    visual: Tensor,
-    input_ids: Tensor,
-    room: int,
-    pruning: PruningSettings,
-    key: int = 0,
-    similarity: Tensor | None = None,
-    draft: Tensor | None = None,
-    *,
-    done: Callable[[str], None] = untimed,
+    model: OpenVLA, visual: Tensor, query: Query, size: int, *, done: Callable[[str], None] = untimed
 ) -> Prefill:
     """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
 
     Args:
         model: In evaluation mode.
         visual: [1, N, d].
-        input_ids: [1, P], BOS first.
-        room: Number of tokens that will be decoded after the first.
-        pruning: Which visual tokens the layers from ``pruning.layer`` on see.
-        key: Tells observations apart for the random method.
-        similarity: [N] of each patch with the frame before, for the temporal method; None: there was none.
-        draft: [1, n] guess of the action, at most ``room + 1`` tokens; the last is checked without being run.
+        query: What is asked for; of a draft at most `size` tokens.
+        size: Number of tokens that the cache has room to decode.
         done: Called as a part of the prefill ends, so that ``scoring`` is timed apart from ``prefill`` before it.
 
     Raises:
         SettingsError: ``pruning.layer`` is not a layer of this decoder.
     """
-    depth, count = len(model.layers), visual.shape[1]
-    check_layer(pruning, depth)
-    length = count + input_ids.shape[1]
-    hidden = model.embed(visual, input_ids if draft is None else torch.cat([input_ids, draft[:, :-1]], dim=1))
+    depth, count, pruning = len(model.layers), visual.shape[1], query.pruning
+    planned = plan_prefill(pruning, count, depth)
+    length = count + len(query.prompt)
+    hidden = model.embed(visual, torch.tensor([query.ids], device=visual.device))
     drafted = hidden.shape[1] - length  # rows behind the prompt
-    rotary = model.rotary(hidden, torch.arange(length + drafted, device=hidden.device)[None])
+    rotary = model.rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
     mask = model.causal_mask(hidden)
-    cache = KeyValueCache(depth, room - drafted)
-    kept, first = None, 0
-    if pruning.method != "none":
-        k, first = kept_count(pruning.keep_ratio, count), pruning.layer
-        if k == count:
-            kept = torch.arange(count, device=hidden.device)
-            hidden = model.run_layers(hidden, range(first), rotary, mask, cache)
-        else:
-            hidden, view = run_and_view(
-                model, hidden, count, first, rotary, mask, cache, drafted=drafted, key=key, similarity=similarity
-            )
-            done("prefill")
-            kept = METHODS[pruning.method].select(view, k, pruning)
-            done("scoring")
-            if pruning.drop:
-                hidden, rotary = _drop(hidden, rotary, kept, count)
-                mask = model.causal_mask(hidden)
-    hidden = model.run_layers(hidden, range(first, depth), rotary, mask, cache)
+    cache = KeyValueCache(depth, size - 1 - drafted)
+    if planned.chooses:
+        hidden, view = run_and_view(model, hidden, query, rotary, mask, cache)
+        done("prefill")
+        kept = METHODS[pruning.method].select(view, planned.k, pruning)
+        done("scoring")
+        if pruning.drop:
+            hidden, rotary = _drop(hidden, rotary, kept, count)
+            mask = model.causal_mask(hidden)
+    else:
+        kept = all_kept(pruning, visual)
+    hidden = model.run_layers(hidden, range(planned.layer, depth), rotary, mask, cache)
     return Prefill(model.logits(hidden[:, -1 - drafted :]), cache, length, kept)
 
 

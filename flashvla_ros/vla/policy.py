@@ -25,11 +25,11 @@ from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.engine.base import Start, make_engine
-from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
+from flashvla_ros.vla.query import Query
 from flashvla_ros.vla.tokenizer import load_tokenizer
 
 _LOG = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.vla.decoding import prefill
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
+from flashvla_ros.vla.query import Query
 
 DATA = Path(__file__).parent / "data"
 DATA_SETS = {
@@ -117,8 +118,8 @@ def check_logits(checkpoint: str, policy: OpenVLAPolicy, tolerance: float = 1e-4
     """From image and instruction come the official logits over the whole vocabulary."""
     for case in cases(checkpoint):
         visual = policy.model.visual_tokens(policy.processor(case.image))
-        ids = torch.tensor([policy.prompts(case.instruction)])
-        logits = prefill(policy.model, visual, ids, 0, UNPRUNED).logits[0, 0]
+        query = Query(policy.prompts(case.instruction), UNPRUNED)
+        logits = prefill(policy.model, visual, query, 1).logits[0, 0]
         kept = case.expected["logits"]
         whole = torch.zeros_like(logits)
         whole[FIRST_ROW : FIRST_ROW + len(kept)] = kept

@@ -9,6 +9,7 @@ from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.pruning.select import METHODS
+from flashvla_ros.vla.query import Query
 
 NONE = PruningSettings(method="none")
 PROMPT = torch.tensor([[1, *range(300, 312)]])
@@ -28,7 +29,7 @@ def visual(model) -> torch.Tensor:
 
 def run(model: OpenVLA, visual: torch.Tensor, pruning: PruningSettings, count: int = 5):
     with torch.inference_mode():
-        start = prefill(model, visual, PROMPT, count - 1, pruning, similarity=SIMILARITY)
+        start = prefill(model, visual, Query(PROMPT[0].tolist(), pruning, similarity=SIMILARITY), count)
         return start, decode(model, start, count)
 
 
@@ -50,7 +51,7 @@ def test_cached_logits_equal_those_of_transformers_cache(model, visual):
     start, tokens = run(model, visual, NONE)
     with torch.inference_mode():
         plain = model.language_model(inputs_embeds=model.embed(visual, PROMPT), use_cache=True, logits_to_keep=1)
-        fresh = prefill(model, visual, PROMPT, 1, NONE)
+        fresh = prefill(model, visual, Query(PROMPT[0].tolist(), NONE), 2)
         again = model.language_model(input_ids=tokens[None, :1], past_key_values=plain.past_key_values)
         rotary = model.rotary(start.logits, torch.tensor([[start.length]]))
         hidden = model.language_model.model.embed_tokens(tokens[None, :1])

@@ -26,10 +26,10 @@ from flashvla_ros.vla.engine.base import EagerEngine
 from flashvla_ros.vla.engine.buffers import Upload
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls, Run
 from flashvla_ros.vla.engine.lean import LeanDecoder
-from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
+from flashvla_ros.vla.query import Query
 
 NONE = PruningSettings(method="none")
 WORDS = ("go", "open the drawer", "pick up the red block, then put it down again", "close the drawer")
@@ -86,8 +86,8 @@ def with_engine(folder: Path, recorder: CountingCalls | DirectCalls, granularity
 @torch.inference_mode()
 def spoil(engine: StaticEngine) -> None:
     """Fill what no step may read with values that would show."""
-    for bucket in engine._buckets.values():
-        buffers = bucket.buffers
+    for runs in engine._buckets.values():
+        buffers = runs.buffers
         for tensor in (buffers.keys, buffers.values, buffers.entering, buffers.hidden, buffers.attention):
             tensor.fill_(1e6)
         for tensor in (buffers.ids, buffers.tokens, buffers.kept, buffers.choices):
@@ -132,8 +132,8 @@ def test_a_run_is_recorded_once_and_buffers_stay_where_they_are(folder):
     pruning = PruningSettings(keep_ratio=0.5)
     policy.infer(Request(observation(), pruning))
     assert recorder.recorded == 5  # vision, before and after the pruning layer, the choice between, one token
-    (bucket,) = policy.engine._buckets.values()
-    places = [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
+    (runs,) = policy.engine._buckets.values()
+    places = [tensor.data_ptr() for tensor in vars(runs.buffers).values() if isinstance(tensor, torch.Tensor)]
     for seed in range(5):
         policy.infer(Request(observation(seed), pruning))
     assert recorder.recorded == 5
@@ -141,7 +141,7 @@ def test_a_run_is_recorded_once_and_buffers_stay_where_they_are(folder):
     assert recorder.recorded == 6  # a draft reads more rows of the last layer
     policy.infer(Request(observation(), PruningSettings(keep_ratio=0.25)))
     assert recorder.recorded == 9  # another budget: the choice, and all from the pruning layer on
-    assert places == [tensor.data_ptr() for tensor in vars(bucket.buffers).values() if isinstance(tensor, torch.Tensor)]
+    assert places == [tensor.data_ptr() for tensor in vars(runs.buffers).values() if isinstance(tensor, torch.Tensor)]
 
 
 def test_old_buckets_and_runs_go(folder, eager):
@@ -155,7 +155,7 @@ def test_old_buckets_and_runs_go(folder, eager):
         for layer in (1, 2):
             pruning = PruningSettings(keep_ratio=k / 16, layer=layer)
             assert same(policy.infer(Request(observation(k), pruning)), eager.infer(Request(observation(k), pruning)))
-    assert max(len(bucket.runs) for bucket in policy.engine._buckets.values()) <= 32
+    assert max(len(runs) for runs in policy.engine._buckets.values()) <= 32
 
 
 @pytest.mark.parametrize("changes", [{"num_key_value_heads": 1}, {"attention_bias": True, "mlp_bias": True}])
@@ -180,13 +180,13 @@ def held_bytes(model) -> int:
 
 
 def test_shared_weights_leave_the_plain_model_as_it_was():
-    model, prompt = random_model(tiny_config()), torch.tensor([[1, *range(300, 311)]])
+    model, query = random_model(tiny_config()), Query([1, *range(300, 311)], NONE)
     before, held = {name: tensor.clone() for name, tensor in model.state_dict().items()}, held_bytes(model)
     with torch.inference_mode():
         visual = model.visual_tokens(torch.randn(1, 6, 56, 56, generator=torch.Generator().manual_seed(0)))
-        expected = decode(model, prefill(model, visual, prompt, 3, NONE), 4)
+        expected = decode(model, prefill(model, visual, query, 4), 4)
         LeanDecoder(model)
-        assert torch.equal(decode(model, prefill(model, visual, prompt, 3, NONE), 4), expected)
+        assert torch.equal(decode(model, prefill(model, visual, query, 4), 4), expected)
     assert held_bytes(model) == held
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []
 
@@ -227,7 +227,7 @@ class WatchedCalls:
         run()  # sends to the device what is sent once
         with NothingForTheHost():
             run()
-        self.recorded.append(run.__qualname__.split(".")[1])
+        self.recorded.append(getattr(run, "func", run).__name__)
         return run
 
 
@@ -244,8 +244,8 @@ def test_what_a_cuda_graph_records_never_asks_the_host(method, layer):
     with torch.inference_mode():
         visual = engine.visual_tokens(torch.empty(1, 6, 56, 56, device="meta"))
         engine.decode(engine.prefill(visual, query), (5, 6))
-    choice = [] if method == "none" else ["_choose"]
-    assert recorder.recorded == ["_see", "_before", *choice, "_after", "_step"]
+    choice = [] if method == "none" else ["choose"]
+    assert recorder.recorded == ["see", "before", *choice, "after", "step"]
 
 
 def test_only_what_needs_the_host_is_left_out():

@@ -12,6 +12,7 @@ from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.pruning.probe import LayerView, run_and_view
 from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count, top_k
+from flashvla_ros.vla.query import Query
 
 
 def tokens(count: int, size: int, seed: int) -> torch.Tensor:
@@ -94,7 +95,8 @@ def look(model: OpenVLA, layer: int, visual: torch.Tensor | None = None, key: in
         hidden = model.embed(visual[None], PROMPT)
         rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
         similarity = torch.rand(16, generator=torch.Generator().manual_seed(seed))
-        return run_and_view(model, hidden, 16, layer, rotary, None, key=key, similarity=similarity)[1]
+        query = Query(PROMPT[0].tolist(), PruningSettings(layer=layer), key=key, similarity=similarity)
+        return run_and_view(model, hidden, query, rotary, None)[1]
 
 
 def choose(method: str, view: LayerView, k: int = 5, **changes) -> list[int]:

@@ -19,6 +19,7 @@ from flashvla_ros.vla.pruning.probe import LayerView, run_and_view
 from flashvla_ros.vla.pruning.scores import centred, information_contribution
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
+from flashvla_ros.vla.query import Query
 
 COUNT, WIDTH = 16, 32
 PROMPT = torch.tensor([[1, *range(300, 312)]])
@@ -106,7 +107,8 @@ def look(model: OpenVLA, layer: int, visual: torch.Tensor, similarity: torch.Ten
     with torch.inference_mode():
         hidden = model.embed(visual[None], PROMPT)
         rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
-        return run_and_view(model, hidden, COUNT, layer, rotary, None, similarity=similarity)[1]
+        query = Query(PROMPT[0].tolist(), PruningSettings(layer=layer), similarity=similarity)
+        return run_and_view(model, hidden, query, rotary, None)[1]
 
 
 def choose(method: str, view: LayerView, k: int, **changes) -> list[int]:

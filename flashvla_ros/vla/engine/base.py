@@ -13,9 +13,9 @@ from flashvla_ros.vla.decoding import Prefill, decode, prefill, untimed
 from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
 from flashvla_ros.vla.engine.lean import LeanDecoder
-from flashvla_ros.vla.engine.query import Query
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.query import Query
 
 _GRAPH_GRANULARITY = 16  # prompt tokens: padding costs rows, and each new bucket a slow step
 
@@ -78,10 +78,7 @@ class EagerEngine:
 
     def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> Prefill:
         """See :class:`Engine`."""
-        ids = torch.tensor([query.prompt], device=visual.device)
-        draft = torch.tensor([query.drafted], device=visual.device) if query.drafted else None
-        room, pruning = self._size - 1, query.pruning
-        return prefill(self._model, visual, ids, room, pruning, query.key, query.similarity, draft, done=done)
+        return prefill(self._model, visual, query, self._size, done=done)
 
     def decode(self, start: Prefill, known: Sequence[int]) -> Tensor:
         """See :class:`Engine`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -70,7 +71,13 @@ class PromptBuffers:
         self.kept, self.choices = (torch.zeros(n, dtype=torch.int64, device=device) for n in (count, size))
         self.rotary = model.rotary(embedding.new_zeros(1, 1, 1), torch.arange(self.slots, device=device)[None])
 
-    def scratch(self) -> None:
-        """Point length and place behind every row that counts, for steps that are run only to be recorded."""
-        self.input([self.rows])
-        self.settled([1])
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[None]:
+        """Point length and place behind every row that counts while a step is run only to be recorded."""
+        used = self.length, self.settled.values
+        before = [tensor.clone() for tensor in used]
+        self.length.fill_(self.rows)
+        self.place.fill_(1)
+        yield
+        for tensor, values in zip(used, before, strict=True):
+            tensor.copy_(values)

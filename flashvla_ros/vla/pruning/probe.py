@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 from torch import Tensor
 
 from flashvla_ros.vla.model import Cache, OpenVLA, Rotary
+from flashvla_ros.vla.query import Query
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,78 +82,67 @@ class LayerView:
         return states
 
 
+class LayerStates(NamedTuple):
+    """What a decoder layer leaves behind; at ``pruning.layer`` 0, where none has run, all three are the embeddings.
+
+    Attributes:
+        entering: [1, L, d] hidden state that enters it.
+        attention: [1, L, d] its self-attention output, before it is added to the residual stream.
+        hidden: [1, L, d] hidden state after it.
+    """
+
+    entering: Tensor
+    attention: Tensor
+    hidden: Tensor
+
+    def first(self, length: int) -> LayerStates:
+        """Return the states of the first `length` rows."""
+        return LayerStates(*(tensor[:, :length] for tensor in self))
+
+
 def run_and_view(
-    model: OpenVLA,
-    hidden: Tensor,
-    count: int,
-    layer: int,
-    rotary: Rotary,
-    mask: Tensor | None,
-    cache: Cache | None = None,
-    *,
-    drafted: int = 0,
-    key: int = 0,
-    similarity: Tensor | None = None,
+    model: OpenVLA, hidden: Tensor, query: Query, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
 ) -> tuple[Tensor, LayerView]:
-    """Run the decoder's layers before `layer` on the embedded sequence; also return what a method may look at.
+    """Run the decoder's layers before ``pruning.layer``; also return what a method may look at.
+
+    No method sees the draft, so that it selects what it would select without one.
 
     Args:
         model: The network.
-        hidden: [1, L + n, d] embedded [BOS, `count` visual tokens, rest of the prompt, draft].
-        count: N.
-        layer: ``pruning.layer``.
-        rotary: Of the L + n positions.
+        hidden: [1, L, d] embedded [BOS, N visual tokens, rest of the prompt, draft].
+        query: Whose prompt and draft these are.
+        rotary: Of the L positions.
         mask: As :meth:`OpenVLA.causal_mask` gives it.
         cache: Takes the keys and values.
-        drafted: n; no method sees the draft, so that it selects what it would select without one.
-        key: See :class:`LayerView`.
-        similarity: See :class:`LayerView`.
     """
-    embeddings = entering = attention = hidden
+    layer, count = query.pruning.layer, hidden.shape[1] - len(query.ids)
+    visual, states = hidden[:, 1 : 1 + count], LayerStates(hidden, hidden, hidden)
     if layer > 0:
         entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache)
         hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache)
-    length = hidden.shape[1] - drafted
-    visual, entering, attention, prompt = (tensor[:, :length] for tensor in (embeddings, entering, attention, hidden))
-    before_draft = rotary[0][:, :length], rotary[1][:, :length]
-    visual = visual[:, 1 : 1 + count]
-    view = view_of(model, visual, entering, attention, prompt, layer, before_draft, key=key, similarity=similarity)
-    return hidden, view
+        states = LayerStates(entering, attention, hidden)
+    return hidden, view_of(model, visual, states.first(count + len(query.prompt)), rotary, query)
 
 
-def view_of(
-    model: OpenVLA,
-    visual: Tensor,
-    entering: Tensor,
-    attention: Tensor,
-    hidden: Tensor,
-    layer: int,
-    rotary: Rotary,
-    *,
-    key: int = 0,
-    similarity: Tensor | None = None,
-) -> LayerView:
-    """Return what a method may look at in front of decoder layer `layer`.
+def view_of(model: OpenVLA, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> LayerView:
+    """Return what a method may look at in front of ``pruning.layer``.
 
     Args:
         model: The network.
         visual: [1, N, d] output of the projector.
-        entering: [1, L, d] hidden state that enters the layer before; at 0 the embedded sequence, as the next two.
-        attention: [1, L, d] self-attention output of that layer.
-        hidden: [1, L, d] hidden state after it.
-        layer: ``pruning.layer``.
-        rotary: Of the L positions.
-        key: See :class:`LayerView`.
-        similarity: See :class:`LayerView`.
+        states: [1, L, d] of the layer before.
+        rotary: Of the L positions, and of any after them.
+        query: Gives layer, key and similarity.
     """
-    stop = 1 + visual.shape[1]
+    layer, stop, length = query.pruning.layer, 1 + visual.shape[1], states.hidden.shape[1]
+    cosines, sines = rotary
     return LayerView(
         embeddings=visual[0],
-        attention=attention[0, 1:stop],
-        hidden=hidden[0, 1:stop],
-        text=hidden[0, stop:],
-        projections=Projections(model, max(layer - 1, 0), entering, rotary),
+        attention=states.attention[0, 1:stop],
+        hidden=states.hidden[0, 1:stop],
+        text=states.hidden[0, stop:],
+        projections=Projections(model, max(layer - 1, 0), states.entering, (cosines[:, :length], sines[:, :length])),
         layer=layer,
-        key=key,
-        similarity=similarity,
+        key=query.key,
+        similarity=query.similarity,
     )

@@ -47,6 +47,37 @@ class Method:
     reads_text: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class PrefillPlan:
+    """What one prefill does with N visual tokens, whichever engine runs it.
+
+    Attributes:
+        k: Number of tokens to keep.
+        layer: First decoder layer that may miss the others; 0 where all are kept.
+        chooses: Whether a method chooses which to keep.
+    """
+
+    k: int
+    layer: int
+    chooses: bool
+
+
+def plan_prefill(pruning: PruningSettings, count: int, depth: int) -> PrefillPlan:
+    """Plan the prefill of `count` visual tokens in a decoder of `depth` layers.
+
+    Raises:
+        SettingsError: ``pruning.layer`` is not a layer of this decoder.
+    """
+    check_layer(pruning, depth)
+    k = count if pruning.method == "none" else kept_count(pruning.keep_ratio, count)
+    return PrefillPlan(k, pruning.layer if k < count else 0, k < count)
+
+
+def all_kept(pruning: PruningSettings, visual: Tensor) -> Tensor | None:
+    """Return the indices [N] of all visual tokens [1, N, d], for a prefill that chooses none; None without a method."""
+    return None if pruning.method == "none" else torch.arange(visual.shape[1], device=visual.device)
+
+
 def kept_count(keep_ratio: float, count: int) -> int:
     """Return k, the number of `count` tokens that are kept; at least one."""
     return min(max(math.floor(keep_ratio * count + 0.5), 1), count)

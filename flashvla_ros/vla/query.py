@@ -17,7 +17,7 @@ class Query:
     Attributes:
         prompt: Token ids, BOS first.
         pruning: Which visual tokens the layers from ``pruning.layer`` on see.
-        drafted: Guess of the action's tokens, may be empty.
+        drafted: Guess of the action's tokens, may be empty; the last is checked without being run.
         key: Tells observations apart for the random method.
         similarity: [N] of each patch with the frame before, None where there is none.
     """
@@ -27,3 +27,8 @@ class Query:
     drafted: Sequence[int] = ()
     key: int = 0
     similarity: Tensor | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens that are run besides the visual ones: the prompt and all of the draft but its last."""
+        return [*self.prompt, *self.drafted[:-1]]
