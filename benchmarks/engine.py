@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from flashvla_ros.bench import models
-from flashvla_ros.bench.measure import describe_backend, versions
+from flashvla_ros.bench.measure import describe_backend
 from flashvla_ros.bench.rounds import Runner, Speedup, time_in_turn
 from flashvla_ros.bench.show import ms, table
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Inference, Observation
@@ -129,13 +129,13 @@ def _runner(policy: OpenVLAPolicy, variant: Variant, pruning: PruningSettings, d
 
 def page(results: Mapping[str, Any]) -> str:
     """Return each kind of step in each variant, with its ratio to the first by processor time and by the clock."""
-    meta, lines = results["meta"], []
+    run, lines = results["meta"], []
     for row in results["rows"]:
         by_cpu = ms(row["cpu_p50_ms"]), f"**{row['cpu_speedup']:.2f}**"
         by_clock = ms(row["p50_ms"]), f"{row['speedup']:.2f}"
         lines.append([row["name"], row["variant"], *by_cpu, *by_clock, f"{row['first_s']:.1f}"])
     head = ["step", "variant", "processor time [ms]", "ratio", "clock [ms]", "ratio", "first steps [s]"]
-    words = f"{meta['model']} on {meta['device']}; torch {meta['versions']['torch']}; {meta['rounds']} rounds; medians."
+    words = f"{run['model']} on {run['device']}; torch {run['versions']['torch']}; {run['rounds']} rounds; medians."
     return f"{words}\n\n{table(head, lines)}"
 
 
@@ -155,13 +155,12 @@ def main() -> int:
             rows.append(row)
             print(f"{row['name']:22s} {row['variant']:32s} {row['p50_ms']:8.1f} ms  {row['speedup']:.2f}", flush=True)
         backend = Variant("static").load(options.model).backend
-        meta = {**describe_backend(backend), "versions": versions(), "model": options.model}
-        meta |= {"command": "engine", "rounds": options.rounds}
+        made = meta(**describe_backend(backend), command="engine", model=options.model, rounds=options.rounds)
         for differs in ("dtype", "engine", "threads"):
-            meta.pop(differs)
-        print("\n" + page({"meta": meta, "rows": rows}))
+            made.pop(differs)
+        print("\n" + page({"meta": made, "rows": rows}))
         if options.json:
-            write_results(options.json, meta, rows)
+            write_results(options.json, made, rows)
 
     return exit_code(work)
 

@@ -26,7 +26,7 @@ from benchmarks.steady import SteadyPolicy
 from flashvla_ros.bench.show import table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, ImageArray, Observation
@@ -169,12 +169,12 @@ def _count(
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the machine, the table of cost and that of alarms over all tasks, with 95 % Wilson intervals."""
-    meta, rows = results["meta"], results["rows"]
+    run, rows = results["meta"], results["rows"]
     costs = [row for row in rows if "p50_ms" in row]
-    lines = [[row["frame"], row["name"], *(f"{row[f'p{p}_ms']:.3f}" for p in (50, 95, 99))] for row in costs]
+    lines = [[row["frame"], row["name"], *(_ms(row[f"p{p}_ms"]) for p in (50, 95, 99))] for row in costs]
     parts = [
-        f"{meta['device']}; NumPy {meta['numpy']}; {meta['repeats']} calls a cell; {meta['episodes']} episodes of each "
-        f"of {len(TASKS)} tasks from seed {meta['seed']}.",
+        f"{run['device']}; NumPy {run['versions']['numpy']}; {run['repeats']} calls a cell; {run['episodes']} episodes "
+        f"of each of {len(TASKS)} tasks from seed {run['seed']}. {run.get('note', '')}".rstrip(),
         table(["frame", "what", "p50 [ms]", "p95 [ms]", "p99 [ms]"], lines),
     ]
     columns = [f"false, age {age}" for age in AGES] + [f"caught, {cm} cm" for cm in SHOVES_CM]
@@ -183,6 +183,10 @@ def page(results: Mapping[str, Any]) -> str:
         counts = [row["alarms"] for row in rows if row.get("camera") == camera]
         lines.append([camera, *(_rate([one[column] for one in counts]) for column in columns)])
     return "\n\n".join([*parts, table(["camera", *columns], lines)])
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _rate(counts: list[list[int]]) -> str:
@@ -202,11 +206,11 @@ def main() -> int:
 
     def work() -> None:
         rows = [*cost(args.repeats), *alarms(args.episodes, args.seed)]
-        meta = {"command": "gate", "device": f"{processor_name()}, {os.cpu_count()} cores", "numpy": np.__version__}
-        meta |= {"repeats": args.repeats, "episodes": args.episodes, "seed": args.seed}
-        print(page({"meta": meta, "rows": rows}))
+        sizes = {"repeats": args.repeats, "episodes": args.episodes, "seed": args.seed}
+        made = meta(f"{processor_name()}, cores: {os.cpu_count()}", command="gate", **sizes)
+        print(page({"meta": made, "rows": rows}))
         if args.json:
-            write_results(args.json, meta, rows)
+            write_results(args.json, made, rows)
 
     return exit_code(work)
 

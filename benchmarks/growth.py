@@ -20,12 +20,12 @@ from tqdm import tqdm
 from flashvla_ros.bench import models
 from flashvla_ros.bench.baselines import PlainPolicy
 from flashvla_ros.bench.configurations import DENSE, PLAIN
-from flashvla_ros.bench.measure import describe_backend, versions
+from flashvla_ros.bench.measure import describe_backend
 from flashvla_ros.bench.rounds import Row, Runner, time_in_turn, times
 from flashvla_ros.bench.show import ms, table
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
@@ -114,8 +114,8 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
                 rows.append(row | point._asdict() | {"visual_tokens": policy.visual_tokens})
                 bar.write(_line(rows[-1]))
             bar.update()
-    meta = {"command": "growth", **describe_backend(policy.backend), "versions": versions(), "size": args.size}
-    return {"meta": meta | {"rounds": args.rounds}, "rows": rows}
+    made = meta(**describe_backend(policy.backend), command="growth", size=args.size, rounds=args.rounds)
+    return {"meta": made, "rows": rows}
 
 
 def _line(row: Row) -> str:
@@ -144,7 +144,7 @@ def _observations(cameras: int) -> list[Observation]:
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the machine, and for each size the median of each way to run a step with its ratio to the plain one."""
-    meta, rows = results["meta"], results["rows"]
+    run, rows = results["meta"], results["rows"]
     names = list(dict.fromkeys(row["name"] for row in rows))
     sizes: dict[tuple[int, int, int], dict[str, Row]] = {}
     for row in rows:
@@ -155,8 +155,8 @@ def page(results: Mapping[str, Any]) -> str:
         lines.append([*map(str, size), *(f"{ms(duration_ms)} ({speedup:.2f})" for duration_ms, speedup in pairs)])
     head = ["cameras", "visual tokens of each", "action dimensions", *(f"{name} [ms] (speedup)" for name in names)]
     words = (
-        f"{meta['size']} on {meta['device']}, threads: {meta['threads']}, {meta['dtype']}, engine {meta['engine']}; "
-        f"torch {meta['versions']['torch']}; {meta['rounds']} rounds; medians{_steadiest(rows[0])[2]}."
+        f"{run['size']} on {run['device']}, threads: {run['threads']}, {run['dtype']}, engine {run['engine']}; "
+        f"torch {run['versions']['torch']}; {run['rounds']} rounds; medians{_steadiest(rows[0])[2]}."
     )
     return f"{words}\n\n{table(head, lines)}"
 

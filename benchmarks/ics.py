@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvla_ros.bench.measure import versions
 from flashvla_ros.bench.show import ms, table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.vla.engine.graphs import CudaGraphs
 from flashvla_ros.vla.pruning.eigen import eigh_by_products
 from flashvla_ros.vla.pruning.scores import contribution_along
@@ -78,9 +77,9 @@ def measure(counts: list[int], widths: list[int], device: torch.device, limit_s:
 
 def page(results: Mapping[str, Any]) -> str:
     """Return a line for each size."""
-    meta = results["meta"]
+    run = results["meta"]
     lines = [[f"{row['tokens']} x {row['width']}", *map(ms, row["ms"].values())] for row in results["rows"]]
-    words = f"{meta['device']}; torch {meta['versions']['torch']}; medians."
+    words = f"{run['device']}; torch {run['versions']['torch']}; medians."
     return f"{words}\n\n{table(['tokens x width', *(f'{name} [ms]' for name in WAYS)], lines)}"
 
 
@@ -100,10 +99,10 @@ def main() -> int:
         torch.set_num_threads(1)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}, one thread"
         rows = list(measure(options.tokens, options.widths, device, options.seconds))
-        meta = {"command": "ics", "device": name, "versions": versions()}
-        print(page({"meta": meta, "rows": rows}))
+        made = meta(name, command="ics")
+        print(page({"meta": made, "rows": rows}))
         if options.json:
-            write_results(options.json, meta, rows)
+            write_results(options.json, made, rows)
 
     return exit_code(work)
 

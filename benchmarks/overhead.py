@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -40,14 +39,13 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
-import flashvla_ros
 from benchmarks.steady import SteadyPolicy
 from benchmarks.usage import Usage
 from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine, profile_variable
 from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import CameraSettings, Settings
@@ -166,41 +164,35 @@ def main(arguments: list[str] | None = None) -> int:
     keep_to_this_machine()
     rows = [_measure_apart(args, *configuration) for configuration in CONFIGURATIONS]
     published = np.array(json.loads(_output([sys.executable, "-m", "benchmarks.publishing"], dict(os.environ))))
-    meta = {
-        "command": "overhead",
-        "machine": {
-            "processor": processor_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load": os.getloadavg()[0],
-            "nice": os.nice(0),
-        },
-        "versions": {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()},
-        "size": [args.width, args.height],
-        "rate_hz": args.rate,
-        "model_s": args.model_s,
-        "publishing": {f"p{percent}_ms": 1e3 * float(np.percentile(published, percent)) for percent in (50, 95, 99)},
-    }
-    print(page({"meta": meta, "rows": rows}))
+    made = meta(
+        processor_name(),
+        command="overhead",
+        size=[args.width, args.height],
+        rate_hz=args.rate,
+        model_s=args.model_s,
+        cores=len(os.sched_getaffinity(0)),
+        load=os.getloadavg()[0],
+        nice=os.nice(0),
+        publishing={f"p{percent}_ms": 1e3 * float(np.percentile(published, percent)) for percent in (50, 95, 99)},
+    )
+    print(page({"meta": made, "rows": rows}))
     if args.json:
-        write_results(args.json, meta, rows)
+        write_results(args.json, made, rows)
     return 0
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the machine, and for each kind of image and transport median and 99th percentile of each part."""
-    meta, machine = results["meta"], results["meta"]["machine"]
-    lines = []
+    run, lines = results["meta"], []
     for row in results["rows"]:
         cells = [f"{row[f'{part}_p50_ms']:.2f} / {row[f'{part}_p99_ms']:.2f}" for part in PARTS]
         lines.append([row["name"], f"{row['answered']} of {row['frames']}", *cells])
     words = (
-        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}; camera at {meta['rate_hz']:g} "
-        f"Hz, a model that takes {1e3 * meta['model_s']:g} ms; p50 / p99 in milliseconds."
+        f"{run['device']}, cores: {run['cores']}, load {run['load']:.1f}; camera at {run['rate_hz']:g} Hz, a model of "
+        f"{1e3 * run['model_s']:g} ms; p50 / p99 in milliseconds."
     )
-    if "publishing" in meta:
-        words += (
-            f" Publishing one step: {meta['publishing']['p50_ms']:.2f} ms (p99 {meta['publishing']['p99_ms']:.2f})."
-        )
+    if "publishing" in run:
+        words += " Publishing one step: {p50_ms:.2f} / {p99_ms:.2f}.".format_map(run["publishing"])
     return f"{words}\n\n{table(['image', 'answered', *PARTS], lines)}"
 
 

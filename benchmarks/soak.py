@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import math
 import os
-import platform
 import random
 import sys
 import time
@@ -25,7 +24,6 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.task import Future
 
-import flashvla_ros
 from benchmarks.usage import LATENCY_GROWTH, MEMORY_GROWTH, MIN_WINDOWS, Drift, Usage, Window, spin_s
 from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child, stop_all
@@ -34,7 +32,7 @@ from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import POLICY, ROBOT, Bringup, Process
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.parameter import Parameter, Value
 from flashvla_ros.core.settings import PARAMETERS
 
@@ -248,39 +246,39 @@ def _report(soak: Soak, monitor: Monitor, args: argparse.Namespace, begun: str) 
     if args.json is None:
         return
     provenance = monitor.provenance
-    meta = {
-        "command": "soak",
-        "minutes": args.minutes,
-        "rate_hz": args.rate,
-        "begun": begun,
-        "machine": {"processor": processor_name(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
-        "versions": {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()},
-        "platform": dict(provenance.platform) if provenance else {},
-        "task": args.task,
-        "seed": args.seed,
-        "set": args.set,
-        "episodes": soak.episodes,
-        "successes": soak.successes,
-        "faults": soak.faults,
-        "drift": dataclasses.asdict(Drift.of(soak.windows)) if len(soak.windows) >= MIN_WINDOWS else None,
-    }
-    write_results(args.json, meta, rows)
+    made = meta(
+        processor_name(),
+        command="soak",
+        minutes=args.minutes,
+        rate_hz=args.rate,
+        begun=begun,
+        cores=len(os.sched_getaffinity(0)),
+        load=os.getloadavg()[0],
+        platform=dict(provenance.platform) if provenance else {},
+        task=args.task,
+        seed=args.seed,
+        set=args.set,
+        episodes=soak.episodes,
+        successes=soak.successes,
+        faults=soak.faults,
+        drift=dataclasses.asdict(Drift.of(soak.windows)) if len(soak.windows) >= MIN_WINDOWS else None,
+    )
+    write_results(args.json, made, rows)
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the machine, and how the end of a run differs from its start."""
-    meta, rows, drift = results["meta"], results["rows"], results["meta"]["drift"]
-    machine = meta["machine"]
+    run, rows, drift = results["meta"], results["rows"], results["meta"]["drift"]
     words = (
-        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f} at the end; "
-        f"{meta['minutes']:g} minutes, {sum(row['steps'] for row in rows)} steps, "
-        f"{sum(row['changes'] for row in rows)} changes of parameters, {meta['episodes']} episodes."
+        f"{run['device']}, cores: {run['cores']}, load {run['load']:.1f} at the end; {run['minutes']:g} minutes, "
+        f"{sum(row['steps'] for row in rows)} steps, {sum(row['changes'] for row in rows)} changes of parameters, "
+        f"{run['episodes']} episodes."
     )
     lines = [
         ["resident memory of the policy node", f"{drift['memory_growth']:+.2%}", f"below {MEMORY_GROWTH:.0%}"],
         ["threads", f"{drift['thread_growth']:+d}", "0"],
         ["open files", f"{drift['handle_growth']:+d}", "0"],
-        ["wrong answers and errors in the whole run", str(len(meta["faults"])), "0"],
+        ["wrong answers and errors in the whole run", str(len(run["faults"])), "0"],
         ["latency p99", f"{drift['latency_growth']:+.1%}", f"{LATENCY_GROWTH:.0%} on an idle machine"],
         ["reference loop p99, same machine and time", f"{drift['spin_growth']:+.1%}", "–"],
         ["processor time of a step", f"{drift['cpu_growth']:+.1%}", "–"],

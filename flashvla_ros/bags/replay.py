@@ -12,7 +12,7 @@ from tqdm import tqdm
 from flashvla_ros.bags.options import Recording, Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.playback import Comparison, play, reasons_to_differ
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.types import ActionSpec
@@ -42,8 +42,16 @@ def run(args: argparse.Namespace) -> int:
     for line in _lines(comparison, why):
         print(line)
     if args.json:
-        meta = {"bag": args.bag, "checkpoint": here.checkpoint, "warnings": recording.warnings}
-        write_results(args.json, {**meta, **here.platform, "settings": settings.values()}, [_row(comparison, why)])
+        made = meta(
+            here.platform.get("device", ""),
+            command="replay",
+            bag=args.bag,
+            warnings=recording.warnings,
+            platform=dict(here.platform),
+            checkpoint=here.checkpoint,
+            settings=settings.values(),
+        )
+        write_results(args.json, made, [_row(comparison, why)])
     return EXIT_DIFFERENT if comparison.compared and not comparison.identical else 0
 
 

@@ -16,7 +16,7 @@ from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.report import write_report
 from flashvla_ros.bags.tuning import SWEPT, Tuning, tune
 from flashvla_ros.cli.fanout import add_arguments as add_fanout_arguments
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.settings import find
 
@@ -137,17 +137,19 @@ def _json_row(row: sweep.Row, tuning: Tuning) -> dict[str, Any]:
 def _meta(tuning: Tuning) -> dict[str, Any]:
     outcomes = tuning.outcomes
     here = outcomes[0].provenance
-    return {
-        "bags": [outcome.bag for outcome in outcomes],
-        "steps": tuning.now.steps,
-        "max_error": tuning.max_error,
-        "dense_s": [outcome.dense_s for outcome in outcomes],
-        "sweep_s": [outcome.sweep_s for outcome in outcomes],
-        "warnings": [f"{outcome.bag}: {warning}" for outcome in outcomes for warning in outcome.warnings],
-        "checkpoint": here.checkpoint,
-        **here.platform,
-        "settings": tuning.settings.values(),
-    }
+    return meta(
+        here.platform.get("device", ""),
+        command="tune",
+        bags=[outcome.bag for outcome in outcomes],
+        steps=tuning.now.steps,
+        max_error=tuning.max_error,
+        dense_s=[outcome.dense_s for outcome in outcomes],
+        sweep_s=[outcome.sweep_s for outcome in outcomes],
+        warnings=[f"{outcome.bag}: {warning}" for outcome in outcomes for warning in outcome.warnings],
+        platform=dict(here.platform),
+        checkpoint=here.checkpoint,
+        settings=tuning.settings.values(),
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import flashvla_ros
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
@@ -264,8 +261,8 @@ def gate_seconds(
     return np.asarray(seconds)
 
 
-def describe_backend(backend: Backend) -> dict[str, object]:
-    """Return device, type, attention, engine, threads, and how busy the machine was."""
+def describe_backend(backend: Backend) -> dict[str, Any]:
+    """Return device, cores, threads, type, attention and engine, for the ``meta`` of results."""
     cuda = backend.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(backend.device) if cuda else processor_name(),
@@ -275,18 +272,6 @@ def describe_backend(backend: Backend) -> dict[str, object]:
         "attention": backend.attention,
         "engine": backend.engine,
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of all that decides how fast a step is."""
-    found = {
-        "flashvla_ros": flashvla_ros.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-    }
-    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 def allocated_bytes(backend: Backend) -> int:

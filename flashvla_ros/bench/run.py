@@ -27,6 +27,7 @@ from flashvla_ros.bench.configurations import (
 )
 from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
+from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings, Settings, find
 from flashvla_ros.core.types import Draft, FloatArray, Inference, IntArray, Observation
@@ -102,22 +103,21 @@ class Session:
         plain = series[PLAIN]
         rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
         rows += mixes(series, self.trace, float(np.median(gate)))
-        meta = {
-            "command": "bench",
+        made = meta(
             **measure.describe_backend(self.policy.backend),
-            "versions": measure.versions(),
-            "model": args.model,
-            "sizes": models.describe(self.policy),
-            "rounds": len(plain.seconds),
-            "load": [load_before, os.getloadavg()[0]],
-            "note": args.note,
-            "tokens_equal_plain": equal,
-            "roofline": vars(self.roofline),
-            "gate": gate_row(gate),
-            "trace": {"file": relative(args.trace), "steps": len(self.trace)},
-            "memory": self._memory_row(),
-        }
-        return {"meta": meta, "rows": rows}
+            command="bench",
+            model=args.model,
+            sizes=models.describe(self.policy),
+            rounds=len(plain.seconds),
+            load=[load_before, os.getloadavg()[0]],
+            note=args.note,
+            tokens_equal_plain=equal,
+            roofline=vars(self.roofline),
+            gate=gate_row(gate),
+            trace={"file": relative(args.trace), "steps": len(self.trace)},
+            memory=self._memory_row(),
+        )
+        return {"meta": made, "rows": rows}
 
     def _timed(self, rounds: int, limit_s: float) -> dict[str, Series]:
         backend = self.policy.backend

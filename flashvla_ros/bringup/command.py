@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import signal
 import socket
@@ -14,14 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import flashvla_ros
 from flashvla_ros.bringup.children import Child, stop_all
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import ROBOT, Bringup
 from flashvla_ros.bringup.terminal import Progress, Screen
 from flashvla_ros.cli.exits import EXIT_USAGE
 from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
 
@@ -116,20 +114,16 @@ def _report_death(dead: Child, screen: Screen) -> int:
 
 def _meta(args: argparse.Namespace, monitor: Monitor) -> dict[str, Any]:
     provenance = monitor.provenance
-    return {
-        "command": "bringup",
-        "task": args.task,
-        "seed": args.seed,
-        "lock_step": args.lock_step,
-        "device": provenance.platform.get("device", "") if provenance else "",
-        "versions": {
-            "flashvla_ros": flashvla_ros.__version__,
-            "python": platform.python_version(),
-            **({key: value for key, value in provenance.platform.items() if key != "device"} if provenance else {}),
-        },
-        "checkpoint": provenance.checkpoint if provenance else "",
-        "settings": provenance.settings.values() if provenance else {},
-    }
+    return meta(
+        provenance.platform.get("device", "") if provenance else "",
+        command="bringup",
+        task=args.task,
+        seed=args.seed,
+        lock_step=args.lock_step,
+        platform=dict(provenance.platform) if provenance else {},
+        checkpoint=provenance.checkpoint if provenance else "",
+        settings=provenance.settings.values() if provenance else {},
+    )
 
 
 def keep_to_this_machine() -> None:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import flashvla_ros
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import MEGABYTE, read_json
 
 MOST_BYTES = 256 * MEGABYTE  # an evaluation of many episodes
+
+_DISTRIBUTIONS = ("torch", "transformers", "numpy", "mujoco", "metaworld")  # what decides a result and its time
+
+
+def meta(device: str, **more: Any) -> dict[str, Any]:
+    """Return the ``meta`` of a results file: the device in words, the versions that ran, and `more`."""
+    versions = {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # of an extra that is not installed
+            continue
+    return {"device": device, "versions": versions, **more}
 
 
 def write_results(path: Path, meta: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

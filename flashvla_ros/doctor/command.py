@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import flashvla_ros
 from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.cli.results import write_results
+from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(render([finding])), flush=True)
     if args.json is not None:
         rows = [{"name": f.name, "level": str(f.level), "text": f.text, "remedy": f.remedy} for f in findings]
-        write_results(args.json, {"flashvla_ros": flashvla_ros.__version__}, rows)
+        write_results(args.json, meta(processor_name(), command="doctor"), rows)
     failures = sum(finding.level is Level.FAILURE for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)
     print(f"{failures} to mend, {warnings} to know of" if failures or warnings else "all is well")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import flashvla_ros
 from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.cli.results import meta
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
 from flashvla_ros.core.provenance import checkpoint_fingerprint
@@ -58,26 +56,25 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
     size = model_size(load_config(evaluation.checkpoint))
     for mode in evaluation.modes:
         check_layer(mode.settings(evaluation.overrides).pruning, size.decoder.layers)
-    return {
-        "checkpoint": {
+    return meta(
+        _device(evaluation),
+        checkpoint={
             "name": checkpoint_name(evaluation.checkpoint),
             "sha256": fingerprint(evaluation.checkpoint),
             "visual_tokens": size.visual_tokens,
             "decoder": str(size.decoder),
             "vision_flops": size.vision_flops(),
         },
-        "command": command_line(evaluation),
-        "tasks": list(evaluation.tasks),
-        "modes": {mode.name: dict(mode.values) for mode in evaluation.modes},
-        "perturbations": list(evaluation.perturbations),
-        "seeds": [evaluation.seeds[0], evaluation.seeds[-1]],
-        "episodes": len(evaluation.seeds),
-        "free_running": evaluation.free_running,
-        "device": _device(evaluation),
-        "versions": _versions(),
-        "code": code_digest(),
-        "settings": Settings().with_values(evaluation.overrides).values(),
-    }
+        command=command_line(evaluation),
+        tasks=list(evaluation.tasks),
+        modes={mode.name: dict(mode.values) for mode in evaluation.modes},
+        perturbations=list(evaluation.perturbations),
+        seeds=[evaluation.seeds[0], evaluation.seeds[-1]],
+        episodes=len(evaluation.seeds),
+        free_running=evaluation.free_running,
+        code=code_digest(),
+        settings=Settings().with_values(evaluation.overrides).values(),
+    )
 
 
 def command_line(evaluation: Evaluation) -> str:
@@ -101,13 +98,3 @@ def _device(evaluation: Evaluation) -> str:
         if torch.cuda.is_available():
             return torch.cuda.get_device_name(0 if wanted == "auto" else wanted)
     return f"{processor_name()}, {os.cpu_count()} cores, 1 thread a model"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"flashvla_ros": flashvla_ros.__version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "numpy", "mujoco", "metaworld"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -91,7 +91,7 @@ def replay(bag, tmp_path, *options):
     """Run the command; return its exit code and row."""
     code = cli.main(["replay", str(bag), "--json", str(tmp_path / "out.json"), *options])
     result = json.loads((tmp_path / "out.json").read_text())
-    assert set(result["meta"]) >= {"device", "torch", "settings", "checkpoint"}
+    assert set(result["meta"]) >= {"device", "versions", "platform", "settings", "checkpoint"}
     return code, result["rows"][0]
 
 

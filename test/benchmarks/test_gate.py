@@ -25,6 +25,6 @@ def test_alarms_are_counted_and_shown(monkeypatch: pytest.MonkeyPatch):
     assert caught >= 0.9 * trials > 0
     assert all(0 <= alarms <= trials for alarms, trials in counts.values())
     assert counts["false, age 1"][0] < 0.1 * counts["false, age 1"][1]
-    meta = {"device": "here", "numpy": "x", "repeats": 1, "episodes": 1, "seed": 2000}
+    meta = {"device": "here", "versions": {"numpy": "x"}, "repeats": 1, "episodes": 1, "seed": 2000}
     page = gate.page({"meta": meta, "rows": [row]})
     assert "| 112 x 112, noise 4 |" in page and f"of {trials} (" in page

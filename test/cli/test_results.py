@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashvla_ros.cli.results import write_results
+import flashvla_ros
+from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.errors import FlashVLAError
 
 
@@ -18,6 +19,13 @@ def test_values_of_every_kind_become_strict_json(tmp_path):
         "meta": {"device": "cpu"},
         "rows": [{"a": None, "b": 0.5, "c": [0, 1], "d": [True, None], "e": "x"}],
     }
+
+
+def test_every_file_says_device_and_versions():
+    made = meta("a machine", command="bench")
+    assert (made["device"], made["command"]) == ("a machine", "bench")
+    assert made["versions"]["flashvla_ros"] == flashvla_ros.__version__
+    assert made["versions"]["numpy"] == np.__version__
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
