@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 README, PARAMETER_PAGE = ROOT / "README.md", ROOT / "docs" / "parameters.md"
 HAND_WRITTEN = sorted(set((ROOT / "docs").glob("*.md")) - {PARAMETER_PAGE})
 PAGES = [README, *HAND_WRITTEN, PARAMETER_PAGE]
+OTHERS = sorted([*ROOT.glob("models/*/README.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "test/parity/README.md"])
 
 MOST_PAGES, MOST_WORDS_A_PAGE, MOST_WORDS, MOST_README_LINES = 12, 1500, 16_000, 120
 STILTED = ("that of", "beside", "anew", "whom", "likewise", "where nobody says")
@@ -77,9 +78,6 @@ def anchors(path: Path) -> set[str]:
 def links(path: Path) -> list[str]:
     found = re.findall(r"\]\(([^)\s]+)\)", prose(page(path)))
     return [link for link in found if not link.startswith(("http:", "https:"))]
-
-
-OTHERS = sorted([*ROOT.glob("models/*/README.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "test/parity/README.md"])
 
 
 @pytest.mark.parametrize("path", [*PAGES, *OTHERS], ids=name_of)
@@ -135,7 +133,7 @@ def commands_of(program: str) -> list[Any]:
     start = program.split()
     found = {
         (name_of(path), *words[len(start) :])
-        for path in PAGES
+        for path in [*PAGES, *OTHERS]
         for words in commands(path)
         if words[: len(start)] == start
     }
