@@ -140,6 +140,16 @@ def commands_of(program: str) -> list[Any]:
     return [pytest.param(list(words), id=" ".join([name, program, *words])) for name, *words in sorted(found)]
 
 
+def test_commands_are_found_in_blocks_and_sentences() -> None:
+    found = {" ".join(words) for path in PAGES for words in commands(path)}
+    assert "flashvla-ros tune" in found  # in a sentence
+    assert "flashvla-ros replay run" in found  # with a comment behind it
+    assert any(
+        line.startswith("flashvla-ros bringup --camera") and "dry_run=true" in line for line in found
+    )  # two lines
+    assert "bench --model mid --rounds 20 --json out.json" in " ".join(found)
+
+
 @pytest.mark.parametrize("words", commands_of("flashvla-ros"))
 def test_every_flashvla_ros_command_is_understood(words: list[str]) -> None:
     if len(words) == 1:  # the name of a command, in a sentence
