@@ -1,4 +1,4 @@
-"""Stops the robot: a camera is silent or frozen, the model does not return, the robot does not do as it is told."""
+"""Stops the robot: a camera is silent or frozen, no command is made, the robot does not do as it is told."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _PERIOD_S = 0.01  # between two looks: what it adds to a time-out
 
 
 class Watchdog:
-    """Looks at a worker from a thread of its own.
+    """Looks at a worker from a thread of its own, and once more before an image counts and before a command leaves.
+
+    The process itself may have been stopped for a while, and the thread that goes on first is any one of them: a stop
+    that is due comes before what would end its cause.
 
     Args:
         worker: The worker to watch; on the same clock.
@@ -30,6 +33,7 @@ class Watchdog:
         self._frozen: set[str] = set()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-watchdog", daemon=True)
+        worker.before_command = self.check
 
     def image_arrived(self, camera: str, *, same: bool = False) -> None:
         """Note a usable image of a camera; one that was rejected does not count.
@@ -41,6 +45,7 @@ class Watchdog:
                 first command, or is stopped, may well look the same to a simulated camera. Once it has lasted for
                 ``control.frozen_image_s`` the worker answers nothing before every camera shows another picture.
         """
+        self.check()
         now_s = self._arrived_s[camera] = self._clock()
         limit_s = self._worker.settings.control.frozen_image_s
         judged = same and limit_s > 0.0 and (self._frozen or self._worker.state is State.RUNNING)
@@ -73,6 +78,19 @@ class Watchdog:
                 self._worker.stop(Reason.DEVIATION, f"{wrong}; holds until ~/reset is called")
         if self._worker.state is State.RUNNING and self._arrived_s:
             self._check_cameras(now_s, control.image_timeout_s)
+        self._check_command(now_s)  # last, since the others say more of the cause
+
+    def _check_command(self, now_s: float) -> None:
+        """Stop a robot whose command is older than any step may take, whatever kept the steps from their end."""
+        control, sent_s = self._worker.settings.control, self._worker.commanded_s
+        pace_s = 1.0 / control.rate_hz if control.rate_hz > 0.0 else 0.0
+        limit_s = control.image_timeout_s + control.inference_timeout_s + pace_s
+        if sent_s is not None and now_s - sent_s > limit_s:
+            self._worker.stop(
+                Reason.COMMAND_TIMEOUT,
+                f"no new command for {now_s - sent_s:.2f} s, though images arrive: instructions or parameters change "
+                f"faster than the model answers (control.image_timeout_s and inference_timeout_s allow {limit_s:g} s)",
+            )
 
     def _check_cameras(self, now_s: float, limit_s: float) -> None:
         camera, arrived_s = min(list(self._arrived_s.items()), key=lambda arrival: arrival[1])

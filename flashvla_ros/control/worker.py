@@ -64,6 +64,7 @@ class Worker:
         positions: Returns where the robot is, by the name of a dimension; without it, where it was at the newest
             observation.
         clock: Monotonic seconds.
+        stamp_clock: Seconds on the clock of the observations' stamps; without it no image is too old.
     """
 
     def __init__(
@@ -76,12 +77,15 @@ class Worker:
         on_fault: Callable[[Exception], None],
         positions: Callable[[], Mapping[str, float]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        stamp_clock: Callable[[], float] | None = None,
     ) -> None:
         self.settings = settings  # replaced as a whole, read once per step: a step never sees half of a change
         self._stepper = stepper
         self._on_step, self._on_stop, self._on_fault = on_step, on_stop, on_fault
         self._positions = positions or self._observed
         self._clock = clock
+        self._stamp_clock = stamp_clock
+        self.before_command: Callable[[], None] = lambda: None  # stops the robot where that is due
         self._mailbox: Mailbox[tuple[int, Observation]] = Mailbox()
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -126,6 +130,12 @@ class Worker:
         """The row [D] of the last command that the robot should be following; None where none is in force."""
         with self._lock:
             return self._held() if self._state is State.RUNNING else None
+
+    @property
+    def commanded_s(self) -> float | None:
+        """When the command in force was handed on, on the worker's clock; None where none is in force."""
+        with self._lock:
+            return self._published[1] if self._published is not None and self._state is State.RUNNING else None
 
     @property
     def dropped(self) -> int:
@@ -179,12 +189,17 @@ class Worker:
             self.settings = settings
 
     def reset(self) -> None:
-        """Forget everything seen so far and release a latched stop; the robot stays as it is until the next step."""
+        """Forget everything seen so far and release a latched stop; a robot that moves is stopped.
+
+        The next step takes the robot to be at rest, so it must be.
+        """
         with self._lock:
-            self.discard()
-            self._reset_cause = Reason.RESET
             if self._latched:
                 self._state, self._stop = State.WAITING, None
+            elif self._state is State.RUNNING:
+                self.stop(Reason.RESET, "asked for on ~/reset")
+            self.discard()
+            self._reset_cause = Reason.RESET
 
     def discard(self) -> None:
         """Drop the step in progress and the observation that waits, such as after a new instruction.
@@ -226,6 +241,17 @@ class Worker:
                 started_s = self._clock()
                 self._answer(*posted)
 
+    def _refuse_old(self, observation: Observation) -> None:
+        """Stop the robot in place of a command that would answer an image which has become too old."""
+        limit_s = self.settings.control.max_image_age_s
+        age_s = self._stamp_clock() - observation.stamp_s if self._stamp_clock and limit_s > 0.0 else 0.0
+        if age_s > limit_s:
+            self.stop(
+                Reason.IMAGE_TIMEOUT,
+                f"the image is {age_s:.2f} s old by its stamp when its command is ready (control.max_image_age_s is "
+                f"{limit_s:g})",
+            )
+
     def _wait_for_turn(self, started_s: float) -> bool:
         """Keep control.rate_hz; False once the worker is closed."""
         while not self._closed.is_set():
@@ -252,6 +278,9 @@ class Worker:
                 self._stepper.state = before
                 result = self._stepper.step(observation, self.settings, tried=result)
             with self._lock:
+                if epoch == self._epoch:
+                    self.before_command()
+                    self._refuse_old(observation)
                 if epoch != self._epoch:
                     self._stepper.state = before  # as if never tried: its command was not published
                     self.late += 1

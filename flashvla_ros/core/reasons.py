@@ -12,13 +12,14 @@ class Reason(enum.StrEnum):
 
     MODE_OFF = "mode_off"
 
-    # The memory is empty, and this is what emptied it. All but the first two also stop the robot.
+    # The memory is empty, and this is what emptied it. All but the first also stop the robot.
     START = "start"
     RESET = "reset"
     EMERGENCY_STOP = "emergency_stop"
     IMAGE_TIMEOUT = "image_timeout"
     FROZEN_IMAGE = "frozen_image"
     INFERENCE_TIMEOUT = "inference_timeout"
+    COMMAND_TIMEOUT = "command_timeout"
     FAULT = "fault"
     DEVIATION = "deviation"
     DRY_RUN = "dry_run"
@@ -54,6 +55,7 @@ EMPTYING = frozenset(
         Reason.IMAGE_TIMEOUT,
         Reason.FROZEN_IMAGE,
         Reason.INFERENCE_TIMEOUT,
+        Reason.COMMAND_TIMEOUT,
         Reason.FAULT,
         Reason.DEVIATION,
         Reason.DRY_RUN,

@@ -201,6 +201,14 @@ class ControlSettings:
     inference_timeout_s: float = row(
         2.0, "Time a step may take before the robot is stopped and its result dropped.", unit="s", low=0.02, high=600.0
     )
+    max_image_age_s: float = row(
+        1.0,
+        "Age by its stamp beyond which an image is not answered, on arrival and when its command is ready; the "
+        "camera's clock must agree with this machine's; 0: any.",
+        unit="s",
+        low=0.0,
+        high=600.0,
+    )
     stop_action: str = row(
         "zero",
         "Command published once when the robot must stop: deltas and velocities become 0, a gripper stays as it is, an "

@@ -12,9 +12,11 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.qos import qos_policy_name_from_kind
+from rclpy.time import Time as RosTime
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Bool, Header, String
+from std_msgs.msg import Header, String
 
 from flashvla_ros.control.assembler import Assembler
 from flashvla_ros.control.latency import SlidingWindow
@@ -36,8 +38,23 @@ class StampedObservation(Observation):
     header: Header = dataclasses.field(default_factory=Header)
 
 
+def unheard_publishers(
+    node: Node, topic: interfaces.Interface, reject: Callable[[str], None]
+) -> SubscriptionEventCallbacks:
+    """Return the events of a subscription that tell `reject` of a publisher whose messages can never come."""
+
+    def on_incompatible(event: QoSRequestedIncompatibleQoSInfo) -> None:
+        reject(
+            f"{node.resolve_topic_name(topic.name)}: a publisher offers another "
+            f"{qos_policy_name_from_kind(event.last_policy_kind)} than this node asks for "
+            f"({'reliable' if topic.reliable else 'best effort'}, volatile); nothing of it is heard"
+        )
+
+    return SubscriptionEventCallbacks(incompatible_qos=on_incompatible)
+
+
 class Inputs:
-    """Everything the node hears.
+    """Everything the node hears but the emergency stop.
 
     Attributes:
         rejections: Messages that could not be used.
@@ -46,7 +63,7 @@ class Inputs:
     Args:
         node: Whose subscriptions these are.
         settings: Returns those in force; the cameras are those of now.
-        on_emergency_stop: Is told of every emergency stop, on the executor's thread.
+        rejections: Counts what cannot be used.
         clock: Monotonic seconds.
     """
 
@@ -54,21 +71,20 @@ class Inputs:
         self,
         node: LifecycleNode,
         settings: Callable[[], Settings],
+        rejections: Rejections,
         *,
-        on_emergency_stop: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
         self._settings = settings
-        self._on_stop = on_emergency_stop
         self._clock = clock
+        self._clock_type = node.get_clock().clock_type
         self._control: tuple[Worker, Watchdog] | None = None
         self._topics = interfaces.image_topics(settings().camera)
         self._assembler = Assembler(self._topics, settings)
-        self.rejections = Rejections(lambda line: node.get_logger().warning(line))
+        self.rejections = rejections
         self.images = SlidingWindow()
         subscriptions: list[tuple[interfaces.Interface, Callable[[Any], None]]] = [
-            (interfaces.EMERGENCY_STOP, self._on_emergency_stop),
             (interfaces.INSTRUCTION, self._on_instruction),
             (interfaces.JOINT_STATES, self._on_joint_states),
             (interfaces.END_EFFECTOR_POSE, self._on_pose),
@@ -121,16 +137,7 @@ class Inputs:
         return self._assembler.positions(self._clock())
 
     def _events(self, topic: interfaces.Interface) -> SubscriptionEventCallbacks:
-        """Reject a publisher whose messages can never come: an emergency stop that nobody hears must not go unseen."""
-
-        def on_incompatible(event: QoSRequestedIncompatibleQoSInfo) -> None:
-            self.rejections.add(
-                f"{self._node.resolve_topic_name(topic.name)}: a publisher offers another "
-                f"{qos_policy_name_from_kind(event.last_policy_kind)} than this node asks for "
-                f"({'reliable' if topic.reliable else 'best effort'}, volatile); nothing of it is heard"
-            )
-
-        return SubscriptionEventCallbacks(incompatible_qos=on_incompatible)
+        return unheard_publishers(self._node, topic, self.rejections.add)
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         if self._control is None:
@@ -142,6 +149,7 @@ class Inputs:
             header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=header.frame_id)
         before = self._assembler.image(camera)
         try:
+            self._refuse_old(header.stamp)
             decode: Callable[[Any], ImageArray] = decode_image if isinstance(message, Image) else decode_compressed
             image = decode(message)
             stamp_s = header.stamp.sec + header.stamp.nanosec * 1e-9
@@ -155,6 +163,16 @@ class Inputs:
         if observation is not None:
             values = {**vars(observation), "received_s": arrived_s}
             worker.post(StampedObservation(**values, header=header))
+
+    def _refuse_old(self, stamp: Time) -> None:
+        """Refuse an image before it is decoded, such as one that waited while this process was stopped."""
+        age_s = (self._node.get_clock().now() - RosTime.from_msg(stamp, self._clock_type)).nanoseconds * 1e-9
+        limit_s = self._settings().control.max_image_age_s
+        if 0.0 < limit_s < age_s:
+            raise ObservationError(
+                f"an image is {age_s:.2f} s old by its stamp (control.max_image_age_s is {limit_s:g}): let the clocks "
+                f"of camera and robot agree, or set it to 0 to answer images of any age"
+            )
 
     def _on_instruction(self, message: String) -> None:
         try:
@@ -179,7 +197,3 @@ class Inputs:
             self._assembler.take_pose(pose_values(message, self._settings().command.frame_id), self._clock())
         except ObservationError as error:
             self.rejections.add(str(error))
-
-    def _on_emergency_stop(self, message: Bool) -> None:
-        if message.data:
-            self._on_stop()

@@ -23,10 +23,12 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.inputs import Inputs
+from flashvla_ros.nodes.emergency import EmergencyStop
+from flashvla_ros.nodes.inputs import Inputs, unheard_publishers
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
 from flashvla_ros.nodes.process import run_node
+from flashvla_ros.nodes.rejections import Rejections
 from flashvla_ros.nodes.reporter import Reporter
 from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
@@ -58,7 +60,11 @@ class PolicyNode(LifecycleNode):
         self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
-        self._emergency_stop = False  # outlives every transition; only ~/reset ends it
+        self._rejections = Rejections(lambda line: self.get_logger().warning(line))
+        # Outlives every transition; only ~/reset ends it.
+        self._emergency = EmergencyStop(
+            self, self._on_emergency_stop, unheard_publishers(self, interfaces.EMERGENCY_STOP, self._rejections.add)
+        )
         self._close_topics: list[Callable[[], Any]] = []
         if self.settings.node.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -80,7 +86,7 @@ class PolicyNode(LifecycleNode):
         check_reported(self, self._spec)
         self._outputs = Outputs(self, self.settings, self._spec)
         self._close_topics.append(self._outputs.close)
-        self._inputs = Inputs(self, lambda: self.settings, on_emergency_stop=self._on_emergency_stop)
+        self._inputs = Inputs(self, lambda: self.settings, self._rejections)
         self._close_topics.append(self._inputs.close)
         self._reporter = Reporter(self, self._facts)
         self._close_topics.append(self._reporter.close)
@@ -104,9 +110,11 @@ class PolicyNode(LifecycleNode):
             self.loading = False
         super().on_activate(state)
         self._publish_settings(self._loaded)
-        self._runner = Runner(stepper, settings, self._outputs, logger, self._inputs.positions)
+        self._runner = Runner(
+            stepper, settings, self._outputs, logger, self._inputs.positions, stamp_clock=self._stamp_s
+        )
         self._runner.start()
-        if self._emergency_stop:
+        if self._emergency.pressed:
             self._stop_for_emergency(self._runner)
         self._inputs.start(self._runner.worker, self._runner.watchdog)
         logger.info(f"active after {time.monotonic() - started_s:.1f} s; {self._inputs.missing or 'ready'}")
@@ -160,14 +168,17 @@ class PolicyNode(LifecycleNode):
                 self.failure = self.transition_error or "the node could not be activated"
                 return
 
-    # What arrives, on the executor's thread.
+    def destroy_node(self) -> None:
+        """Give every handle back; an emergency stop is heard until here."""
+        self._emergency.close()
+        super().destroy_node()
+
+    # What arrives.
 
     def _on_emergency_stop(self) -> None:
-        if self._emergency_stop:
-            return
-        self._emergency_stop = True
-        if self._runner:
-            self._stop_for_emergency(self._runner)
+        """On the emergency stop's own thread."""
+        if runner := self._runner:
+            self._stop_for_emergency(runner)
         else:
             self.get_logger().error("emergency stop: the robot will not move until ~/reset is called")
 
@@ -175,8 +186,12 @@ class PolicyNode(LifecycleNode):
         topic = self.resolve_topic_name(interfaces.EMERGENCY_STOP.name)
         runner.worker.stop(Reason.EMERGENCY_STOP, f"asked for on {topic}; holds until ~/reset is called")
 
+    def _stamp_s(self) -> float:
+        seconds, nanoseconds = self.get_clock().now().seconds_nanoseconds()
+        return float(seconds) + nanoseconds * 1e-9
+
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        released, self._emergency_stop = self._emergency_stop, False
+        released = self._emergency.release()
         if self._runner:
             self._runner.worker.reset()
         response.success = True
@@ -200,7 +215,7 @@ class PolicyNode(LifecycleNode):
 
     def _facts(self) -> tuple[Health, Tally]:
         inputs, runner = self._inputs, self._runner
-        halted = "emergency_stop" if self._emergency_stop else ""
+        halted = "emergency_stop" if self._emergency.pressed else ""
         health = Health(
             state=runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
             stop_reason=runner.stop_reason if runner else halted,
@@ -211,10 +226,17 @@ class PolicyNode(LifecycleNode):
             stops=runner.stops if runner else 0,
             image_rate_hz=inputs.images.rate_hz(time.monotonic()),
             dry_run=self.settings.control.dry_run,
+            crowded=self._crowded(),
             latency_budget_s=self.settings.control.latency_budget_s,
             names=self._spec.names,
         )
         return health, runner.tally if runner else Tally()
+
+    def _crowded(self) -> tuple[str, ...]:
+        """Topics with more publishers than one; two cameras in turn, or two drivers, are seldom meant."""
+        images = interfaces.image_topics(self.settings.camera).values()
+        names = [self.resolve_topic_name(topic.name) for topic in (*images, interfaces.COMMAND)]
+        return tuple(name for name in names if self.count_publishers(name) > 1)
 
 
 def main(arguments: list[str] | None = None) -> int:

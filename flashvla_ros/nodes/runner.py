@@ -37,6 +37,8 @@ class Runner:
         outputs: Outputs,
         logger: RcutilsLogger,
         positions: Callable[[], Mapping[str, float]],
+        *,
+        stamp_clock: Callable[[], float],
     ) -> None:
         self._outputs = outputs
         self._logger = logger
@@ -48,6 +50,7 @@ class Runner:
             on_stop=self._on_stop,
             on_fault=self._on_fault,
             positions=positions,
+            stamp_clock=stamp_clock,
         )
         self.watchdog = Watchdog(self.worker)
         self.tally = Tally()
@@ -86,7 +89,7 @@ class Runner:
         if stop.command is not None:
             self._outputs.stop(stop.command, stop.positions)
         line = f"stopped, {stop.cause}: {stop.detail}"
-        if stop.cause in (Reason.DEACTIVATED, Reason.DRY_RUN):
+        if stop.cause in (Reason.DEACTIVATED, Reason.DRY_RUN, Reason.RESET):
             self._logger.info(line)
         else:  # two calls: rclpy ties a severity to the line that logs
             self._logger.error(line)

@@ -64,6 +64,7 @@ class Health:
         stops: Times the robot was stopped.
         image_rate_hz: Usable images of the first camera, per second.
         dry_run: Commands are computed and not sent.
+        crowded: Topics of images and commands that have more than one publisher.
         latency_budget_s: Time from an image's stamp to its command that is not to be exceeded; 0: any.
         names: Names of the action's dimensions.
     """
@@ -77,6 +78,7 @@ class Health:
     stops: int = 0
     image_rate_hz: float = 0.0
     dry_run: bool = False
+    crowded: tuple[str, ...] = ()
     latency_budget_s: float = 0.0
     names: tuple[str, ...] = ()
 
@@ -125,7 +127,7 @@ def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, n
     )
     figures.update({f"clamped.{name}": tally.clamped_by[index] for index, name in enumerate(health.names)})
     values = [KeyValue(key=key, value=_word(value)) for key, value in figures.items()]
-    summary = DiagnosticStatus(level=level, name=name, message=message, hardware_id="", values=values)
+    summary = DiagnosticStatus(level=level, name=name, message=message, hardware_id=name, values=values)
     return DiagnosticArray(header=status.header, status=[summary])
 
 
@@ -134,6 +136,8 @@ def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -
         return DiagnosticStatus.ERROR, f"stopped: {health.stop_reason}"
     if health.state == "waiting":
         return DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
+    if health.crowded:
+        return DiagnosticStatus.WARN, f"more than one publisher on {', '.join(health.crowded)}"
     budget_s = health.latency_budget_s
     if 0.0 < budget_s < stamp_latency_p95_s:
         return (

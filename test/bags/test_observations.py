@@ -36,6 +36,7 @@ from flashvla_ros.control.worker import Worker  # noqa: E402
 from flashvla_ros.core.settings import Settings  # noqa: E402
 from flashvla_ros.core.types import Observation  # noqa: E402
 from flashvla_ros.nodes.inputs import Inputs  # noqa: E402
+from flashvla_ros.nodes.rejections import Rejections  # noqa: E402
 
 MS = 10**6
 SETTINGS = Settings().with_values(
@@ -44,6 +45,7 @@ SETTINGS = Settings().with_values(
         "action.names": ("j1", "j2", "gripper"),
         "action.kinds": ("absolute", "absolute", "gripper"),
         "control.frozen_image_s": 0.0,
+        "control.max_image_age_s": 0.0,  # stamps of the test's own clock
     }
 )
 TOPICS = Topics(
@@ -114,7 +116,7 @@ class Live:
     def hear(self, sent: Sequence[Sent]) -> list[Observation]:
         """Call the callbacks that the subscriptions call."""
         now_s = 0.0
-        inputs = Inputs(self.node, lambda: SETTINGS, on_emergency_stop=pytest.fail, clock=lambda: now_s)
+        inputs = Inputs(self.node, lambda: SETTINGS, Rejections(print), clock=lambda: now_s)
         worker = Answering(
             Stepper(ScriptedPolicy(), SPEC), SETTINGS, on_step=pytest.fail, on_stop=pytest.fail, on_fault=pytest.fail
         )

@@ -138,6 +138,7 @@ def test_a_scene_at_rest_is_not_frozen_before_the_robot_is_commanded(bench: Benc
 
 
 def test_zero_allows_a_frozen_camera_at_once(bench: Bench) -> None:
+    bench.worker.settings = Settings().with_values({"control.image_timeout_s": 60.0})
     bench.watchdog.image_arrived("front")
     bench.step()
     bench.now_s += 2.1
@@ -146,6 +147,30 @@ def test_zero_allows_a_frozen_camera_at_once(bench: Bench) -> None:
     bench.worker.settings = Settings().with_values({"control.frozen_image_s": 0.0})
     bench.watchdog.image_arrived("front", same=True)
     assert not bench.worker.frozen
+
+
+def test_a_stop_that_is_due_comes_before_the_image_that_ends_its_cause(bench: Bench) -> None:
+    bench.watchdog.image_arrived("front")
+    bench.step()
+    bench.now_s += 5.0  # the whole process stood still
+    bench.watchdog.image_arrived("front")
+    assert [stop.cause for stop in bench.stops] == [Reason.IMAGE_TIMEOUT]
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, 0.5])
+def test_a_command_that_nothing_follows_has_an_end(bench: Bench, rate_hz: float) -> None:
+    values = {"image_timeout_s": 0.5, "inference_timeout_s": 2.0, "rate_hz": rate_hz}
+    bench.worker.settings = Settings().with_values({f"control.{name}": value for name, value in values.items()})
+    bench.step()
+    allowed_s = 2.5 + (2.0 if rate_hz else 0.0)
+    elapsed_s = 0.0
+    while elapsed_s < allowed_s - 0.2:  # images arrive all the while
+        bench.watchdog.image_arrived("front")
+        assert bench.look_after(0.1) == []
+        elapsed_s += 0.1
+    bench.watchdog.image_arrived("front")
+    assert bench.look_after(0.4) == [Reason.COMMAND_TIMEOUT]
+    assert bench.look_after(0.4) == [Reason.COMMAND_TIMEOUT]  # once
 
 
 def test_a_new_time_out_holds_at_once(bench: Bench) -> None:

@@ -354,13 +354,48 @@ def test_discard_drops_what_is_under_way_and_keeps_the_memory(rig: Rig) -> None:
     assert not rig.stops
 
 
-@pytest.mark.parametrize("forget", [Worker.discard, Worker.reset])
-def test_a_model_that_hangs_is_held_to_its_deadline_whatever_is_forgotten(
-    rig: Rig, forget: Callable[[Worker], None]
-) -> None:
+def test_a_reset_stops_a_robot_that_moves_once_and_its_memory_is_empty(rig: Rig) -> None:
+    rig.step()
+    rig.worker.reset()
+    rig.worker.reset()
+    assert [stop.cause for stop in rig.stops] == [Reason.RESET]
+    assert rig.stops[0].command is not None
+    assert rig.worker.state is State.STOPPED
+    rig.step()
+    assert rig.steps[-1].decision.reason is Reason.RESET
+    assert rig.worker.state is State.RUNNING
+
+
+def test_nothing_answers_an_image_that_has_become_too_old(rig: Rig) -> None:
+    now_s = 0.0
+    rig.worker._stamp_clock = lambda: now_s
     rig.step()
     rig.hang()
-    forget(rig.worker)
+    now_s = 1000.0  # the process stood still while the model ran
+    rig.go.set()
+    rig.wait(rig.stops, 1)
+    assert rig.stops[0].cause is Reason.IMAGE_TIMEOUT
+    assert "control.max_image_age_s is 1" in rig.stops[0].detail
+    assert len(rig.steps) == 1
+    rig.worker.settings = settings_of(max_image_age_s=0.0)
+    rig.step()
+    assert len(rig.steps) == 2
+
+
+def test_a_stop_that_is_due_comes_before_the_command(rig: Rig) -> None:
+    rig.step()
+    rig.worker.before_command = lambda: rig.worker.stop(Reason.INFERENCE_TIMEOUT, "due")
+    rig.post()
+    rig.wait(rig.stops, 1)
+    rig.worker.before_command = lambda: None
+    rig.step()
+    assert len(rig.steps) == 2
+
+
+def test_a_model_that_hangs_is_held_to_its_deadline_whatever_is_forgotten(rig: Rig) -> None:
+    rig.step()
+    rig.hang()
+    rig.worker.discard()
     assert rig.worker.running_since_s is not None
     rig.go.set()
     rig.step()

@@ -29,9 +29,11 @@ class Misbehaving(ScriptedPolicy):
     def __init__(self, **script: Any) -> None:
         super().__init__(**script, answer=self._misbehave)
         self.mode = ""
+        self.distract: Callable[[], object] = lambda: None
         self.go_on = threading.Event()
 
     def _misbehave(self, _: Request, answer: Inference) -> Inference:
+        self.distract()
         if self.mode == "raise":
             raise RuntimeError("the model is out of order")
         if self.mode == "hang":
@@ -96,6 +98,26 @@ def show_the_same(bench: PolicyBench) -> None:
     bench.until(stopped, "the stop")
 
 
+def distract(bench: PolicyBench) -> None:
+    """New instructions faster than the model answers: no step comes to its end."""
+    set_to("control.image_timeout_s", 3.0)(bench)
+    set_to("control.inference_timeout_s", 0.1)(bench)
+    bench.policy.distract = bench.node._runner.worker.discard
+
+    def stopped() -> list[str]:
+        bench.show()
+        bench.spin(0.03)
+        return bench.logged("stopped, ")
+
+    bench.until(stopped, "the stop")
+    set_to("control.image_timeout_s", LONG_S)(bench)
+    set_to("control.inference_timeout_s", LONG_S)(bench)
+
+
+def attend(bench: PolicyBench) -> None:
+    bench.policy.distract = lambda: None
+
+
 def hang(bench: PolicyBench) -> None:
     misbehave("hang")(bench)
     set_to("control.inference_timeout_s", 0.1)(bench)
@@ -134,6 +156,7 @@ CASES = [
         level=100,
     ),
     Case(Reason.INFERENCE_TIMEOUT, hang, stop_hanging, "no action after ", level=100),
+    Case(Reason.COMMAND_TIMEOUT, distract, attend, "no new command for ", level=100),
     Case(Reason.FAULT, misbehave("raise"), behave, "RuntimeError: the model is out of order", level=100),
     Case(Reason.FAULT, misbehave("nan"), behave, "not finite in ['x', 'y', 'z', 'gripper']", level=100),
     Case(Reason.FAULT, misbehave("size"), behave, "[1, 3]", level=100),

@@ -188,12 +188,16 @@ def test_an_emergency_stop_holds_until_reset(make):
     assert bench.step().decision == GateStatus.INFER
 
 
-def test_an_emergency_stop_before_activation_holds_too(make):
+@pytest.mark.parametrize("configured", [True, False])
+def test_an_emergency_stop_before_activation_holds_too(make, configured):
     bench = make()
-    assert bench.configure()
+    if configured:
+        assert bench.configure()
+    bench.until(bench.emergency_stop.get_subscription_count, "the listener")
     bench.emergency_stop.publish(Bool(data=True))
     bench.until(lambda: bench.logged("emergency stop"), "the stop")
-    bench.node.trigger_cleanup()
+    if configured:
+        bench.node.trigger_cleanup()
     bench.start()
     bench.show()
     bench.spin(0.2)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from geometry_msgs.msg import Twist, Vector3
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from std_msgs.msg import Header, String
+from std_msgs.msg import Bool, Header, String
 
 from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus
@@ -43,6 +44,7 @@ class Robot:
         self.gates: list[GateStatus] = []
         self._images = self.node.create_publisher(interfaces.IMAGE.type, "image", interfaces.IMAGE.qos)
         self._instructions = self.node.create_publisher(String, "instruction", 10)
+        self._button = self.node.create_publisher(Bool, "emergency_stop", interfaces.EMERGENCY_STOP.qos)
         command, gate = interfaces.COMMAND, interfaces.GATE
         self.node.create_subscription(command.type, command.name, self.commands.append, command.qos)
         self.node.create_subscription(gate.type, "/flashvla/gate", self.gates.append, gate.qos)
@@ -57,6 +59,14 @@ class Robot:
             stamp = self.node.get_clock().now().to_msg()
             self._images.publish(encode_image(image, Header(stamp=stamp)))
             self.spin(0.1)
+
+    def press_for(self, duration_s: float) -> None:
+        """Be a safety device that sends its state at 50 Hz: pressed for a while, then released for longer."""
+        for pressed, lasts_s in ((False, 0.1), (True, duration_s), (False, 0.6)):
+            end_s = time.monotonic() + lasts_s
+            while time.monotonic() < end_s:
+                self._button.publish(Bool(data=pressed))
+                self.spin(0.02)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         end_s = time.monotonic() + 60.0
@@ -101,6 +111,48 @@ def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, n
     assert output.count(f"stopped, deactivated: {name}") == 1
     assert "Traceback" not in output
     robot.until(lambda: robot.commands[-1].twist == Twist(), "the stop action")
+
+
+def start_node(folder: Path) -> subprocess.Popen[str]:
+    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(folder / 'model')}"]
+    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
+    return subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def test_an_emergency_stop_while_the_model_loads_is_latched(robot, tmp_path):
+    process = start_node(tmp_path)
+    try:
+        assert process.stderr is not None
+        while "loading" not in (line := process.stderr.readline()):
+            assert line, "the node has ended"
+        robot.press_for(0.2)
+        while "active after" not in (line := process.stderr.readline()):
+            assert line, "the node has ended"
+        end_s = time.monotonic() + 2.0
+        robot.show_until(lambda: time.monotonic() > end_s, timeout_s=60)
+        assert not robot.commands
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_emergency_stop_while_the_process_stands_still_is_latched_and_no_old_image_moves_the_robot(robot, tmp_path):
+    process = start_node(tmp_path)
+    try:
+        robot.show_until(lambda: bool(robot.commands) and robot.commands[-1].twist != Twist(), timeout_s=300)
+        process.send_signal(signal.SIGSTOP)
+        robot.spin(0.2)
+        before = len(robot.commands)
+        robot.press_for(0.2)
+        process.send_signal(signal.SIGCONT)
+        robot.until(lambda: len(robot.commands) > before, "the stop action")
+        end_s = time.monotonic() + 2.0
+        robot.show_until(lambda: time.monotonic() > end_s, timeout_s=60)
+        assert all(command.twist == Twist() for command in robot.commands[before + 1 :])
+        assert robot.commands[-1].twist == Twist()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_death_of_the_launching_process_stops_the_robot(robot, tmp_path):

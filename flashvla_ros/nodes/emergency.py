@@ -1,0 +1,75 @@
+"""The emergency stop's own node, executor and thread, from the process's first moment to its last.
+
+The policy node's executor decodes images and loads models; a stop must not wait for either, and must not be pushed out
+of its queue by what was sent meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy
+from std_msgs.msg import Bool
+
+from flashvla_ros.nodes import interfaces
+
+_JOIN_S = 5.0
+
+
+class EmergencyStop:
+    """Latches every ``true`` on the topic, in every lifecycle state.
+
+    Attributes:
+        pressed: A stop was asked for since the last release.
+
+    Args:
+        node: Whose topic it is; it is heard on a second node, ``<name>_emergency_stop``, in the same context.
+        on_press: Is called on this object's thread at every press that finds none latched.
+        events: Of the subscription.
+    """
+
+    def __init__(self, node: Node, on_press: Callable[[], None], events: SubscriptionEventCallbacks) -> None:
+        self.pressed = False
+        self._on_press = on_press
+        topic = interfaces.EMERGENCY_STOP
+        qos = topic.qos
+        qos.history = HistoryPolicy.KEEP_ALL
+        self._node = Node(
+            f"{node.get_name()}_emergency_stop",
+            context=node.context,
+            namespace=node.get_namespace(),
+            use_global_arguments=False,  # a remapped node name would be given to this node too
+            enable_rosout=False,
+            start_parameter_services=False,
+        )
+        name = node.resolve_topic_name(topic.name)
+        self._node.create_subscription(topic.type, name, self._on_message, qos, event_callbacks=events)
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, name="flashvla-emergency-stop", daemon=True)
+        self._thread.start()
+
+    def release(self) -> bool:
+        """Unlatch; returns whether a stop was latched."""
+        released, self.pressed = self.pressed, False
+        return released
+
+    def close(self) -> None:
+        """Stop hearing."""
+        self._executor.shutdown()
+        self._thread.join(_JOIN_S)
+        self._node.destroy_node()
+
+    def _on_message(self, message: Bool) -> None:
+        if message.data and not self.pressed:
+            self.pressed = True
+            self._on_press()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
