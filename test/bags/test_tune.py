@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html.parser
 import json
-import os
 import weakref
 
 import numpy as np
@@ -169,10 +168,3 @@ def rows_of(tmp_path, bags, *how):
 @pytest.mark.timeout(400)  # two processes import torch
 def test_several_bags_fan_out_over_processes(tmp_path, bags):
     assert rows_of(tmp_path, bags, "--jobs", "2") == rows_of(tmp_path, bags)
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
-def test_several_bags_fan_out_over_ray(tmp_path, bags, monkeypatch):
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's own 15 lets its workers starve beside other work
-    assert rows_of(tmp_path, bags, "--ray", "local") == rows_of(tmp_path, bags)

@@ -1,4 +1,4 @@
-"""Fanning out: the same results in the same order, however the work is spread; one line where it fails."""
+"""Fanning out over processes: the same results in the same order; one line where it fails. Ray: test/system."""
 
 import os
 import subprocess
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.cli.fanout import fan_out
-from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.core.errors import BagError, FlashVLAError, SettingsError
+from flashvla_ros.core.errors import BagError, FlashVLAError
 
 
 def square_of(number):
@@ -62,22 +61,3 @@ def test_workers_of_a_killed_parent_end_too():
     for worker in workers:
         while Path(f"/proc/{worker}").exists():  # the test's own time limit ends a wait for ever
             time.sleep(0.05)
-
-
-@pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
-def test_ray_gives_the_same_in_order_and_the_same_error(monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's own 15 lets its workers starve beside other work
-    # Ray's workers import the function from the package; they do not have this file.
-    work = [["gate.delta=0.5"], ["gate.max_reuse=3"]]
-    assert list(fan_out(parse_overrides, work, ray="local")) == [{"gate.delta": 0.5}, {"gate.max_reuse": 3}]
-    with pytest.raises(SettingsError, match=r"gate\.delta must be from 0 to 1"):
-        list(fan_out(parse_overrides, [*work, ["gate.delta=2"]], ray="local"))
-    with pytest.raises(FlashVLAError, match="a task failed on the Ray cluster local: .*test_fanout"):
-        squares([1], ray="local")
-
-
-def test_a_cluster_that_is_not_there_is_named():
-    pytest.importorskip("ray")
-    with pytest.raises(FlashVLAError, match="no Ray cluster answers at .*: Connection refused"):
-        squares([2], ray="127.0.0.1:1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import cv2
@@ -111,15 +110,3 @@ def test_what_cannot_be_played_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-@pytest.mark.skipif("FLASHVLA_TEST_RAY" not in os.environ, reason="Ray takes up to a minute to start")
-def test_a_ray_cluster_plays_the_same_episodes(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    rows = []
-    for name, how in (("here", []), ("ray", ["--ray", "local"])):
-        file = tmp_path / f"{name}.json"
-        command = ["eval", "--tasks", "drawer-close", "--modes", "guarded", "--episodes", "1", "--json", str(file)]
-        assert cli.main([*command, *how]) == 0
-        rows.append([(row["steps_median"], row["reasons"]) for row in json.loads(file.read_text())["rows"]])
-    assert rows[0] == rows[1]
