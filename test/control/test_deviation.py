@@ -46,3 +46,18 @@ def test_what_is_not_measured_counts_and_what_is_not_commanded_does_not() -> Non
     assert watch.look(0.3, None, {}, CONTROL) == ""  # stopped meanwhile
     assert watch.look(0.6, HOME, {}, CONTROL) == ""
     assert watch.look(1.2, HOME, {}, CONTROL).count("is not reported by joint_states or end_effector_pose") == 2
+
+
+def test_a_quaternion_and_its_negative_are_the_same_place_and_other_values_are_not() -> None:
+    names = ("x", "qx", "qy", "qz", "qw")
+    spec = ActionSpec(names, (ABSOLUTE,) * 5, 0.1)
+    control = ControlSettings(max_deviation=(0.1,) * 5, deviation_time_s=0.0)
+    command = np.array([0.5, 0.6, 0.0, 0.0, 0.8])
+
+    def wrong(x: float, qx: float, qw: float) -> str:
+        return DeviationWatch(spec).look(0.0, command, {"x": x, "qx": qx, "qy": 0.0, "qz": 0.0, "qw": qw}, control)
+
+    assert wrong(0.5, 0.6, 0.8) == wrong(0.5, -0.6, -0.8) == ""
+    assert wrong(0.5, -0.62, 0.78) == ""
+    assert wrong(0.5, 0.0, 0.8).startswith("qx is at 0 and was commanded to 0.6")
+    assert wrong(-0.5, 0.6, 0.8).startswith("x is at -0.5 and was commanded to 0.5")

@@ -53,3 +53,28 @@ def test_pruning_saves_less_end_to_end_than_on_visual_tokens():
     whole = openvla.inference_flops(256, 2, 20, 7)
     assert whole == pytest.approx(4.1e12, rel=0.1)
     assert LLAMA_7B.visual_share(256, 160, 2) < openvla.inference_flops(160, 2, 20, 7) / whole < 0.75
+
+
+def test_pruned_and_drafted_model_by_hand() -> None:
+    """Two images, two layers of which the second sees fewer tokens, a draft of two, one of them accepted."""
+    tower = TowerSize(layers=1, width=2, inner=3, patches=4, extra=0, pixels=6)
+    decoder = DecoderSize(layers=2, width=4, inner=3)
+    model = ModelSize((tower,), ((2, 3), (3, 4)), decoder, kv_width=2, vocabulary=10, images=2)
+    assert model.vision_flops() == 2 * tower.flops() + 2 * 8 * (2 * 3 + 3 * 4)
+    weights = 2 * 4 * (4 + 2) + 3 * 4 * 3  # query and output, keys and values; three matrices of the MLP
+
+    def layer(seen: int) -> int:
+        """Three tokens of the prompt and the draft behind the visual ones, then two tokens one by one."""
+        prompt = seen + 3 + 2
+        decoded = sum(weights + 2 * (seen + 3 + step) * 4 for step in (2, 3))
+        return 2 * (prompt * weights + 2 * prompt * prompt * 4) + 2 * decoded
+
+    expected = model.vision_flops() + layer(8) + layer(5) + (1 + 2 + 2) * 2 * 4 * 10
+    assert model.inference_flops(kept=5, layer=1, text=3, actions=4, drafted=2, settled=2) == expected
+
+
+@pytest.mark.parametrize("text", ["0x1x1", "1x0x1", "1x1x0", "1x1x-1"])
+def test_sizes_are_positive(text: str) -> None:
+    with pytest.raises(ValueError, match=f"sizes must be positive, got '{text}'"):
+        DecoderSize.parse(text)
+    assert DecoderSize.parse("1x1x1") == DecoderSize(1, 1, 1)

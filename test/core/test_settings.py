@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.settings import PARAMETERS, Settings, find
+from flashvla_ros.core.settings import PARAMETERS, ActionSettings, Settings, find
+from flashvla_ros.core.types import ActionKind, ActionSpec
 
 
 def test_every_default_obeys_its_own_row():
@@ -101,3 +102,41 @@ def test_arrays_come_in_as_any_sequence():
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().gate.delta = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("which", ["", "joint_", "workspace_"])
+def test_crossed_ranges_name_both_parameters_and_the_dimension(which):
+    low, high = f"limits.{which}lower", f"limits.{which}upper"
+    size = 3 if which == "workspace_" else 4
+    low_values, high_values = [-1.0] * size, [1.0] * size
+    low_values[1] = 2.0
+    with pytest.raises(SettingsError) as refusal:
+        Settings().with_values({low: low_values, high: high_values})
+    assert str(refusal.value) == f"{low} exceeds {high} for y: 2 > 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("limits.lower", ["a"], "limits.lower must be of type float_array, got ['a']"),
+        ("limits.lower", [True], "limits.lower must be of type float_array, got [True]"),
+        ("camera.names", [1.0], "camera.names must be of type str_array, got [1.0]"),
+        ("camera.names", "front", "camera.names must be of type str_array, got 'front'"),
+        ("gate.mode", 3, "gate.mode must be of type str, got 3"),
+        ("gate.max_reuse", True, "gate.max_reuse must be of type int, got True"),
+        ("control.dry_run", 1, "control.dry_run must be of type bool, got 1"),
+        ("gate.delta", [0.5], "gate.delta must be of type float, got [0.5]"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, value, words):
+    with pytest.raises(SettingsError) as refusal:
+        find(name).parse(value)
+    assert str(refusal.value) == words
+
+
+def test_the_declared_action_is_what_the_parameters_say():
+    names, kinds = ("elbow", "hand"), ("velocity", "gripper")
+    spec = ActionSpec.of(ActionSettings(names=names, kinds=kinds, dt_s=0.25))
+    assert spec == ActionSpec(names, (ActionKind.VELOCITY, ActionKind.GRIPPER), 0.25)
+    with pytest.raises(SettingsError, match=r"action.names has 1 entries \['elbow'\] but action.kinds has 2 \['delta'"):
+        ActionSpec(("elbow",), (ActionKind.DELTA, ActionKind.GRIPPER), 0.1)

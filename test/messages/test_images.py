@@ -132,8 +132,22 @@ def test_compressed_pictures_are_rgb(suffix, grey):
 
 def test_compressed_round_trip_is_close():
     image = np.full((32, 32, 3), (220, 60, 10), np.uint8)
-    decoded = images.decode_compressed(images.encode_compressed(image, Header()))
-    assert np.abs(decoded.astype(int) - image).max() <= 4
+    header = Header(frame_id="camera")
+    message = images.encode_compressed(image, header)
+    assert (message.header, message.format) == (header, "rgb8; jpeg compressed bgr8")
+    assert np.abs(images.decode_compressed(message).astype(int) - image).max() <= 4
+
+
+def test_a_higher_quality_is_a_larger_picture():
+    image = random_pixels(0, (64, 64, 3))
+    sizes = [len(images.encode_compressed(image, Header(), quality).data) for quality in (20, 85, 100)]
+    assert sizes == sorted(set(sizes))
+    assert len(images.encode_compressed(image, Header()).data) == sizes[1]
+
+
+def test_the_smallest_mosaic_is_decoded():
+    pixels = np.full((3, 3, 1), 90, np.uint8)
+    np.testing.assert_array_equal(images.decode_image(make_message(pixels, "bayer_rggb8")), np.full((3, 3, 3), 90))
 
 
 @pytest.mark.parametrize(
