@@ -27,44 +27,47 @@ pytestmark = pytest.mark.timeout(400)  # the recorder is a process of its own, s
 
 EAGER = {"gate__delta": 0.0, "gate__max_angle_deg": 180.0, "gate__max_reuse": 3, "gate__scene_patches": 0}
 QUICK = {"control__image_timeout_s": 10.0, "control__inference_timeout_s": 30.0}
+SHOWN = (8, 5, 5, 5, 4, 4, 4, 4, 3, 3, 6)  # images after each change that `drive` makes; the node answers each of them
+STEPS = sum(SHOWN)
 
 
 def drive(bench: PolicyBench) -> None:
     """Move through everything that a replay has to follow."""
+    counts = iter(SHOWN)
 
-    def show(count: int) -> None:
-        for _ in range(count):
+    def show() -> None:
+        for _ in range(next(counts)):
             header = Header(stamp=bench.node.get_clock().now().to_msg(), frame_id="camera")
             steps = len(bench.gates)
             bench.image.publish(encode_image(picture(len(bench.gates)), header))
             bench.until(lambda: len(bench.gates) > steps, "the next step")  # noqa: B023
 
     bench.say("open the drawer")
-    show(8)
+    show()
     assert bench.set("gate.max_reuse", 1).successful
-    show(5)
+    show()
     bench.say("close the drawer")
-    show(5)
+    show()
     bench.call(bench.reset, Trigger.Request())
-    show(5)
+    show()
     assert bench.set("pruning.keep_ratio", 0.4).successful
-    show(4)
+    show()
     assert bench.set("decode.mode", "draft").successful
-    show(4)
+    show()
     assert bench.set("decode.accept_bins", 40).successful
-    show(4)
+    show()
     assert bench.set("control.ramp_s", 1.0).successful
     assert bench.set("control.speed_scale", 0.6).successful
     bench.call(bench.reset, Trigger.Request())
-    show(4)
+    show()
     assert bench.set("control.dry_run", True).successful
-    show(3)
+    show()
     assert bench.set("control.dry_run", False).successful
-    show(3)
+    show()
     bench.emergency_stop.publish(Bool(data=True))
     bench.until(lambda: bench.logged("emergency_stop"), "the stop")
     bench.call(bench.reset, Trigger.Request())
-    show(6)
+    show()
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +100,26 @@ def replay(bag, tmp_path, *options):
 
 def test_the_run_reuses_resets_and_follows_every_change(run):
     _, _, gates = run
-    assert len(gates) == 51
+    assert len(gates) == STEPS
     assert sum(gate.draft_tokens for gate in gates) > 0
     assert {"reuse", "start", "new_instruction", "reset", "max_reuse", "dry_run"} <= {gate.reason for gate in gates}
-    assert len({gate.settings_digest for gate in gates}) == 7
-    assert len({gate.epoch for gate in gates}) == 5
+    changes = [
+        "gate.max_reuse",
+        "pruning.keep_ratio",
+        "decode.mode",
+        "decode.accept_bins",
+        "ramp_s, speed_scale",
+        "dry_run",
+    ]
+    assert len({gate.settings_digest for gate in gates}) == 1 + len(
+        changes
+    )  # the end of the dry run brings nothing new
+    resets = ["~/reset", "~/reset", "dry run", "emergency stop, ~/reset"]  # the last two come before one step
+    assert [gate.epoch for gate in gates] == sorted(gate.epoch for gate in gates)
+    assert len({gate.epoch for gate in gates}) == 1 + len(resets)
     slow = [gate for gate in gates if gate.speed_scale < 1.0]
     assert len({gate.speed_scale for gate in slow}) > 4  # on their way up, twice
-    assert sum(gate.dry_run for gate in gates) == 3
+    assert sum(gate.dry_run for gate in gates) == SHOWN[8]
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -115,9 +130,9 @@ def test_a_replay_is_identical_in_both_storages(run, tmp_path, capsys, storage):
     code, row = replay(bag, tmp_path)
     output = capsys.readouterr()
     assert code == 0, output
-    assert (row["steps"], row["identical"], row["first_difference"]) == (51, True, None)
+    assert (row["steps"], row["identical"], row["first_difference"]) == (STEPS, True, None)
     assert row["reuse_rate"] == pytest.approx(np.mean([gate.decision for gate in gates]))
-    assert "identical: every decision and action of all 51 steps" in output.out
+    assert f"identical: every decision and action of all {STEPS} steps" in output.out
 
 
 def test_remapped_topics_are_found_or_named(run, tmp_path):
@@ -153,7 +168,7 @@ def test_a_bag_without_decisions_replays_every_image(run, tmp_path, capsys):
     copy = copy_bag(bag, tmp_path / "copy", "mcap", {"/flashvla/gate": "", "/flashvla/settings": ""})
     code, row = replay(copy, tmp_path, "--set", f"model.checkpoint={checkpoint}")
     assert code == 0
-    assert (row["steps"], row["identical"]) == (51, None)
+    assert (row["steps"], row["identical"]) == (STEPS, None)
     assert "nothing to compare with" in capsys.readouterr().out
 
 

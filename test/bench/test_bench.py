@@ -10,17 +10,18 @@ import torch
 from checkpoints import random_model, tiny_config, write_checkpoint
 
 from flashvla_ros import __main__ as cli
-from flashvla_ros.bench import models
+from flashvla_ros.bench import measure, models
 from flashvla_ros.bench.baselines import PlainPolicy
 from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, draft_name, paper_name, select, table
-from flashvla_ros.bench.measure import gate_seconds
 from flashvla_ros.bench.rounds import Series, Speedup, time_in_turn
 from flashvla_ros.bench.run import mix_row, mixes
 from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, load_observations, read_trace
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
 from flashvla_ros.core.policy import Request
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings, find
 from flashvla_ros.core.types import Inference
+from flashvla_ros.gate.decision import decide
 from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.random_checkpoint import config_of_size
 
@@ -116,9 +117,20 @@ def test_mix_with_a_draft_pays_for_the_passes_that_the_draft_leaves():
     assert drafted["mean_ms"] == pytest.approx(1e3 * (8.0 + 8.0 + 5.0 + 2.0) / 4)
 
 
-def test_gate_decides_on_real_frames(policy):
-    seconds = gate_seconds(FRAMES, policy.infer(Request(FRAMES[0], ICS)), Settings(), repeats=20)
-    assert len(seconds) == 20 and (seconds > 0).all()
+def test_the_gate_is_timed_on_decisions_that_compare_real_frames(policy, monkeypatch):
+    decisions = []
+
+    def remember(*seen):
+        decisions.append(decide(*seen))
+        return decisions[-1]
+
+    monkeypatch.setattr(measure, "decide", remember)
+    seconds = measure.gate_seconds(FRAMES, policy.infer(Request(FRAMES[0], ICS)), Settings(), repeats=20)
+    assert len(seconds) == len(decisions) == 20 and (seconds > 0).all()
+    # One inference answers every frame, so the actions always agree, and only the picture can forbid reuse.
+    assert {(decision.angle_deg, decision.overlap) for decision in decisions} == {(0.0, 1.0)}
+    assert {decision.reason for decision in decisions} <= {Reason.REUSE, Reason.SCENE_CHANGED}
+    assert len({decision.scene_level for decision in decisions}) > 1
 
 
 # Models

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from typing import Any
 
 import pytest
 from fakes import SPEC, ScriptedPolicy, make_observation
@@ -12,6 +14,7 @@ from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import State, Stop, Worker
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec
 
 LONG_S = 20.0
 
@@ -19,14 +22,14 @@ LONG_S = 20.0
 class Bench:
     """A worker and its watchdog, both on a clock that the test turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, stepper: Stepper | None = None, values: dict[str, Any] | None = None) -> None:
         self.now_s = 100.0
         self.stops: list[Stop] = []
         self.stepped, self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
         self.go.set()
         self.worker = Worker(
-            Stepper(ScriptedPolicy(before=self._before), SPEC),
-            Settings().with_values({"gate.mode": "off"}),
+            stepper or Stepper(ScriptedPolicy(before=self._before), SPEC),
+            Settings().with_values(values or {"gate.mode": "off"}),
             on_step=lambda _: self.stepped.release(),
             on_stop=self.stops.append,
             on_fault=lambda error: pytest.fail(str(error)),
@@ -224,3 +227,23 @@ def test_it_looks_by_itself_once_started() -> None:
     assert stopped.wait(LONG_S)
     watchdog.close()
     assert worker.close()
+
+
+def test_a_robot_that_stays_behind_its_command_is_stopped_once_that_has_lasted() -> None:
+    behind = {"control.max_deviation": (0.1,), "control.deviation_time_s": 0.3}
+    bench = Bench(
+        Stepper(ScriptedPolicy(actions=[[1.0]], scale=1.0), ActionSpec(("elbow",), (ActionKind.ABSOLUTE,), 0.1)),
+        {"action.names": ("elbow",), "action.kinds": ("absolute",), "gate.mode": "off", **behind},
+    )
+    try:
+        bench.worker.post(dataclasses.replace(make_observation(bench.now_s), joint_positions={"elbow": 0.95}))
+        assert bench.stepped.acquire(timeout=LONG_S)
+        assert bench.look_after(1.0) == []
+        bench.worker.post(dataclasses.replace(make_observation(bench.now_s), joint_positions={"elbow": 0.5}))
+        assert bench.stepped.acquire(timeout=LONG_S)
+        assert bench.look_after(0.1) == []
+        assert bench.look_after(0.29) == []
+        assert bench.look_after(0.02) == [Reason.DEVIATION]
+        assert bench.stops[0].detail.startswith("elbow is at 0.5 and was commanded to 1 (control.max_deviation is 0.1)")
+    finally:
+        bench.worker.close()
