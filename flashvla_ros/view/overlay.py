@@ -85,7 +85,7 @@ def _tag(row: ImageArray, result: StepResult) -> None:
         text = "  ".join(words)
         width = cv2.getTextSize(text, _FONT, 0.6, 2)[0][0]
         cv2.rectangle(row, (0, 0), (width + 19, _TAG), _WARN, -1)
-        _text(row, text, 10, 19, 0.6, 2, _DARK)
+        _text(row, text, 10, 19, 0.6, 2, colour=_DARK)
 
 
 def _banner(result: StepResult, width: int) -> ImageArray:
@@ -131,6 +131,6 @@ def _bar(panel: ImageArray, y: int, name: str, value: float, threshold: float, f
 
 
 def _text(
-    image: ImageArray, text: str, x: int, y: int, scale: float, thickness: int = 1, colour: _Colour = _LIGHT
+    image: ImageArray, text: str, x: int, y: int, scale: float, thickness: int = 1, *, colour: _Colour = _LIGHT
 ) -> None:
     cv2.putText(image, text, (x, y), _FONT, scale, colour, thickness, cv2.LINE_AA)

@@ -49,7 +49,9 @@ class LeanLayer:
         """Return the hidden state [1, L, d] after this layer, and its self-attention output [1, L, d] alone."""
         first, second = self._norms
         heads = self._before(hidden, rotary, first, self._qkv, self._head_size, self._groups)
-        return self._after(hidden, attend(*heads), second, self._out, self._gate_up, self._down, self._activation)
+        return self._after(
+            hidden, attend(*heads), second, self._out, self._gate_up, self._down, activation=self._activation
+        )
 
 
 def before_attention(
@@ -71,6 +73,7 @@ def after_attention(
     out: Linear,
     gate_up: Linear,
     down: Linear,
+    *,
     activation: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden state [1, L, d] after the layer, and its self-attention output [1, L, d] alone."""
