@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ ALLOWED_ROOMS = {
     "bringup": {"bags", "cli", "core", "msg", "nodes", "sim"},
 }
 
+_OURS = re.compile(r"(flashvla_ros|benchmarks|training)(\.\w+)*\.?")
 _IMPORT_ALL = """
 import importlib, pkgutil, sys
 room, *blocked = sys.argv[1:]
@@ -70,14 +72,23 @@ def test_the_check_finds_a_forbidden_import() -> None:
     assert "rclpy" in result.stderr
 
 
+def file_of(module: str) -> Path | None:
+    """The file of a module of this repository; None where the name is of something else, such as a class."""
+    path = ROOT / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
 def imports(path: Path) -> Iterator[str]:
-    """Every absolute module name that a file imports anywhere, also inside functions."""
+    """Every absolute module name that a file imports anywhere, also inside functions, or names for -m or importlib."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _OURS.fullmatch(node.value):
+            name = node.value.rstrip(".")  # an f-string may name the package alone: f"flashvla_ros.nodes.{which}"
+            yield from [name] if file_of(name) else []
 
 
 def sources(*folders: str) -> list[Path]:
@@ -172,6 +183,18 @@ def test_only_entry_points_and_bringup_import_the_nodes() -> None:
     assert others
     for path in others:
         assert "nodes" not in rooms_imported_by(path), path.relative_to(ROOT)
+
+
+def test_a_name_in_a_string_counts_as_an_import(tmp_path: Path) -> None:
+    file = tmp_path / "starts.py"
+    file.write_text('f("-m", "flashvla_ros.bags.tune"), f"flashvla_ros.nodes.{x}", "flashvla_ros.none", "the training"')
+    assert sorted(imports(file)) == ["flashvla_ros.bags.tune", "flashvla_ros.nodes"]
+
+
+def test_what_is_installed_uses_nothing_that_is_not() -> None:
+    for path in sources("flashvla_ros", "launch"):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert not tops & {"benchmarks", "training", "test"}, path.relative_to(ROOT)
 
 
 def test_nothing_imports_torchvision_or_timm() -> None:
