@@ -57,7 +57,8 @@ def test_pruning_saves_less_end_to_end_than_on_visual_tokens():
 
 def test_pruned_and_drafted_model_by_hand() -> None:
     """Two images, two layers of which the second sees fewer tokens, a draft of two, one of them accepted."""
-    tower = TowerSize(layers=1, width=2, inner=3, patches=4, extra=0, pixels=6)
+    tower = TowerSize(layers=2, width=3, inner=5, patches=4, extra=1, pixels=6)
+    assert tower.flops() == 2 * (4 * 6 * 3 + 2 * (5 * (4 * 9 + 2 * 3 * 5) + 2 * 25 * 3))
     decoder = DecoderSize(layers=2, width=4, inner=3)
     model = ModelSize((tower,), ((2, 3), (3, 4)), decoder, kv_width=2, vocabulary=10, images=2)
     assert model.vision_flops() == 2 * tower.flops() + 2 * 8 * (2 * 3 + 3 * 4)

@@ -140,3 +140,5 @@ def test_the_declared_action_is_what_the_parameters_say():
     assert spec == ActionSpec(names, (ActionKind.VELOCITY, ActionKind.GRIPPER), 0.25)
     with pytest.raises(SettingsError, match=r"action.names has 1 entries \['elbow'\] but action.kinds has 2 \['delta'"):
         ActionSpec(("elbow",), (ActionKind.DELTA, ActionKind.GRIPPER), 0.1)
+    with pytest.raises(SettingsError, match=r"action.names must be distinct, got \['elbow', 'elbow'\]"):
+        ActionSpec(("elbow", "elbow"), (ActionKind.DELTA, ActionKind.DELTA), 0.1)

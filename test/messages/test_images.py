@@ -138,6 +138,12 @@ def test_compressed_round_trip_is_close():
     assert np.abs(images.decode_compressed(message).astype(int) - image).max() <= 4
 
 
+def test_a_format_is_quoted_without_what_would_spoil_a_log():
+    message = CompressedImage(format="jp\neg\x1b[31m" + "x" * 99, data=b"")
+    with pytest.raises(ObservationError, match=r"^0 bytes of format 'jp\?eg\?\[31mx{30}' are no picture"):
+        images.decode_compressed(message)
+
+
 def test_a_higher_quality_is_a_larger_picture():
     image = random_pixels(0, (64, 64, 3))
     sizes = [len(images.encode_compressed(image, Header(), quality).data) for quality in (20, 85, 100)]
