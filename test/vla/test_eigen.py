@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.policy import OpenVLAPolicy
-from flashvla_ros.vla.pruning import select
+from flashvla_ros.vla.pruning import scores, select
 from flashvla_ros.vla.pruning.eigen import eigh_by_lapack, eigh_by_products
 from flashvla_ros.vla.pruning.scores import contribution_along
 
@@ -92,6 +93,7 @@ def test_a_trained_policys_tokens_are_kept_alike(method, monkeypatch):
     pruning = PruningSettings(method=method)
     seen = load_observations("open the drawer")[:2]
     expected = [policy.infer(Request(one, pruning)).kept for one in seen]
+    monkeypatch.setattr(scores, "wide", Tensor.float)
     monkeypatch.setattr("torch.linalg.eigh", eigh_by_products)
     for one, kept in zip(seen, expected, strict=True):
         assert len({*policy.infer(Request(one, pruning)).kept} & {*kept}) / len(kept) >= 0.98

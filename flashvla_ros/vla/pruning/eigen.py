@@ -34,7 +34,7 @@ def eigh_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eigh_by_products(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [n] and orthonormal eigenvectors [n, n], its columns, of a positive semidefinite float32 [n, n].
+    """Eigenvalues [n] and orthonormal eigenvectors [n, n], its columns, of a positive semidefinite [n, n].
 
     They come in no order.
 
@@ -44,12 +44,14 @@ def eigh_by_products(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tens
     wait; as it vanishes so does the damping, and convergence is quadratic. X(I + K + K²/2) is orthonormal up to
     K⁴/4, which a Newton-Schulz step all but takes away.
 
+    In float32 eigenvalues within 1e-6 of each other, as shares of their sum, come out with mixed eigenvectors: whoever
+    scores by them gets what float32 makes of the Gram matrix, not what the singular value decomposition would give.
     The start is a fixed random basis: in the unit basis, two equal rows have equal diagonals and would never turn.
     """
     size = len(matrix)
     scale = matrix.trace().clamp(min=torch.finfo(matrix.dtype).tiny)
     matrix = matrix / scale
-    basis = _start(size, matrix.device)
+    basis = _start(size, matrix.device).to(matrix.dtype)
     for _ in range(iterations):
         turned = basis.T @ (matrix @ basis)
         turned = turned + turned.T  # a rounding error that is not symmetric would make K no rotation
