@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.model import OpenVLA, Rotary, kept_rows, take_rows
+from flashvla_ros.vla.model import OpenVLA, Rotary, kept_rows, likeliest, take_rows
 from flashvla_ros.vla.pruning.probe import run_and_view
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
@@ -65,7 +65,7 @@ class Prefill:
     @property
     def choices(self) -> Tensor:
         """[max(n, 1)] most likely tokens after the prompt and after each of the first n - 1 tokens of the draft."""
-        return self.logits[0].argmax(dim=-1)
+        return likeliest(self.logits[0])
 
 
 def untimed(_stage: str) -> None:
@@ -117,7 +117,8 @@ def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Ten
 def decode(model: OpenVLA, start: Prefill, count: int, known: Tensor | None = None) -> Tensor:
     """Return the `count` most likely tokens [count], on the model's device, each fed back to predict the next.
 
-    As in the official code the choice is over the whole vocabulary, not over the action tokens alone.
+    As in the official code the choice is over the whole vocabulary, not over the action tokens alone. Where the logits
+    say nothing the token is :data:`.model.NOTHING`, and those after it mean nothing.
 
     Args:
         model: The one that made `start`.
@@ -127,7 +128,7 @@ def decode(model: OpenVLA, start: Prefill, count: int, known: Tensor | None = No
             `start` holds. None: nothing is, and `start` holds no draft.
     """
     if known is None:
-        known = start.logits.argmax(dim=-1)
+        known = likeliest(start.logits)
     settled = known.shape[1]
     if settled == count:
         return known[0]
@@ -140,6 +141,6 @@ def decode(model: OpenVLA, start: Prefill, count: int, known: Tensor | None = No
     cosines, sines = model.rotary(start.logits, positions)
     for step in range(count - settled):
         rotary = cosines[:, step : step + 1], sines[:, step : step + 1]
-        hidden = model.run_layers(embeddings(tokens[-1][:, -1:]), depth, rotary, None, start.cache)
-        tokens.append(model.logits(hidden).argmax(dim=-1))
+        hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, start.cache)
+        tokens.append(likeliest(model.logits(hidden)))
     return torch.cat(tokens, dim=1)[0]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import flashvla_ros
+from flashvla_ros.core.errors import ActionError, CheckpointError
 from flashvla_ros.core.flops import DecoderSize
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.provenance import checkpoint_fingerprint
@@ -84,7 +85,10 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         check_cameras(changed.camera.names, policy.model.config)
 
     check(settings)
-    policy.warm_up(settings.pruning, settings.node.instruction.strip())
+    try:
+        policy.warm_up(settings.pruning, settings.node.instruction.strip())
+    except ActionError as error:
+        raise CheckpointError(f"{checkpoint_folder(settings.model)} cannot be used: {error}") from error
     backend, llama = policy.backend, policy.model.config.llama()
     platform = {
         "device": torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu",

@@ -191,6 +191,19 @@ class OpenVLA(nn.Module):
         return self.action_logits(visual, input_ids, action_ids, attention_mask=attention_mask, keep=keep, layer=layer)
 
 
+NOTHING = -1  # in place of a token: the logits say nothing
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Most likely token of each row of logits [..., vocabulary]: [...]; :data:`NOTHING` where there is none.
+
+    That is where a logit is not finite, as overflow and broken weights make them, or where all are equal, as weights of
+    zero make them. The mark travels with the tokens, so that a GPU need not be asked.
+    """
+    low, high = torch.aminmax(logits, dim=-1)  # NaN where one is
+    return torch.where((low < high) & low.isfinite() & high.isfinite(), logits.argmax(dim=-1), NOTHING)
+
+
 def kept_rows(keep: Tensor, count: int, length: int) -> Tensor:
     """Return the rows [B, 1 + k + text] of a sequence of `length` that stay: BOS, kept of `count` visual, text."""
     batch = keep.shape[0]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.core.errors import ActionError, CheckpointError, ObservationError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
@@ -25,7 +25,7 @@ from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.engine.base import Start, make_engine
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import NOTHING, OpenVLA
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
@@ -125,6 +125,7 @@ class OpenVLAPolicy:
         Its timings are those of preprocess, vision, prefill, decode and, where tokens are scored, scoring.
 
         Raises:
+            ActionError: The model computes nothing that could be an action.
             ObservationError: Not as many cameras as the checkpoint sees, not an RGB image, or an instruction that is
                 empty or too long.
             SettingsError: ``pruning.layer`` is not a layer of this decoder.
@@ -152,6 +153,7 @@ class OpenVLAPolicy:
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
         tokens, kept = _to_host(self.engine.decode(start, verdict.tokens), start.kept)
         stages.done("decode")
+        _check_tokens(tokens)
         normalized = self.codec.decode(tokens)[None]
         return Inference(
             action=self.codec.unnormalize(normalized),
@@ -232,6 +234,15 @@ def _to_host(tokens: Tensor, kept: Tensor | None) -> tuple[IntArray, IntArray | 
         return tokens.cpu().numpy().copy(), None
     both = torch.cat([tokens, kept]).cpu().numpy()
     return both[: len(tokens)], both[len(tokens) :]
+
+
+def _check_tokens(tokens: IntArray) -> None:
+    """Refuse an action of which the model's logits say nothing: the command made of it would look like any other."""
+    if (tokens == NOTHING).any():
+        raise ActionError(
+            f"the logits of action token {int((tokens == NOTHING).argmax())} are not finite or all equal, so the model "
+            f"says nothing: its weights are broken, or too large for model.dtype; the command is withheld"
+        )
 
 
 def checkpoint_folder(settings: ModelSettings) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flashvla_ros.vla.model import OpenVLA, Rotary
+from flashvla_ros.vla.model import OpenVLA, Rotary, likeliest
 
 # Queries [1, H, L, D], keys and values [1, G, L, D] → [1, H, L, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -102,9 +102,9 @@ class LeanDecoder:
         self.embedding: Tensor = decoder.embed_tokens.weight
 
     def choices(self, hidden: Tensor) -> Tensor:
-        """Most likely token after each row of hidden [1, L, d]: [L]."""
+        """Most likely token after each row of hidden [1, L, d]: [L]; see :func:`.model.likeliest`."""
         logits = functional.linear(normed(hidden[0], *self._norm), self._head.weight, self._head.bias)
-        return logits.argmax(dim=-1)
+        return likeliest(logits)
 
 
 def normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
