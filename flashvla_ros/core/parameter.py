@@ -113,6 +113,12 @@ def three_axes(name: str, values: tuple[float, ...]) -> None:
         raise SettingsError(f"{name} must have 3 values, for x, y and z, or none, got {len(values)}")
 
 
+def open_and_closed(name: str, values: tuple[float, ...]) -> None:
+    """Refuse what is not two different values, or none."""
+    if values and (len(values) != 2 or values[0] == values[1]):
+        raise SettingsError(f"{name} must be [open, closed], two different values, or empty, got {list(values)}")
+
+
 def _convert(parameter: Parameter, value: Any) -> Value:
     """Check the type; an int is a fine float, a bool is neither."""
     if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):

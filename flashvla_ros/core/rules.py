@@ -99,3 +99,11 @@ def one_robot_model(urdf: str, robot_description: bool) -> None:
     """Require that at most one source names the robot's model."""
     if urdf and robot_description:
         raise SettingsError("limits.urdf and limits.robot_description both name a URDF: give one of them")
+
+
+def gripper_is_declared(action: Sequence[float], command: Sequence[float]) -> None:
+    """Require what the policy's values mean before others are sent in their place."""
+    if command and not action:
+        raise SettingsError(
+            "command.gripper needs action.gripper: set it to the values that open and close the gripper"
+        )

@@ -325,6 +325,13 @@ class ActionSettings:
     dt_s: float = row(
         0.1, "Time that one action covers; a delta over it is a velocity.", unit="s", low=0.001, high=10, fixed=True
     )
+    gripper: tuple[float, ...] = row(
+        (-1.0, 1.0),
+        "Value of a gripper dimension that opens it, and value that closes it; 1 and 0 in OpenVLA's own data sets; "
+        "empty: not declared, and not held against the checkpoint's statistics.",
+        fixed=True,
+        validator=parameter.open_and_closed,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +345,12 @@ class CommandSettings:
         fixed=True,
     )
     frame_id: str = row("base_link", "Frame in the header of a stamped command.", fixed=True)
+    gripper: tuple[float, ...] = row(
+        (),
+        "Values on gripper_command that open and close the gripper, in place of action.gripper's; empty: the same.",
+        fixed=True,
+        validator=parameter.open_and_closed,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,6 +409,7 @@ class Settings:
         rules.can_stand_still(command, names, kinds)
         rules.positions_meet(command, joint, workspace, names, kinds)
         rules.deviation_is_absolute(self.control.max_deviation, names, kinds)
+        rules.gripper_is_declared(self.action.gripper, self.command.gripper)
         rules.one_robot_model(limits.urdf, limits.robot_description)
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:

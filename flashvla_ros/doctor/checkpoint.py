@@ -15,6 +15,7 @@ from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import build_empty, load_config
 from flashvla_ros.vla.config import DINOV2, OpenVLAConfig, check_cameras
+from flashvla_ros.vla.gripper import check_gripper, describe_gripper
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
@@ -134,6 +135,11 @@ def _actions(config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
     else:
         dimensions = zip(names, settings.action.kinds, strict=True)
         yield ok("mapping", ", ".join(f"{name} ({kind})" for name, kind in dimensions))
+        try:
+            check_gripper(settings, chosen)
+            yield ok("gripper", describe_gripper(settings))
+        except SettingsError as error:
+            yield Finding.failure_of("gripper", error)
 
 
 def _ranges(codec: ActionCodec) -> str:

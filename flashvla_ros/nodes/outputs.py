@@ -37,7 +37,7 @@ class Outputs:
         self._node = node
         self._frame_id = settings.command.frame_id
         self._positions: dict[str, float] = {}  # of the last step: what a stop starts from where nothing newer is known
-        command_type, self._encode = make_encoder(settings.command, spec)
+        command_type, self._encode = make_encoder(settings.command, spec, settings.action.gripper)
 
         def publisher(topic: interfaces.Interface, message_type: type[Any] | None = None) -> LifecyclePublisher[Any]:
             return node.create_lifecycle_publisher(message_type or topic.type, topic.name, topic.qos)

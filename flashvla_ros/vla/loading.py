@@ -74,6 +74,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     import torch
 
     from flashvla_ros.vla.config import check_cameras
+    from flashvla_ros.vla.gripper import check_gripper
     from flashvla_ros.vla.policy import OpenVLAPolicy, checkpoint_folder
     from flashvla_ros.vla.pruning.select import check_layer
 
@@ -83,6 +84,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     def check(changed: Settings) -> None:
         check_layer(changed.pruning, depth)
         check_cameras(changed.camera.names, policy.model.config)
+        check_gripper(changed, policy.codec)
 
     check(settings)
     try:

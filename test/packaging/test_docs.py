@@ -258,7 +258,9 @@ def test_every_parameter_file_is_accepted_by_the_table_the_command_and_the_docto
     settings = Settings().with_values(values)
     spec = ActionSpec.of(settings.action)
     make_encoder(settings.command, spec)
-    statistics = {"action": {"q01": [-1.0] * spec.size, "q99": [1.0] * spec.size, "mask": [True] * spec.size}}
+    ends = [sorted(settings.action.gripper) if gripper else [-1.0, 1.0] for gripper in spec.gripper_mask]
+    low, high = (list(values) for values in zip(*ends, strict=True))
+    statistics = {"action": {"q01": low, "q99": high, "mask": (~spec.gripper_mask).tolist()}}
     key = settings.model.unnorm_key or "data"
     folder = write_checkpoint(tmp_path / "checkpoint", tiny_config(norm_stats={key: statistics}))
     findings = list(check_checkpoint(folder, settings))

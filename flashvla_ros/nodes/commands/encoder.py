@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped, TwistStamped
@@ -45,11 +45,18 @@ class Command:
 Encoder = Callable[[FloatArray, Header, Positions], Command]
 
 
-def make_encoder(settings: CommandSettings, spec: ActionSpec) -> tuple[type[Any], Encoder]:
+def make_encoder(
+    settings: CommandSettings, spec: ActionSpec, gripper_ends: Sequence[float] = ()
+) -> tuple[type[Any], Encoder]:
     """Return the type of the command topic and what turns an action [T, D] into its messages.
 
     The dimension of kind ``gripper`` leaves on its own topic; all others make the command. The encoder is also told
     where the robot is, by the name of a dimension, because some commands count from there.
+
+    Args:
+        settings: Type of the command, and what gripper_command says.
+        spec: The action's dimensions.
+        gripper_ends: What the action says to open and to close the gripper: ``action.gripper``.
 
     Raises:
         SettingsError: The message type cannot carry an action of these names and kinds; names both.
@@ -59,10 +66,20 @@ def make_encoder(settings: CommandSettings, spec: ActionSpec) -> tuple[type[Any]
         names = [spec.names[index] for index in grippers]
         raise SettingsError(f"gripper_command carries one value, but action.kinds declares {len(grippers)}: {names}")
     gripper = grippers[0] if grippers else None
+    scale = _gripper_scale(gripper_ends, settings.gripper)
     encode = _ENCODERS[settings.type](spec, [index for index in range(spec.size) if index != gripper])
 
     def encoder(action: FloatArray, header: Header, positions: Positions) -> Command:
-        closing = None if gripper is None else Float64(data=float(action[0, gripper]))
+        closing = None if gripper is None else Float64(data=scale(float(action[0, gripper])))
         return Command(encode(action, header, positions), closing)
 
     return COMMAND_TYPES[settings.type], encoder
+
+
+def _gripper_scale(said: Sequence[float], sent: Sequence[float]) -> Callable[[float], float]:
+    """Return what maps the action's [open, closed] to that of the topic, in proportion between them."""
+    if not said or not sent:
+        return lambda value: value
+    (opens, closes), (open_sent, closed_sent) = said, sent
+    slope = (closed_sent - open_sent) / (closes - opens)
+    return lambda value: open_sent + slope * (value - opens)
