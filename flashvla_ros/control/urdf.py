@@ -6,13 +6,20 @@ import dataclasses
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
 
+from flashvla_ros.control.limits import UNBOUNDED
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.files import MEGABYTE, read_text
+from flashvla_ros.core.types import ActionSpec
 
-_MOST_CHARACTERS = 16_000_000
+_MOST_CHARACTERS = 4 * MEGABYTE  # ten times what a humanoid needs
 _MOVING = ("revolute", "continuous", "prismatic")
 # A document type can name files and multiply entities; a robot's description has no use for one.
 _DOCUMENT_TYPE = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
+_BY_HAND = "or leave the URDF out and set limits.joint_lower and limits.joint_upper"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,50 +27,135 @@ class JointLimits:
     """What a URDF says of one joint, infinite where it says nothing.
 
     Attributes:
-        lower: Least position [rad or m].
+        lower: Least position [rad or m], soft limits (``<safety_controller>``) included.
         upper: Greatest position.
         velocity: Greatest speed [rad/s or m/s].
+        fault: Why an action must not move this joint; empty where it may.
+        note: What the URDF leaves out and was taken for granted; empty where it is complete.
     """
 
     lower: float = -math.inf
     upper: float = math.inf
     velocity: float = math.inf
+    fault: str = ""
+    note: str = ""
+
+
+def read_urdf(path: str) -> str:
+    """Return the text of a URDF file.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
+    return read_text(Path(path).expanduser(), SettingsError, _MOST_CHARACTERS)
+
+
+def limits_of(text: str, source: str, spec: ActionSpec) -> tuple[dict[str, list[float]], list[str]]:
+    """Return the parameters that a URDF sets for an action, by name, and what it leaves open, in sentences.
+
+    Args:
+        text: A URDF.
+        source: Where it comes from, for the error.
+        spec: The action, whose joints must be in it.
+
+    Raises:
+        SettingsError: It is no URDF, lacks a joint of the action, or has no usable limits for one.
+    """
+    known = joint_limits(text, source)
+    if not spec.joints:
+        raise SettingsError(
+            f"{source} bounds joints, but action.names has none: {list(spec.names)}; leave limits.urdf empty and "
+            f"bound the end effector with limits.workspace_lower and limits.workspace_upper"
+        )
+    check_names(spec, known, f"joints of {source}")
+    if faults := [f"{name} {known[name].fault}" for name in spec.joints if known[name].fault]:
+        raise SettingsError(f"{source} cannot bound the action's joints: {'; '.join(faults)}")
+    rows = [known[name] if name in spec.joints else JointLimits() for name in spec.names]
+    values = {
+        "limits.joint_lower": [max(row.lower, -UNBOUNDED) for row in rows],
+        "limits.joint_upper": [min(row.upper, UNBOUNDED) for row in rows],
+        "limits.joint_velocity": [min(row.velocity, UNBOUNDED) for row in rows],
+    }
+    return values, [f"{source}: {name} {known[name].note}" for name in spec.joints if known[name].note]
+
+
+def check_names(spec: ActionSpec, known: Collection[str], what: str) -> None:
+    """Require the action's joints among those that are known.
+
+    Raises:
+        SettingsError: Some are not; names both lists.
+    """
+    missing = [name for name in spec.joints if name not in known]
+    if missing:
+        raise SettingsError(
+            f"action.names is {list(spec.names)}, but {missing} are not among the {what}, {sorted(known)}: "
+            f"name the joints as the robot does, in the order of the policy's action"
+        )
 
 
 def joint_limits(text: str, source: str) -> dict[str, JointLimits]:
     """Return the limits of every joint that moves, by its name.
+
+    A joint whose limits are not usable is there with its fault: it matters only where an action moves it.
 
     Args:
         text: A URDF.
         source: Where it comes from, for the error.
 
     Raises:
-        SettingsError: It is no URDF, or a limit is no number.
+        SettingsError: It is no URDF, or two joints have one name.
     """
     if len(text) > _MOST_CHARACTERS or _DOCUMENT_TYPE.search(text):
-        raise SettingsError(f"{source} is no plain URDF: it has a document type, or more than 16 million characters")
+        raise SettingsError(f"{source} is no plain URDF: it has a document type, or more than 4 million characters")
     try:
         root = ElementTree.fromstring(text)  # noqa: S314  # no document type: nothing to expand or to fetch
     except ElementTree.ParseError as error:
         raise SettingsError(f"{source} is no URDF: {error}") from error
     if root.tag != "robot":
-        raise SettingsError(f"{source} is no URDF: its root is <{root.tag}>, not <robot>")
+        raise SettingsError(f"{source} is no URDF: its root is <{root.tag[:40]}>, not <robot>")
     if any("xacro" in str(element.tag) for element in root.iter()):
         raise SettingsError(f"{source} is a xacro file: turn it into a URDF first (xacro {source} > robot.urdf)")
-    joints = [joint for joint in root.findall("joint") if joint.get("type") in _MOVING]
-    return {joint.get("name", ""): _limits(joint, source) for joint in joints}
+    joints = root.findall("joint")
+    counts = Counter(joint.get("name", "") for joint in joints)
+    if doubled := [name for name, count in counts.items() if count > 1]:
+        raise SettingsError(f"{source} has several joints called {doubled[0]!r}: which limits hold is not known")
+    return {joint.get("name", ""): _limits(joint) for joint in joints if joint.get("type") in _MOVING}
 
 
-def _limits(joint: ElementTree.Element, source: str) -> JointLimits:
-    limit = joint.find("limit")
-    given = {} if limit is None else limit.attrib
+def _limits(joint: ElementTree.Element) -> JointLimits:
+    if (mimic := joint.find("mimic")) is not None:
+        return JointLimits(fault=f"only follows {mimic.get('joint')!r} (mimic): let the action name that joint")
     try:
-        lower, upper, velocity = (float(given.get(key, 0.0)) for key in ("lower", "upper", "velocity"))
+        hard = _numbers(joint.find("limit"), "lower", "upper", "velocity")
+        soft = _numbers(joint.find("safety_controller"), "soft_lower_limit", "soft_upper_limit")
     except ValueError as error:
-        raise SettingsError(f"{source}: a limit of joint {joint.get('name')!r} is no number: {error}") from error
-    speed = velocity if velocity > 0.0 else math.inf  # 0 is what drawing programs write for "not known"
-    if joint.get("type") == "continuous" or limit is None:
-        return JointLimits(velocity=speed)
-    if not lower <= upper:
-        raise SettingsError(f"{source}: joint {joint.get('name')!r} has lower {lower:g} above upper {upper:g}")
-    return JointLimits(lower, upper, speed)
+        return JointLimits(fault=f"has a limit that is no number ({error}): correct it")
+    speed = hard.get("velocity", 0.0)
+    if speed < 0.0:
+        return JointLimits(fault=f"has a negative velocity limit, {speed:g}: correct it")
+    speed, notes = speed or math.inf, [] if speed else ["has no velocity limit: limits.joint_velocity sets none"]
+    if joint.get("type") == "continuous":
+        return JointLimits(velocity=speed, note="; ".join(notes))
+    lower, upper = hard.get("lower", 0.0), hard.get("upper", 0.0)  # the format's own defaults
+    if lower == upper:
+        return JointLimits(fault=f"has no range (lower and upper are {lower:g}): fill in its <limit>, {_BY_HAND}")
+    if lower > upper:
+        return JointLimits(fault=f"has lower {lower:g} above upper {upper:g}: exchange them")
+    if absent := [side for side in ("lower", "upper") if side not in hard]:
+        notes.append(f"has no {absent[0]} limit, which a URDF then takes for 0")
+    if any(soft.values()):  # all 0 is what stands for "not filled in"
+        lower, upper = (
+            max(lower, soft.get("soft_lower_limit", lower)),
+            min(upper, soft.get("soft_upper_limit", upper)),
+        )
+    if lower >= upper:
+        return JointLimits(fault="has soft limits (safety_controller) that leave nothing of its range: correct them")
+    return JointLimits(lower, upper, speed, note="; ".join(notes))
+
+
+def _numbers(element: ElementTree.Element | None, *names: str) -> dict[str, float]:
+    """Return the attributes of these names that are there."""
+    given = {} if element is None else {name: float(element.attrib[name]) for name in names if name in element.attrib}
+    if wrong := [name for name, value in given.items() if math.isnan(value)]:
+        raise ValueError(f"{wrong[0]} is {given[wrong[0]]}")
+    return given

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -12,8 +11,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from flashvla_ros.control.limits import UNBOUNDED
-from flashvla_ros.control.urdf import JointLimits, joint_limits
+from flashvla_ros.control.urdf import check_names, limits_of, read_urdf
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import LimitsSettings
 from flashvla_ros.core.types import ActionSpec
@@ -27,24 +25,18 @@ def urdf_limits(node: Node, limits: LimitsSettings, spec: ActionSpec) -> dict[st
     """Return the parameters that the URDF sets, by name; none where no URDF is asked for.
 
     Raises:
-        SettingsError: There is no URDF, or the action's joints are not in it; names both lists.
+        SettingsError: There is no URDF, or it lacks the action's joints, or usable limits of one; names them.
     """
     if not limits.urdf and not limits.robot_description:
         return {}
-    text, source = _description(node) if limits.robot_description else _file(limits.urdf)
-    known = joint_limits(text, source)
-    if not spec.joints:
-        raise SettingsError(
-            f"{source} bounds joints, but action.names has none: {list(spec.names)}; leave limits.urdf empty and "
-            f"bound the end effector with limits.workspace_lower and limits.workspace_upper"
-        )
-    _check_names(spec, known, f"joints of {source}")
-    rows = [known.get(name, JointLimits()) if name in spec.joints else JointLimits() for name in spec.names]
-    return {
-        "limits.joint_lower": [max(row.lower, -UNBOUNDED) for row in rows],
-        "limits.joint_upper": [min(row.upper, UNBOUNDED) for row in rows],
-        "limits.joint_velocity": [min(row.velocity, UNBOUNDED) for row in rows],
-    }
+    if limits.robot_description:
+        text, source = _description(node)
+    else:
+        text, source = read_urdf(limits.urdf), limits.urdf
+    values, notes = limits_of(text, source, spec)
+    for note in notes:
+        node.get_logger().warning(note)
+    return values
 
 
 def check_reported(node: Node, spec: ActionSpec) -> None:
@@ -66,23 +58,7 @@ def check_reported(node: Node, spec: ActionSpec) -> None:
 
     _listen(node, topic, complete, _JOINT_STATES_S)
     if reported:
-        _check_names(spec, reported, f"joints on {node.resolve_topic_name(topic.name)}")
-
-
-def _check_names(spec: ActionSpec, known: Any, what: str) -> None:
-    missing = [name for name in spec.joints if name not in known]
-    if missing:
-        raise SettingsError(
-            f"action.names is {list(spec.names)}, but {missing} are not among the {what}, {sorted(known)}: "
-            f"name the joints as the robot does, in the order of the policy's action"
-        )
-
-
-def _file(path: str) -> tuple[str, str]:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8"), path
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read limits.urdf {path}: {error}") from error
+        check_names(spec, reported, f"joints on {node.resolve_topic_name(topic.name)}")
 
 
 def _description(node: Node) -> tuple[str, str]:
