@@ -32,6 +32,7 @@ class Bounds:
         place_upper: [D] greatest position of one.
         confined: Dimensions with such a position.
         angles: Dimensions that are the same after a whole turn.
+        absolute: [D] whether a dimension says where to be.
     """
 
     lower: FloatArray
@@ -42,12 +43,24 @@ class Bounds:
     place_upper: FloatArray
     confined: tuple[int, ...]
     angles: tuple[int, ...]
+    absolute: NDArray[np.bool_]
 
     def inside(self, values: FloatArray) -> FloatArray:
         """Return values [D] or [T, D] at the nearest point of the range; an angle is turned into it where that helps.
 
         NaN stays.
         """
+        return np.clip(self._turned(values), self.lower, self.upper)
+
+    def start(self, reference: FloatArray) -> FloatArray:
+        """Return where steps [D] count from: the nearest bound, but for an absolute dimension where it really is."""
+        return np.where(self.absolute, self._turned(reference), self.inside(reference))
+
+    def left(self, start: FloatArray) -> NDArray[np.bool_]:
+        """Return which absolute dimensions are outside their range, [D]; an unknown one is not."""
+        return self.absolute & ((start < self.lower) | (start > self.upper))
+
+    def _turned(self, values: FloatArray) -> FloatArray:
         moved = values.copy()
         for index in self.angles:
             low, high, column = self.lower[index], self.upper[index], moved[..., index]
@@ -56,7 +69,7 @@ class Bounds:
                 turned = column - TURN * np.round((column - (low + high) / 2.0) / TURN)
                 fits = outside & (turned >= low) & (turned <= high)
                 moved[..., index] = np.where(fits, turned, column)
-        return np.clip(moved, self.lower, self.upper)
+        return moved
 
     def nearest_turn(self, target: FloatArray, before: FloatArray) -> FloatArray:
         """Return a target [D] with its angles within half a turn of `before` [D], where that is known."""
@@ -107,6 +120,7 @@ def bounds_of(limits: LimitsSettings, spec: ActionSpec) -> Bounds:
         place_upper,
         tuple(confined),
         tuple(spec.angles),
+        np.array([kind is ActionKind.ABSOLUTE for kind in spec.kinds]),
     )
 
 
@@ -121,9 +135,11 @@ def limit(
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Clamp an action to its range, to the greatest change from one time step to the next, and to the robot's space.
 
-    The range has the last word over the step: a reference outside it, after the range was narrowed, counts as its
-    nearest bound. Where a delta or velocity leads is the measured position plus everything commanded since; a robot
-    that is outside its space may only move back into it.
+    The range of a delta, velocity or gripper has the last word over the step: a reference outside it, after the range
+    was narrowed, counts as its nearest bound. An absolute dimension whose reference is outside, because the robot is
+    there, comes back no faster than its step, its speed and the action allow, and goes no further out. Where a delta
+    or velocity leads is the measured position plus everything commanded since; a robot that is outside its space may
+    only move back into it.
 
     Args:
         action: [T, D] finite.
@@ -140,25 +156,39 @@ def limit(
         ActionError: The robot's space is bounded, and where the robot is is unknown; or nothing finite is left.
     """
     bounds = bounds_of(limits, spec)
-    command = bounds.inside(action)
-    if np.isfinite(bounds.step).any() or np.isfinite(bounds.speed).any():
-        _keep_step(command, bounds.inside(reference), bounds, spec.dt_s, elapsed_s)
+    command, start = bounds.inside(action), bounds.start(reference)
+    if np.isfinite(bounds.step).any() or np.isfinite(bounds.speed).any() or bounds.left(start).any():
+        spans_s = np.full(len(command), spec.dt_s)
+        if elapsed_s > 0.0:
+            spans_s[0] = min(elapsed_s, spec.dt_s)
+        _keep_step(command, action, start, bounds, spans_s)
     for index in bounds.confined:
         _confine(command[:, index], index, bounds, spec, positions)
     _check(command, spec)
     return command, command != action
 
 
-def _keep_step(command: FloatArray, before: FloatArray, bounds: Bounds, dt_s: float, elapsed_s: float) -> None:
-    span_s = min(elapsed_s, dt_s) if elapsed_s > 0.0 else dt_s
-    for row in command:
+def _keep_step(command: FloatArray, action: FloatArray, start: FloatArray, bounds: Bounds, spans_s: FloatArray) -> None:
+    """Shorten the rows of a command [T, D], an action's nearest points of the range, to the steps that they may take.
+
+    Args:
+        command: Changed in place.
+        action: [T, D] as it was asked for.
+        start: [D] where the first row counts from; NaN where that is unknown.
+        bounds: Of each dimension.
+        spans_s: [T] time from the row before to each row.
+    """
+    before = start
+    for row, asked, span_s in zip(command, action, spans_s, strict=True):
         step = np.minimum(bounds.step, bounds.speed * span_s)
-        known = ~np.isnan(before)
-        target = bounds.nearest_turn(row, before)
+        left, known = bounds.left(before), ~np.isnan(before)
+        # On its way back into the range a slowed action stops short of it.
+        slow = left & (np.minimum(before, row) <= asked) & (asked <= np.maximum(before, row))
+        target = np.where(left, np.where(slow, asked, row), bounds.nearest_turn(row, before))
         with np.errstate(over="ignore"):
             reached = np.clip(target, before - step, before + step)
-        row[:] = np.where(known & (reached != target), bounds.inside(reached), row)
-        before, span_s = row, dt_s
+        row[:] = np.where(left, reached, np.where(known & (reached != target), bounds.inside(reached), row))
+        before = row
 
 
 def _confine(column: FloatArray, index: int, bounds: Bounds, spec: ActionSpec, positions: Mapping[str, float]) -> None:

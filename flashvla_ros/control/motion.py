@@ -70,55 +70,37 @@ def scaled(
     """Return an action [T, D] slowed down: at 1 it is the action itself, at 0 nothing but a gripper moves.
 
     Deltas and velocities are multiplied. An absolute dimension goes that share of the way from row to row, starting
-    from the reference.
+    from the reference. One that starts outside its limits goes back into them, at any scale.
 
     Args:
         action: [T, D] finite.
         reference: [D] the command in force, or where the robot rests; NaN where it is unknown.
         scale: In [0, 1].
-        limits: The reference must lie inside them, or the limits themselves would move the robot.
+        limits: Where the robot may be.
         spec: What the dimensions mean.
 
     Raises:
-        ActionError: An absolute dimension has no known start, or one outside the limits.
+        ActionError: An absolute dimension has no known start.
     """
+    bounds = bounds_of(limits, spec)
+    start = bounds.start(reference)
+    left = bounds.left(start)
+    if left.any():
+        action = np.where(left, bounds.inside(action), action)
     if scale == 1.0:
         return action
-    slow, absolute = action.copy(), []
-    for index, kind in enumerate(spec.kinds):
-        if kind is ActionKind.ABSOLUTE:
-            absolute.append(index)
-        elif kind is not ActionKind.GRIPPER:
-            slow[:, index] *= scale
-    if absolute:
-        _go_part_of_the_way(slow, absolute, reference, scale, limits, spec)
-    return slow
-
-
-def _go_part_of_the_way(
-    slow: FloatArray, absolute: list[int], reference: FloatArray, scale: float, limits: LimitsSettings, spec: ActionSpec
-) -> None:
-    bounds = bounds_of(limits, spec)
-    unknown = [spec.names[index] for index in absolute if np.isnan(reference[index])]
+    unknown = [name for name, gone in zip(spec.names, bounds.absolute & np.isnan(reference), strict=True) if gone]
     if unknown:
         raise ActionError(
             f"where {unknown} are is unknown, so they cannot be moved slowly: publish joint_states or "
             f"end_effector_pose, or set control.speed_scale to 1 and control.ramp_s to 0"
         )
-    start = bounds.inside(reference)
-    moved = bounds.nearest_turn(start, reference) - reference
-    outside = [index for index in absolute if abs(moved[index]) > 1e-9]
-    if outside:
-        where = ", ".join(
-            f"{spec.names[i]} at {reference[i]:g} (limits {bounds.lower[i]:g} to {bounds.upper[i]:g})" for i in outside
-        )
-        raise ActionError(
-            f"the robot is outside its limits and would not be brought back slowly: {where}: move it inside, or "
-            f"widen the limits"
-        )
+    moving = np.array([kind in (ActionKind.DELTA, ActionKind.VELOCITY) for kind in spec.kinds])
+    slow = np.where(moving, action * scale, action)
     before = start
     with np.errstate(over="ignore", invalid="ignore"):
         for row in slow:
-            target = bounds.nearest_turn(row, before)
-            row[absolute] = (before + scale * (target - before))[absolute]
+            target = np.where(bounds.left(before), row, bounds.nearest_turn(row, before))
+            row[:] = np.where(bounds.absolute, before + scale * (target - before), row)
             before = row
+    return slow

@@ -21,6 +21,7 @@ import numpy as np
 
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.motion import slowed
+from flashvla_ros.control.safety import resting
 from flashvla_ros.control.stepper import Stepper, StepperState, StepResult, in_force
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.policy import Request
@@ -136,7 +137,7 @@ class Fuzz:
             self._check(result, before)
 
     def _needs_position(self, before: StepperState) -> bool:
-        """Whether an absolute dimension may lack what a step limit or a scale counts from, or be outside its limits."""
+        """Whether an absolute dimension may lack what a step limit or a scale counts from."""
         control = self.settings.control
         at_rest = before.command is None or before.resting or control.dry_run is not before.dry_run
         if ActionKind.ABSOLUTE not in self.spec.kinds:
@@ -151,8 +152,7 @@ class Fuzz:
         assert np.isfinite(command).all(), "a command is not finite"
         assert command.ndim == 2 and command.shape[1] == self.spec.size, "a command has another shape"
         if limits.lower:
-            assert (command >= np.array(limits.lower)).all(), "below limits.lower"
-            assert (command <= np.array(limits.upper)).all(), "above limits.upper"
+            self._check_range(result, before)
         if limits.max_step:
             self._check_steps(command, before, result.speed_scale)
         control = self.settings.control
@@ -171,6 +171,16 @@ class Fuzz:
             assert self._stamp_s - self._fresh_s <= gate.max_age_s + _SLACK, "reused what is older than gate.max_age_s"
         assert result.observation.instruction == self._fresh_instruction(), "reused for another instruction"
 
+    def _check_range(self, result: StepResult, before: StepperState) -> None:
+        """No value is outside limits.lower and upper; an absolute one that starts outside goes no further out."""
+        lower, upper = np.array(self.settings.limits.lower), np.array(self.settings.limits.upper)
+        rests = resting(self.spec, None, result.observation.positions)
+        starts = [rests] if before.command is None else [rests, *before.command]
+        absolute = np.array([kind is ActionKind.ABSOLUTE for kind in self.spec.kinds])
+        low, high = np.fmin.reduce([lower, *starts]), np.fmax.reduce([upper, *starts])
+        assert (result.command >= np.where(absolute, low, lower)).all(), "below limits.lower"
+        assert (result.command <= np.where(absolute, high, upper)).all(), "above limits.upper"
+
     def _check_steps(self, command: np.ndarray, before: StepperState, scale: float) -> None:
         """From the command in force, and from row to row, it changes by limits.max_step at most."""
         limits = self.settings.limits
@@ -179,8 +189,9 @@ class Fuzz:
         if before.command is not None and not before.resting and followed:
             held = in_force(before.command, self._stamp_s - before.command_s, self.spec.dt_s)
             held = slowed(held, before.speed_scale, scale, self.spec)  # a scale that falls holds at once
-            if limits.lower:  # the range has the last word, also over where the step counts from
-                held = np.clip(held, limits.lower, limits.upper)
+            if limits.lower:  # the range of what is no position has the last word, also over where the step counts from
+                moved = np.array([kind is not ActionKind.ABSOLUTE for kind in self.spec.kinds])
+                held = np.where(moved, np.clip(held, limits.lower, limits.upper), held)
             rows = np.vstack([held, command])
         slack = _SLACK * np.maximum(np.abs(rows).max(axis=0), 1.0)
         assert (np.abs(np.diff(rows, axis=0)) <= limits.max_step + slack).all(), "faster than limits.max_step"

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvla_ros.control.limits import bounds_of
+from flashvla_ros.control.safety import resting
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.reasons import Reason
@@ -59,7 +60,7 @@ def test_no_sequence_gives_a_command_outside_the_limits_or_a_motion_at_scale_0(s
             where = {}
         if random.random() < 0.2:
             stepper.reset(Reason.IMAGE_TIMEOUT)
-        before = stepper.state
+        before, held = stepper.state, stepper.held(1.0 + 0.1 * number)
         observation = dataclasses.replace(make_observation(1.0 + 0.1 * number), pose=where)
         try:
             result = stepper.step(observation, values)
@@ -68,8 +69,13 @@ def test_no_sequence_gives_a_command_outside_the_limits_or_a_motion_at_scale_0(s
             continue
         bounds = bounds_of(values.limits, spec)
         assert np.isfinite(result.command).all()
-        assert (result.command >= bounds.lower).all()
-        assert (result.command <= bounds.upper).all()
+        starts = [resting(spec, held, where), resting(spec, None, where), *([] if held is None else [held])]
+        low, high = bounds.lower.copy(), bounds.upper.copy()
+        for index in np.flatnonzero(bounds.absolute):  # one that starts outside is on its way back
+            low[index] = min(low[index], *(start[index] for start in starts if not np.isnan(start[index])), np.inf)
+            high[index] = max(high[index], *(start[index] for start in starts if not np.isnan(start[index])), -np.inf)
+        assert (result.command >= low).all()
+        assert (result.command <= high).all()
         assert 0.0 <= result.speed_scale <= values.control.speed_scale
         if result.speed_scale == 0.0:
             _stands_still(result.command, before.command, where, spec)

@@ -75,6 +75,31 @@ def test_joint_speeds_hold_for_every_kind() -> None:
     np.testing.assert_allclose(command[:, 0], [0.03, 0.13])
 
 
+@pytest.mark.parametrize("place", [1.2, 0.52, 0.501, -0.3, -1e6])
+def test_a_joint_measured_outside_its_range_comes_back_no_faster_than_step_and_speed(place: float) -> None:
+    spec = ActionSpec(("j1", "gripper"), (ABSOLUTE, GRIPPER), 0.1)
+    limits = LimitsSettings(
+        joint_lower=(0.0, -1e9), joint_upper=(0.5, 1e9), joint_velocity=(0.5, 1e9), max_step=(0.01, 2.0)
+    )
+    for asked in (0.25, 0.9, -5.0, place):
+        command, _ = limit(np.array([[asked, 0.0]] * 3), np.array([place, 0.0]), limits, spec, positions={"j1": place})
+        steps = np.diff([place, *command[:, 0]])
+        assert np.abs(steps).max() <= 0.01 + 1e-9
+        outside = np.maximum(0.0, np.maximum(command[:, 0] - 0.5, -command[:, 0]))
+        assert (np.diff([max(place - 0.5, -place), *outside]) <= 1e-9).all()
+    command, _ = limit(np.array([[0.25, 0.0]]), np.array([place, 0.0]), limits, spec, positions={"j1": place})
+    assert command[0, 0] == pytest.approx(place - math.copysign(0.01, place - 0.25))
+
+
+def test_an_angle_outside_its_range_comes_back_through_it_and_not_round_the_other_way() -> None:
+    limits = LimitsSettings(
+        lower=(-9.0,) * 3 + (-1.0,) * 3, upper=(9.0,) * 3 + (1.0,) * 3, max_step=(1.0,) * 3 + (0.1,) * 3
+    )
+    before = np.array([0.0, 0.0, 0.0, 3.0, -3.0, 0.0])
+    command, _ = limit(np.array([[0.0, 0.0, 0.0, -1.0, 1.0, 0.0]]), before, limits, EULER)
+    np.testing.assert_allclose(command[0, 3:], [2.9, -2.9, 0.0])
+
+
 def test_an_angle_takes_the_short_way_round() -> None:
     limits = LimitsSettings(max_step=(1.0, 1.0, 1.0, 0.1, 0.1, 0.1))
     before = np.array([0.0, 0.0, 0.0, 3.1, 0.0, -3.1])

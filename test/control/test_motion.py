@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.errors import ActionError
@@ -58,10 +59,14 @@ def test_an_absolute_dimension_that_nobody_has_measured_is_not_moved_slowly() ->
         scaled(np.zeros((1, 4)), np.full(4, np.nan), 0.5, UNLIMITED, MIXED)
 
 
-def test_a_robot_outside_its_limits_is_not_moved_slowly_because_the_limits_would_move_it_fast() -> None:
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.5), (0.5, 1.25), (1.0, 1.0)])
+def test_a_robot_outside_its_limits_is_brought_back_into_them_at_the_same_scale(scale: float, expected: float) -> None:
     limits = LimitsSettings(lower=(-1.0,) * 4, upper=(1.0,) * 4)
-    with pytest.raises(ActionError, match=r"outside its limits .*elbow at 1.5 \(limits -1 to 1\)"):
-        scaled(np.zeros((1, 4)), np.array([0.0, 0.0, 1.5, 0.0]), 0.5, limits, MIXED)
+    start = np.array([0.0, 0.0, 1.5, 0.0])
+    slow = scaled(np.array([[0.0, 0.0, 1.4, 0.0]]), start, scale, limits, MIXED)
+    assert slow[0, 2] == expected
+    command, _ = limit(slow, start, limits, MIXED)
+    assert command[0, 2] == expected
 
 
 def test_a_slow_turn_goes_the_short_way() -> None:
