@@ -124,6 +124,15 @@ def bounds_of(limits: LimitsSettings, spec: ActionSpec) -> Bounds:
     )
 
 
+def unlimited(limits: LimitsSettings, spec: ActionSpec) -> list[str]:
+    """Return the dimensions, but for grippers, of which neither the command nor where it leads to is bounded."""
+    bounds = bounds_of(limits, spec)
+    lower, upper = np.maximum(bounds.lower, bounds.place_lower), np.minimum(bounds.upper, bounds.place_upper)
+    free = ~(np.isfinite(lower) & np.isfinite(upper))
+    kinds = zip(spec.names, spec.kinds, free, strict=True)
+    return [name for name, kind, is_free in kinds if is_free and kind is not ActionKind.GRIPPER]
+
+
 def limit(
     action: FloatArray,
     reference: FloatArray,

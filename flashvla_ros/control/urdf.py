@@ -47,7 +47,10 @@ def read_urdf(path: str) -> str:
     Raises:
         SettingsError: It cannot be read.
     """
-    return read_text(Path(path).expanduser(), SettingsError, _MOST_CHARACTERS)
+    try:
+        return read_text(Path(path).expanduser(), SettingsError, _MOST_CHARACTERS)
+    except SettingsError as error:
+        raise SettingsError(f"limits.urdf: {error}") from error
 
 
 def limits_of(text: str, source: str, spec: ActionSpec) -> tuple[dict[str, list[float]], list[str]]:

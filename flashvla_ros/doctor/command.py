@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.bags.topics import DEFAULT_NODE
+from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.doctor.finding import Finding, Level, render
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros
+from flashvla_ros.doctor.settings import check_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as if the node had this value of a parameter"
     )
+    parser.add_argument(
+        "--settings", type=Path, metavar="YAML", help="as if the node were started with this parameter file"
+    )
+    parser.add_argument("--node", default=DEFAULT_NODE, help="full name of the node (%(default)s)")
     parser.add_argument(
         "--remap",
         action="append",
@@ -40,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings as they come; return 1 where something does not work, else 0."""
-    settings = Settings().with_values(parse_overrides(args.set))
+    values = {**(read_parameters(args.settings, args.node) if args.settings else {}), **parse_overrides(args.set)}
+    settings = Settings().with_values(values)
     findings = []
     if wrong := [rule for rule in args.remap if not all(rule.partition(":="))]:
         raise SettingsError(f"--remap takes TOPIC:=NAME, such as image:=/camera/image_raw, got {wrong[0]!r}")
@@ -57,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remappings: list[str]) -> Iterator[Finding]:
+    of_settings = check_settings(settings)
+    yield from of_settings if checkpoint is None else itertools.islice(of_settings, 1)  # limits are the robot's
     if checkpoint is None:
         yield from check_machine(settings.model)
         yield from check_ros(settings, wait_s, remappings)

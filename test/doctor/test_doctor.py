@@ -89,7 +89,16 @@ def test_the_command_exits_by_what_it_found(folder: Path, tmp_path: Path, capsys
     assert main(["doctor", "--checkpoint", str(tmp_path / "nowhere"), "--json", str(report)]) == 1
     assert "does not exist" in capsys.readouterr().out
     rows = json.loads(report.read_text())["rows"]
-    assert [row["level"] for row in rows] == ["ok", "failure"]
+    assert [row["level"] for row in rows] == ["ok", "ok", "failure"]
+    parameters = tmp_path / "left.yaml"
+    parameters.write_text(
+        "/left/arm:\n  ros__parameters:\n    action.names: [x, y, roll, gripper]\n".replace("y,", "'y',")
+    )
+    capsys.readouterr()
+    assert main(["doctor", "--checkpoint", str(folder), "--settings", str(parameters), "--node", "/left/arm"]) == 1
+    assert "FAIL  command       command.type TwistStamped carries" in capsys.readouterr().out
+    assert main(["doctor", "--checkpoint", str(folder), "--settings", str(parameters)]) == 2
+    assert "is for the node /flashvla, only for /left/arm" in capsys.readouterr().err
     assert main(["doctor", "--checkpoint", str(folder), "--set", "model.unnorm_keys=x"]) == 2
     assert "did you mean model.unnorm_key" in capsys.readouterr().err
 

@@ -21,6 +21,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
+from flashvla_ros.cli.parameter_files import read_parameters
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.doctor.finding import Level
+from flashvla_ros.doctor.settings import check_settings
 from flashvla_ros.nodes import interfaces
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -246,7 +251,22 @@ ELBOW: Mapping[str, Any] = {"command__type": "JointTrajectory", "action__names":
             },
             ["of positions or of velocities", "['a', 'b'] mixes ['absolute', 'velocity']"],
         ),
-        ({**ELBOW, "action__kinds": ["absolute"], "limits__urdf": "/nowhere.urdf"}, ["limits.urdf /nowhere.urdf"]),
+        (
+            {
+                "command__type": "JointTrajectory",
+                "action__names": ["left", "left_grip", "right", "right_grip"],
+                "action__kinds": ["absolute", "gripper", "absolute", "gripper"],
+            },
+            ["one value, but action.kinds declares 2: ['left_grip', 'right_grip']; declare those that are joints"],
+        ),
+        (
+            {"action__names": ["x", "y", "roll", "gripper"]},
+            ["but action.names is ['x', 'y', 'roll', 'gripper']: rename ['roll']"],
+        ),
+        (
+            {**ELBOW, "action__kinds": ["absolute"], "limits__urdf": "/nowhere.urdf"},
+            ["limits.urdf: cannot read /nowhere.urdf"],
+        ),
         ({"limits__urdf": "URDF"}, ["bounds joints, but action.names has none: ['x', 'y', 'z', 'gripper']"]),
         (
             {**ELBOW, "action__kinds": ["absolute"], "limits__urdf": "URDF"},
@@ -263,6 +283,21 @@ def test_what_the_type_or_the_robot_does_not_have_is_refused_with_both_lists(mak
     assert not bench.configure()
     for word in words:
         bench.until(lambda word=word: bench.logged(word), word)
+    values = {name.replace("__", "."): value for name, value in parameters.items()}
+    [failure] = [one for one in check_settings(Settings().with_values(values)) if one.level is Level.FAILURE]
+    assert all(word in failure.text for word in words)
+
+
+@pytest.mark.parametrize(
+    "config", sorted(path.name for path in CONFIG.glob("*.yaml") if path.name != "eval_modes.yaml")
+)
+def test_what_the_package_ships_passes_both_the_doctor_and_the_node(make, config):
+    settings = Settings().with_values(read_parameters(CONFIG / config, "/flashvla"))
+    assert not [one for one in check_settings(settings) if one.level is Level.FAILURE]
+    spec = ActionSpec.of(settings.action)
+    bench = make(config, [0.0] * spec.size, joints=list(spec.joints))
+    assert bench.configure(), bench.node.transition_error
+    assert bench.node.settings.limits.urdf == settings.limits.urdf
 
 
 def test_names_that_the_robot_does_not_report_are_refused_with_both_lists(make):

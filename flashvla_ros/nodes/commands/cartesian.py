@@ -7,34 +7,21 @@ from collections.abc import Callable, Mapping
 from geometry_msgs.msg import Point, PoseStamped, Quaternion, TwistStamped
 from std_msgs.msg import Header
 
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.control.command_rules import rotation_names
 from flashvla_ros.core.rotations import normalised, quaternion_of
-from flashvla_ros.core.types import EULER_NAMES, POSITION_NAMES, QUATERNION_NAMES, ActionKind, ActionSpec, FloatArray
+from flashvla_ros.core.types import EULER_NAMES, POSITION_NAMES, ActionKind, ActionSpec, FloatArray
 
 # Dimension of an action to part and axis of a twist. The demo's and OpenVLA's end-effector actions use these names.
 _TWIST_FIELDS = {
     **{name: ("linear", axis) for name, axis in zip(POSITION_NAMES, "xyz", strict=True)},
     **{name: ("angular", axis) for name, axis in zip(EULER_NAMES, "xyz", strict=True)},
 }
-_ROTATIONS = (EULER_NAMES, QUATERNION_NAMES)
 
 
 def twist_encoder(
     spec: ActionSpec, motion: list[int]
 ) -> Callable[[FloatArray, Header, Mapping[str, float]], TwistStamped]:
     """The first time step as a velocity: a delta is divided by the time that it covers."""
-    wrong = [spec.names[index] for index in motion if spec.names[index] not in _TWIST_FIELDS]
-    if wrong:
-        raise SettingsError(
-            f"command.type TwistStamped carries {list(_TWIST_FIELDS)}, but action.names is {list(spec.names)}: "
-            f"rename {wrong}, or use JointTrajectory or Float64MultiArray"
-        )
-    absolute = [spec.names[index] for index in motion if spec.kinds[index] is ActionKind.ABSOLUTE]
-    if absolute:
-        raise SettingsError(
-            f"command.type TwistStamped is a velocity, but action.kinds makes {absolute} absolute: "
-            f"use PoseStamped or Float64MultiArray"
-        )
     fields = [
         (index, *_TWIST_FIELDS[spec.names[index]], 1.0 / spec.dt_s if spec.kinds[index] is ActionKind.DELTA else 1.0)
         for index in motion
@@ -53,20 +40,7 @@ def pose_encoder(
     spec: ActionSpec, motion: list[int]
 ) -> Callable[[FloatArray, Header, Mapping[str, float]], PoseStamped]:
     """The first time step as a pose: where to be, never how far to go."""
-    names = [spec.names[index] for index in motion]
-    rotation = next((rotation for rotation in _ROTATIONS if set(names) == {*POSITION_NAMES, *rotation}), None)
-    if rotation is None:
-        raise SettingsError(
-            f"command.type PoseStamped carries {[*POSITION_NAMES, *EULER_NAMES]} or "
-            f"{[*POSITION_NAMES, *QUATERNION_NAMES]}, but action.names has {names}: name all of one of them, or use "
-            f"another command.type"
-        )
-    moving = [spec.names[index] for index in motion if spec.kinds[index] is not ActionKind.ABSOLUTE]
-    if moving:
-        raise SettingsError(
-            f"command.type PoseStamped is where to be, but action.kinds makes {moving} a motion: use TwistStamped, "
-            f"or a checkpoint whose actions are absolute poses"
-        )
+    rotation = rotation_names([spec.names[index] for index in motion]) or EULER_NAMES
     place = [spec.names.index(name) for name in POSITION_NAMES]
     turn = [spec.names.index(name) for name in rotation]
 

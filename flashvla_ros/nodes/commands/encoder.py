@@ -10,7 +10,7 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from std_msgs.msg import Float64, Float64MultiArray, Header
 from trajectory_msgs.msg import JointTrajectory
 
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.control.command_rules import check_command
 from flashvla_ros.core.settings import CommandSettings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray
 from flashvla_ros.nodes.commands.cartesian import pose_encoder, twist_encoder
@@ -61,11 +61,8 @@ def make_encoder(
     Raises:
         SettingsError: The message type cannot carry an action of these names and kinds; names both.
     """
-    grippers = [index for index, kind in enumerate(spec.kinds) if kind is ActionKind.GRIPPER]
-    if len(grippers) > 1:
-        names = [spec.names[index] for index in grippers]
-        raise SettingsError(f"gripper_command carries one value, but action.kinds declares {len(grippers)}: {names}")
-    gripper = grippers[0] if grippers else None
+    check_command(settings.type, spec)
+    gripper = next((index for index, kind in enumerate(spec.kinds) if kind is ActionKind.GRIPPER), None)
     scale = _gripper_scale(gripper_ends, settings.gripper)
     encode = _ENCODERS[settings.type](spec, [index for index in range(spec.size) if index != gripper])
 

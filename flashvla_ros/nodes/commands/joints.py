@@ -10,8 +10,7 @@ from std_msgs.msg import Float64MultiArray, Header, MultiArrayDimension
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from flashvla_ros.control.targets import joint_positions, started_from
-from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.types import POSE_NAMES, ActionKind, ActionSpec, FloatArray
+from flashvla_ros.core.types import ActionSpec, FloatArray
 
 
 def trajectory_encoder(
@@ -23,12 +22,6 @@ def trajectory_encoder(
     joint_trajectory_controller refuses those.
     """
     names = [spec.names[index] for index in motion]
-    wrong = [name for name in names if name in POSE_NAMES]
-    if wrong or not names:
-        raise SettingsError(
-            f"command.type JointTrajectory carries joints of the robot, but action.names is {list(spec.names)}: "
-            f"{wrong} are parts of a pose; use TwistStamped or PoseStamped"
-        )
     counted = started_from("JointTrajectory", spec)
 
     def encode(action: FloatArray, header: Header, positions: Mapping[str, float]) -> JointTrajectory:
@@ -49,12 +42,6 @@ def array_encoder(
     A forward_command_controller hands every value to the joint in its place as it is, so a joint's delta becomes the
     position that it leads to. End-effector dimensions go in the policy's own units.
     """
-    kinds = {spec.kinds[index] for index in motion if spec.names[index] not in POSE_NAMES}
-    if ActionKind.VELOCITY in kinds and len(kinds) > 1:
-        raise SettingsError(
-            f"command.type Float64MultiArray goes to one controller, of positions or of velocities, but action.kinds "
-            f"of {[spec.names[index] for index in motion]} mixes {sorted(map(str, kinds))}"
-        )
     names, counted = ",".join(spec.names[index] for index in motion), started_from("Float64MultiArray", spec)
 
     def encode(action: FloatArray, _header: Header, positions: Mapping[str, float]) -> Float64MultiArray:

@@ -1,0 +1,43 @@
+"""The parameters by themselves: whether the node would take them, by the rules that it goes by at configure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flashvla_ros.control.command_rules import check_command
+from flashvla_ros.control.limits import unlimited
+from flashvla_ros.control.urdf import limits_of, read_urdf
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.doctor.finding import Finding, Level, ok
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Look at what the command can carry, and at the limits."""
+    try:
+        spec = ActionSpec.of(settings.action)
+        check_command(settings.command.type, spec)
+    except SettingsError as error:
+        yield Finding.failure_of("command", error)
+        return
+    yield ok("command", f"{settings.command.type} carries {', '.join(spec.names)}")
+    try:
+        yield _limits(settings, spec)
+    except SettingsError as error:
+        yield Finding.failure_of("limits", error)
+
+
+def _limits(settings: Settings, spec: ActionSpec) -> Finding:
+    limits = settings.limits
+    if limits.robot_description:
+        return ok("limits", "from the topic robot_description, which the node reads at configure")
+    if limits.urdf:
+        values, notes = limits_of(read_urdf(limits.urdf), limits.urdf, spec)
+        limits = settings.with_values(values).limits
+        if notes:
+            return Finding("limits", Level.WARNING, "; ".join(notes), "set limits.joint_velocity, or complete the URDF")
+    if free := unlimited(limits, spec):
+        text = f"nothing bounds {', '.join(free)}: whatever the policy says is commanded"
+        return Finding("limits", Level.WARNING, text, "set limits.lower and limits.upper, or give a URDF")
+    return ok("limits", "every dimension is bounded")
