@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flashvla_ros.bags.definitions import one_line
+from flashvla_ros.bags.expansion import COMPRESSED, check_file, expanded, expanded_files
 from flashvla_ros.bags.recovery import BrokenMcap
 from flashvla_ros.bags.storage import RawMessage, RosbagsStorage, Storage
+from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import BagError
 
 STORAGE_SUFFIXES = (".mcap", ".db3")
@@ -50,6 +51,8 @@ class Bag:
         while True:
             try:
                 message = next(raw, None)
+                if message is not None:
+                    message = dataclasses.replace(message, data=expanded(message.data))
             except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
                 where = "at its start" if last_ns is None else f"after {last_ns / 1e9:.3f} s"
                 warning = f"{self.path} is damaged {where}: {one_line(error)}"
@@ -82,41 +85,61 @@ def open_bag(path: Path) -> Iterator[Bag]:
     """Open the recording at `path`: a rosbag2 folder, or one .mcap, .db3 or (ROS 1) .bag file.
 
     A folder whose metadata.yaml is missing or wrong is read file by file; MCAP files without an end are read up to
-    where they break. Either is said in the bag's warnings.
+    where they break. Either is said in the bag's warnings. Files and messages may be compressed, whatever
+    metadata.yaml says of that.
 
     Raises:
         BagError: There is nothing to read.
     """
-    bag = _open_folder(path) if path.is_dir() else _open_files(path, [path], [])
     try:
-        yield bag
-    finally:
-        bag.close()
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise BagError(f"there is no bag {path}") from error
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        raise BagError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if stat.S_ISDIR(mode):
+        files, warnings = _files_of(path)
+    elif stat.S_ISREG(mode):
+        files, warnings = [path], []
+    else:
+        raise BagError(f"{path} is a device or a pipe, and no bag")
+    with expanded_files(files) as whole:
+        for file in whole:
+            check_file(file)
+        bag = _open_files(path, whole, warnings)
+        try:
+            yield bag
+        finally:
+            bag.close()
 
 
-def _open_folder(path: Path) -> Bag:
+def _files_of(path: Path) -> tuple[list[Path], list[str]]:
+    """Return the storage files of a folder in order, and what is wrong with its metadata."""
     files = _storage_files(path)
     try:
-        metadata = _metadata(path)
+        named = _named_files(path)
     except BagError as error:
         if not files:
             raise BagError(f"{path} is not a bag: it has no .mcap or .db3 file, and {error}") from error
-        return _open_files(path, files, [f"{error}; reading its files directly"])
-    if metadata.get("compression_mode"):
-        return Bag(path, _rosbags_storage([path]))
-    names = {Path(name).name for name in metadata["relative_file_paths"]}
-    absent = sorted(names - {file.name for file in files})
-    if len(absent) == len(names):
+        return files, [f"{error}; reading its files directly"]
+    # A compressed file may have been decompressed by hand, and the other way round.
+    chosen = [file for file in files if _plain(file.name) in map(_plain, named)]
+    there = {_plain(file.name) for file in chosen}
+    absent = sorted(name for name in named if _plain(name) not in there)
+    if not chosen:
         raise BagError(f"{path} has none of the files that its metadata.yaml names: {', '.join(absent)}")
-    warnings = [f"{path} lacks {', '.join(absent)}, which its metadata.yaml names"] if absent else []
-    return _open_files(path, [file for file in files if file.name in names], warnings)
+    return chosen, [f"{path} lacks {', '.join(absent)}, which its metadata.yaml names"] if absent else []
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(COMPRESSED)
 
 
 def _open_files(path: Path, files: list[Path], warnings: list[str]) -> Bag:
     try:
-        return Bag(path, _rosbags_storage(files), warnings)
+        return Bag(path, _rosbags_storage(path, files), warnings)
     except BagError:
-        if not path.exists() or any(file.suffix != ".mcap" for file in files):
+        if any(file.suffix != ".mcap" for file in files):
             raise
     broken = BrokenMcap(files)
     if not broken.types:
@@ -124,33 +147,30 @@ def _open_files(path: Path, files: list[Path], warnings: list[str]) -> Bag:
     return Bag(path, broken, warnings)
 
 
-def _rosbags_storage(paths: list[Path]) -> RosbagsStorage:
+def _rosbags_storage(path: Path, files: list[Path]) -> RosbagsStorage:
     try:
-        return RosbagsStorage(paths)
-    except FileNotFoundError as error:
-        raise BagError(f"there is no bag {paths[0]}") from error
+        return RosbagsStorage(files)
     except Exception as error:  # damaged bytes make the parsers below fail in any way
-        raise BagError(f"{paths[0]} cannot be read: {one_line(error)}") from error
+        raise BagError(f"{path} cannot be read: {one_line(error)}") from error
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    """Return the contents of a folder's metadata.yaml as far as they are needed."""
+def _named_files(folder: Path) -> list[str]:
+    """Return the names of the files that a folder's metadata.yaml lists."""
     path = folder / "metadata.yaml"
+    if not path.exists():
+        raise BagError(f"{folder} has no metadata.yaml, as after a recording that was killed")
     try:
-        information = yaml.safe_load(path.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
-        mode = str(information.get("compression_mode") or "").lower()
-        return {
-            "relative_file_paths": [str(name) for name in information["relative_file_paths"]],
-            "compression_mode": "" if mode == "none" else mode,
-        }
-    except FileNotFoundError as error:
-        raise BagError(f"{folder} has no metadata.yaml, as after a recording that was killed") from error
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        names = read_yaml(path, BagError)["rosbag2_bagfile_information"]["relative_file_paths"]
+        return [Path(name).name for name in names]
+    except (TypeError, KeyError) as error:
         raise BagError(f"{path} is not the metadata of a bag: {one_line(error)}") from error
 
 
 def _storage_files(folder: Path) -> list[Path]:
     """The parts of a bag in order; rosbag2 numbers them without leading zeros."""
-    files = [path for path in folder.iterdir() if path.suffix in STORAGE_SUFFIXES]
+    files = [path for path in folder.iterdir() if _plain(path.name).endswith(STORAGE_SUFFIXES) and path.is_file()]
+    whole = [path for path in files if path.suffix != COMPRESSED]
+    # A file that is there in both forms counts once.
+    files = whole + [path for path in files if path.suffix == COMPRESSED and path.with_suffix("") not in whole]
     parts = re.compile(r"(\d+)")
-    return sorted(files, key=lambda path: [int(p) if p.isdigit() else p for p in parts.split(path.name)])
+    return sorted(files, key=lambda path: [int(p) if p.isdecimal() else p for p in parts.split(path.name)])

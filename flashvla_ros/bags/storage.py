@@ -51,7 +51,7 @@ class Storage(Protocol):
 
 
 class RosbagsStorage:
-    """Storage files, or one folder whose metadata says that it is compressed, read through their index.
+    """Storage files, read through their index.
 
     Files are read as they are, since rosbags' reader of folders drops every topic whose QoS is written differently in
     metadata.yaml and in the file, as older releases of rosbag2 did.

@@ -16,7 +16,7 @@ from flashvla_ros.core.errors import FlashVLAError
 
 MEGABYTE = 1_000_000
 SMALL = 16 * MEGABYTE  # a file that a person, or a tool of this package, wrote
-_GIT_LFS = b"version https://git-lfs"
+GIT_LFS = b"version https://git-lfs"  # a pointer in place of a file that was not fetched
 
 
 def read_bytes(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int = SMALL) -> bytes:
@@ -41,7 +41,7 @@ def read_bytes(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int
         raise error(f"cannot read {path}: {reason}") from problem
     if len(content) > most:
         raise error(f"cannot read {path}: it has more than {most // MEGABYTE} MB, which no such file needs")
-    if content.startswith(_GIT_LFS):
+    if content.startswith(GIT_LFS):
         raise error(f"cannot read {path}: it is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     return content
 
