@@ -34,7 +34,7 @@ def read_bytes(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int
         # A writer that is missing must not block the opening of a FIFO.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise error(f"cannot read {path}: it is a device or a pipe, and no regular file")
+                raise error(f"cannot read {path}: it is a device or a pipe, not a regular file")
             content = stream.read(most + 1)
     except (OSError, ValueError) as problem:  # a name with a null character is a ValueError
         reason = problem.strerror if isinstance(problem, OSError) else problem

@@ -7,7 +7,6 @@ are known here; a checkpoint of other sizes spells them out under ``vision_confi
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 
+from flashvla_ros.core import files
 from flashvla_ros.core.errors import CheckpointError, SettingsError
 
 DINOV2 = "dinov2_with_registers"
@@ -323,16 +323,9 @@ def _required(data: Mapping[str, Any], name: str, kind: type, prefix: str = "") 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; :class:`CheckpointError` says what is wrong with the file."""
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a regular file")
-        if path.stat().st_size > _JSON_BYTES:
-            raise OSError(f"it has more than {_JSON_BYTES} bytes")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {_first_line(error)}") from error
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    data = files.read_json(path, CheckpointError, _JSON_BYTES)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return data

@@ -7,6 +7,7 @@ transformers: it is what LlamaTokenizerFast of release 4.40, the official code's
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.files import MEGABYTE, read_bytes
 from flashvla_ros.vla.config import read_json
 
+_MOST_BYTES = 100 * MEGABYTE
+_MOST_GROWTH = 1000.0  # that of a normaliser; Llama's has 1
 UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<PAD>"
 SPACE = "▁"  # how the vocabulary writes a space; alone it is the empty token that closes a prompt
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
@@ -41,11 +45,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             )
     try:
         if fast.is_file():
+            _check_growth(fast)
             tokenizer = Tokenizer.from_file(str(fast))
             tokenizer.no_padding()
             tokenizer.no_truncation()
         else:
-            pieces = list(_sentencepieces(slow.read_bytes()))
+            pieces = list(_sentencepieces(read_bytes(slow, CheckpointError, _MOST_BYTES)))
             tokenizer = _llama_tokenizer([piece for piece, _ in pieces], _merges(pieces))
         declared = _added_tokens(settings, folder)
         for _, token in sorted(declared.items()):
@@ -64,6 +69,30 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             )
     _close_prompts(tokenizer, end=settings.get("add_eos_token") is True)
     return tokenizer
+
+
+def _check_growth(path: Path) -> None:
+    """Refuse a normaliser that multiplies the text: 24 replacements that double it make a gigabyte of a prompt."""
+    growth = _growth(read_json(path).get("normalizer"))
+    if growth > _MOST_GROWTH:
+        raise CheckpointError(
+            f"{path}: its normalizer makes a text up to {growth:.3g} times as long, which no tokenizer does: copy it "
+            f"again from the checkpoint's source"
+        )
+
+
+def _growth(normalizer: Any) -> float:
+    """Return how many times longer the replacements of a normaliser may make a text."""
+    if not isinstance(normalizer, dict):
+        return 1.0
+    if normalizer.get("type") == "Sequence":
+        return math.prod(_growth(one) for one in normalizer.get("normalizers", ()))
+    if normalizer.get("type") != "Replace":
+        return 1.0
+    replaced, content = normalizer["pattern"].get("String", ""), normalizer["content"]
+    if not replaced:  # a regular expression, which may match nothing, between any two letters
+        return len(content) + 1.0
+    return max(1.0, len(content) / len(replaced))
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -224,9 +224,9 @@ WRONG: list[tuple[Callable[[Path], None], str, str]] = [  # what is done, what w
     (_other_resizing_in_force, "tvf_do_letterbox does not fit", "set image_resize_strategy"),
     (_other_normalisation_in_force, r"tvf_normalize_params\.mean does not fit", "set image_resize_strategy, means"),
     (_index_of_numbers, "weight_map must name files of this folder, got 3", "copy it again"),
-    (_nested, r"config\.json cannot be read as JSON", "recursion"),
+    (_nested, r"config\.json is not JSON", "nested too deeply"),
     (_deep, "num_hidden_layers of the decoder is 1000000000", "no model has over 1000"),
-    (_no_file, r"config\.json cannot be read as JSON", "not a regular file"),
+    (_no_file, r"cannot read .*config\.json", "not a regular file"),
     (_no_sentencepieces, "tokenizer files .* cannot be read", "copy them again .*not a SentencePiece model"),
     (_no_first_token, "add_bos_token is false", "set it to true"),
 ]

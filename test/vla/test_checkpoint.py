@@ -212,7 +212,7 @@ def test_missing_config(folder):
 
 def test_damaged_config(folder):
     (folder / "config.json").write_text('{"model_type": ')
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
         load_config(folder)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -79,4 +81,22 @@ def test_missing_tokenizer(tmp_path):
 def test_damaged_tokenizer(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokenizer files in .* cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "doubling",
+    [
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},
+        {"type": "Replace", "pattern": {"Regex": ""}, "content": "a"},
+        {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}]},
+    ],
+)
+def test_a_normaliser_that_doubles_the_text_again_and_again_is_refused(tmp_path: Path, doubling: dict) -> None:
+    save_tokenizer(build_tokenizer(["open the drawer"], 900), tmp_path, 100)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"]["normalizers"] += [doubling] * 24
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: its normalizer makes a text up to .* times as long"):
         load_tokenizer(tmp_path)
