@@ -15,6 +15,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
+from flashvla_ros.control.limits import unlimited
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.worker import State
@@ -60,6 +61,7 @@ class PolicyNode(LifecycleNode):
         self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
+        self._unlimited: list[str] = []  # what was last said to have no limits
         self._rejections = Rejections(lambda line: self.get_logger().warning(line))
         # Outlives every transition; only ~/reset ends it.
         self._emergency = EmergencyStop(
@@ -109,6 +111,7 @@ class PolicyNode(LifecycleNode):
         finally:
             self.loading = False
         super().on_activate(state)
+        self._warn_unlimited(settings)
         self._publish_settings(self._loaded)
         self._runner = Runner(
             stepper, settings, self._outputs, logger, self._inputs.positions, stamp_clock=self._stamp_s
@@ -206,7 +209,17 @@ class PolicyNode(LifecycleNode):
         if self._loaded:
             self._publish_settings(self._loaded)
         if self._runner:
+            self._warn_unlimited(settings)
             self._runner.worker.apply(settings)
+
+    def _warn_unlimited(self, settings: Settings) -> None:
+        """Say which dimensions nothing bounds, once: a file that was not read, or for another node, shows there."""
+        before, self._unlimited = self._unlimited, unlimited(settings.limits, self._spec)
+        if self._unlimited and self._unlimited != before:
+            self.get_logger().warning(
+                f"NO LIMITS: nothing bounds {', '.join(self._unlimited)}, whatever the policy says is commanded; set "
+                f"limits.lower and limits.upper, or give a URDF"
+            )
 
     # What the node says of itself.
 
