@@ -13,9 +13,9 @@ from flashvla_ros.bags.frames import Frames
 from flashvla_ros.bags.playback import SettingsInForce
 from flashvla_ros.bags.reader import Bag, open_bag
 from flashvla_ros.bags.steps import RunLog, read_log
-from flashvla_ros.bags.topics import DEFAULT_NODE, Topics, find_topics, parse_remappings
+from flashvla_ros.bags.topics import Topics, find_topics, parse_remappings
 from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.cli.parameter_files import read_parameters
+from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from flashvla_ros.core.errors import BagError
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 STRING = "std_msgs/msg/String"
-DEFAULT_NODE = "/flashvla"
 
 _TYPES: Mapping[str, tuple[str, ...]] = {
     "instruction": (STRING,),

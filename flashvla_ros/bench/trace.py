@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import read_text
 from flashvla_ros.core.types import Observation
 
 INFER, REUSE = "infer", "reuse"
@@ -65,17 +67,16 @@ def read_trace(path: Path) -> list[TraceStep]:
     Raises:
         FlashVLAError: The file is no such trace; names the line.
     """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if missing := [name for name in _NEEDED if name not in (reader.fieldnames or ())]:
-                raise FlashVLAError(
-                    f"{path} is no trace of decisions: it has no column {', '.join(missing)}; record one with "
-                    f"python -m benchmarks.trace"
-                )
-            steps = [_step(path, number, row) for number, row in enumerate(reader, start=2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FlashVLAError(f"cannot read the trace {path}: {getattr(error, 'strerror', None) or error}") from error
+        if missing := [name for name in _NEEDED if name not in (reader.fieldnames or ())]:
+            raise FlashVLAError(
+                f"{path} is no trace of decisions: it has no column {', '.join(missing)}; record one with "
+                f"python -m benchmarks.trace"
+            )
+        steps = [_step(path, number, row) for number, row in enumerate(reader, start=2)]
+    except csv.Error as error:
+        raise FlashVLAError(f"cannot read the trace {path}: {error}") from error
     if not any(step.fresh for step in steps):
         raise FlashVLAError(f"{path} has no step with decision {INFER}: there is nothing to time")
     return steps

@@ -12,6 +12,7 @@ from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import find
 
+DEFAULT_NODE = "/flashvla"
 _SECTION = "ros__parameters"
 
 
