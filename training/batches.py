@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, pad_prompts
+from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from training.dataset import Frames
+from training.forcing import pad_prompts
 
 VALIDATION_EVERY = 20  # one episode in so many is never trained on
 

@@ -14,6 +14,7 @@ from flashvla_ros.vla.model import OpenVLA
 from training.architecture import DemoSize
 from training.batches import Batch, Demonstrations
 from training.dataset import AUXILIARY, DatasetError
+from training.forcing import action_logits
 from training.loss import StateHead, action_loss, random_subset, smeared_bins
 
 
@@ -98,7 +99,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
             patches = model.patch_features(batch.pixel_values)
             visual, fed = model.projector(patches), vocabulary - 1 - drawn
-            logits = model.action_logits(visual, batch.input_ids, fed, attention_mask=mask, keep=keep, layer=layer)
+            logits = action_logits(model, visual, batch.input_ids, fed, attention_mask=mask, keep=keep, layer=layer)
         logits = logits[..., :vocabulary].float()
         state = self.head(patches.float())
         return action_loss(logits, target), nn.functional.mse_loss(state, batch.state), logits

@@ -134,62 +134,6 @@ class OpenVLA(nn.Module):
         """Final norm and output projection: [B, L, d] to [B, L, vocabulary]."""
         return self.language_model.lm_head(self.language_model.model.norm(hidden))
 
-    def action_logits(
-        self,
-        visual: Tensor,
-        input_ids: Tensor,
-        action_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        keep: Tensor | None = None,
-        layer: int = 2,
-    ) -> Tensor:
-        """Teacher forcing: logits [B, A, vocabulary] that predict action_ids [B, A], differentiable.
-
-        Args:
-            visual: Visual tokens [B, N, d].
-            input_ids: Prompts [B, P], BOS first, the empty token last; shorter prompts are padded right after BOS.
-            action_ids: [B, A] tokens to predict.
-            attention_mask: [B, P] true for the prompts' real tokens; None where none is padded.
-            keep: Ascending indices [B, k] of the visual tokens that the layers from `layer` on see; None: all.
-            layer: First decoder layer (from 0) without the dropped tokens, as in pruned inference.
-        """
-        hidden = self.embed(visual, torch.cat([input_ids, action_ids[:, :-1]], dim=1))
-        batch, length = hidden.shape[:2]
-        count = visual.shape[1]
-        valid = None
-        positions = torch.arange(length, device=hidden.device)[None]
-        if attention_mask is not None:
-            text = attention_mask.bool()
-            seen = text.new_ones(batch, count), text[:, 1:], text.new_ones(batch, action_ids.shape[1] - 1)
-            valid = torch.cat([text[:, :1], *seen], dim=1)
-            positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        rotary = self.rotary(hidden, positions)
-        depth = len(self.layers)
-        first = depth if keep is None else min(layer, depth)
-        hidden = self.run_layers(hidden, range(first), rotary, self.causal_mask(hidden, valid))
-        if keep is not None:
-            rows = kept_rows(keep, count, length)
-            hidden = take_rows(hidden, rows)
-            rotary = (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
-            valid = None if valid is None else valid.gather(1, rows)
-            hidden = self.run_layers(hidden, range(first, depth), rotary, self.causal_mask(hidden, valid))
-        return self.logits(hidden[:, -action_ids.shape[1] :])
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        action_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        keep: Tensor | None = None,
-        layer: int = 2,
-    ) -> Tensor:
-        """Like :meth:`action_logits`, from normalised images [B * C, 3 per tower, S, S]."""
-        visual = self.visual_tokens(pixel_values)
-        return self.action_logits(visual, input_ids, action_ids, attention_mask=attention_mask, keep=keep, layer=layer)
-
 
 NOTHING = -1  # in place of a token: the logits say nothing
 

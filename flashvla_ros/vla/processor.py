@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -245,12 +245,3 @@ def _statistics_on(means: tuple[Triple, ...], stds: tuple[Triple, ...], device: 
 def format_prompt(instruction: str) -> str:
     """Return the prompt that OpenVLA was trained on; its data's instructions were in lower case."""
     return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
-
-
-def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Stack prompts of several lengths: ids [B, P] padded right after BOS, and the mask [B, P] of real tokens."""
-    longest = max(len(prompt) for prompt in prompts)
-    gaps = [longest - len(prompt) for prompt in prompts]
-    ids = [[prompt[0], *[pad_id] * gap, *prompt[1:]] for prompt, gap in zip(prompts, gaps, strict=True)]
-    mask = [[True, *[False] * gap, *[True] * (len(prompt) - 1)] for prompt, gap in zip(prompts, gaps, strict=True)]
-    return torch.tensor(ids), torch.tensor(mask)

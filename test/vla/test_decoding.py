@@ -10,6 +10,7 @@ from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.query import Query
+from training.forcing import action_logits
 
 NONE = PruningSettings(method="none")
 PROMPT = torch.tensor([[1, *range(300, 312)]])
@@ -88,7 +89,7 @@ def test_pruned_decoding_is_what_training_with_dropped_tokens_sees(model, visual
     start, tokens = run(model, visual, PruningSettings(method=method, keep_ratio=0.375, layer=layer))
     assert len(start.kept) == 6
     with torch.inference_mode():
-        logits = model.action_logits(visual, PROMPT, tokens[None], keep=start.kept[None], layer=layer)
+        logits = action_logits(model, visual, PROMPT, tokens[None], keep=start.kept[None], layer=layer)
     torch.testing.assert_close(start.logits[0, 0], logits[0, 0], rtol=1e-4, atol=1e-4)
     assert tokens.tolist() == logits[0].argmax(-1).tolist()
 

@@ -6,7 +6,7 @@ from checkpoints import random_model, tiny_config
 from torch.testing import assert_close
 
 from flashvla_ros.vla.model import OpenVLA
-from flashvla_ros.vla.processor import pad_prompts
+from training.forcing import action_logits, pad_prompts
 
 PROMPT = [1, *range(300, 310)]
 ACTIONS = torch.tensor([[900, 950, 1000, 1020], [801, 802, 803, 804]])
@@ -20,6 +20,12 @@ def prompts(count: int = 2) -> torch.Tensor:
     return torch.tensor([PROMPT] * count)
 
 
+def forced(
+    model: OpenVLA, pixels: torch.Tensor, *arguments: torch.Tensor, **masks: torch.Tensor | None
+) -> torch.Tensor:
+    return action_logits(model, model.visual_tokens(pixels), *arguments, **masks)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_forward_equals_transformers_bit_for_bit(fused, attention):
@@ -28,7 +34,7 @@ def test_forward_equals_transformers_bit_for_bit(fused, attention):
     model.load_state_dict(source.state_dict())
     pixels = images(6 if fused else 3)
     with torch.inference_mode():
-        logits = model(pixels, prompts(), ACTIONS)
+        logits = forced(model, pixels, prompts(), ACTIONS)
         sequence = torch.cat([prompts(), ACTIONS[:, :-1]], dim=1)
         embeddings = model.embed(model.visual_tokens(pixels), sequence)
         plain = model.language_model(inputs_embeds=embeddings, logits_to_keep=4).logits
@@ -59,7 +65,9 @@ def test_each_tower_sees_its_own_channels():
 def test_keeping_every_token_changes_no_bit():
     model = random_model(tiny_config())
     keep = torch.arange(16).expand(2, -1)
-    assert torch.equal(model(images(6), prompts(), ACTIONS, keep=keep), model(images(6), prompts(), ACTIONS))
+    assert torch.equal(
+        forced(model, images(6), prompts(), ACTIONS, keep=keep), forced(model, images(6), prompts(), ACTIONS)
+    )
 
 
 def test_dropped_tokens_reach_only_the_layers_before():
@@ -67,7 +75,7 @@ def test_dropped_tokens_reach_only_the_layers_before():
     model = random_model(tiny_config())
     keep = torch.tensor([[0, 3, 4, 11], [1, 2, 14, 15]])
     visual = model.visual_tokens(images(6))
-    dropped = model.action_logits(visual, prompts(), ACTIONS, keep=keep, layer=2)
+    dropped = action_logits(model, visual, prompts(), ACTIONS, keep=keep, layer=2)
 
     hidden = model.embed(visual, torch.cat([prompts(), ACTIONS[:, :-1]], dim=1))
     length = hidden.shape[1]
@@ -86,17 +94,17 @@ def test_padding_between_bos_and_text_changes_nothing():
     ids, mask = pad_prompts([short, long], pad_id=1024)
     keep = torch.tensor([[0, 3, 4, 11], [1, 2, 14, 15]])
     for chosen in (None, keep):
-        batch = model(images(6), ids, ACTIONS, attention_mask=mask, keep=chosen)
+        batch = forced(model, images(6), ids, ACTIONS, attention_mask=mask, keep=chosen)
         for row, prompt in enumerate((short, long)):
             own = None if chosen is None else chosen[row : row + 1]
-            alone = model(images(6)[row : row + 1], torch.tensor([prompt]), ACTIONS[row : row + 1], keep=own)
+            alone = forced(model, images(6)[row : row + 1], torch.tensor([prompt]), ACTIONS[row : row + 1], keep=own)
             assert_close(batch[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_every_parameter_learns():
     model = OpenVLA(tiny_config())
     keep = torch.tensor([[0, 3, 4, 11], [1, 2, 14, 15]])
-    logits = model(images(6), prompts(), ACTIONS, keep=keep)
+    logits = forced(model, images(6), prompts(), ACTIONS, keep=keep)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ACTIONS.flatten()).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
@@ -109,3 +117,9 @@ def test_layer_with_attention_is_the_layer():
     parts, attention = model.run_layer_with_attention(hidden, 1, rotary, None)
     assert torch.equal(whole, parts)
     assert attention.shape == hidden.shape
+
+
+def test_prompts_are_padded_after_bos():
+    ids, mask = pad_prompts([[1, 5], [1, 6, 7, 8]], pad_id=9)
+    assert ids.tolist() == [[1, 9, 9, 5], [1, 6, 7, 8]]
+    assert mask.tolist() == [[True, False, False, True], [True] * 4]

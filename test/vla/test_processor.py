@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.vla.center_crop import center_crop
-from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt, pad_prompts
+from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt
 from flashvla_ros.vla.resample import resize
 from flashvla_ros.vla.tokenizer import build_tokenizer
 
@@ -169,9 +169,3 @@ def test_foreign_tokenizer_is_refused():
 
     with pytest.raises(CheckpointError, match="has no token <s> and no ▁"):
         PromptEncoder(Tokenizer(models.BPE({"a": 0}, [])), 60)
-
-
-def test_prompts_are_padded_after_bos():
-    ids, mask = pad_prompts([[1, 5], [1, 6, 7, 8]], pad_id=9)
-    assert ids.tolist() == [[1, 9, 9, 5], [1, 6, 7, 8]]
-    assert mask.tolist() == [[True, False, False, True], [True] * 4]
