@@ -150,7 +150,7 @@ class Frames:
             return None
         if stamp_s <= self._stamp_s:
             self._odd(
-                "backwards", f"time runs backwards from {self._stamp_s:.3f} s to {stamp_s:.3f} s; the gate starts anew"
+                "backwards", f"time runs backwards from {self._stamp_s:.3f} s to {stamp_s:.3f} s; the gate starts again"
             )
         self._stamp_s = stamp_s
         reset, self._reset = self._reset, None

@@ -57,7 +57,7 @@ class Selection:
         """Whether the node has this topic.
 
         Asked of the topic: asked by a node's name, the graph tells of one node alone, and a policy node that was
-        killed stays in it for 20 s beside the one that took its place.
+        killed stays in it for 20 s with the one that took its place.
         """
         endpoints = (*graph.get_publishers_info_by_topic(topic), *graph.get_subscriptions_info_by_topic(topic))
         return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" == self.node for end in endpoints)

@@ -64,7 +64,7 @@ class Session:
     Args:
         policy: What is measured.
         settings: What every configuration starts from.
-        rows: Configurations to time beside the plain model.
+        rows: Configurations to time along with the plain model.
         trace: Decisions to mix by.
         observations: Frames; each round sees one of them.
     """

@@ -24,7 +24,7 @@ from flashvla_ros.vla.weights import read_weights
 
 _PROMPT = "pick up the red block and put it on the blue plate"  # of usual length
 _BUDGETS = (0.75, 0.625, 0.5, 0.375, 0.25)
-_WORKSPACE = 0.5e9  # bytes beside weights and cache: activations, kernels; more with CUDA's own context
+_WORKSPACE = 0.5e9  # bytes on top of weights and cache: activations, kernels; more with CUDA's own context
 
 
 def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:

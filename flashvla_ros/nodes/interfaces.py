@@ -66,7 +66,7 @@ class Interface:
 
 
 # The emergency stop is subscribed first: a single-threaded executor takes what is ready in this order, so a stop that
-# waits beside an image wins.
+# waits together with an image wins.
 EMERGENCY_STOP = Interface("emergency_stop", Direction.IN, (Bool,))
 INSTRUCTION = Interface("instruction", Direction.IN, (String,))
 JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), reliable=False)  # an arm's and a gripper's driver

@@ -32,7 +32,7 @@ _SOURCE_LINE = re.compile(r",?\s*\bat /\S+:\d+")  # rcl names its own source fil
 
 
 class StoppableNode(Protocol):
-    """What a process asks of its node, which is an rclpy node, beside spinning.
+    """What a process asks of its node, an rclpy node, in addition to spinning.
 
     Attributes:
         failure: Why the node gave up, empty while it has not; ends the process with exit code 2.

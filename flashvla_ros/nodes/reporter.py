@@ -1,4 +1,4 @@
-"""What the node says of itself beside its commands: ~/status and /diagnostics once a second, ~/settings on change."""
+"""What the node says of itself: ~/status and /diagnostics once a second, ~/settings on change."""
 
 from __future__ import annotations
 

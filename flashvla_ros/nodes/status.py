@@ -52,7 +52,7 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """What the node knows of itself beside the counts of its steps.
+    """What the node knows of itself, apart from the counts of its steps.
 
     Attributes:
         state: ``running``, ``waiting`` or ``stopped``.
@@ -117,7 +117,7 @@ def policy_status(health: Health, tally: Tally, header: Header, now_s: float) ->
 def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, now_s: float) -> DiagnosticArray:
     """Return the same as a monitor of /diagnostics reads it: a level, one line, and every figure by name.
 
-    Beside those of the status: latency from an image's stamp, and how often each dimension was clamped.
+    It adds the latency from an image's stamp, and how often each dimension was clamped.
     """
     percentiles_s = tally.stamp_latency.percentiles(now_s)
     level, message = _verdict(health, status, percentiles_s[1])

@@ -172,7 +172,7 @@ class OpenVLAPolicy:
         )
 
     def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Start) -> Verdict:
-        """Compare the draft with the model's own choices; beside the end, the one place where the host waits."""
+        """Compare the draft with the model's own choices; apart from the end, the one place where the host waits."""
         return judge(drafted, start.choices.tolist(), draft, self.codec)
 
     def _compare(

@@ -1,4 +1,4 @@
-"""What one prefill is asked for, beside the visual tokens."""
+"""What one prefill is asked for, apart from the visual tokens."""
 
 from __future__ import annotations
 

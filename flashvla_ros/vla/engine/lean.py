@@ -30,7 +30,7 @@ class LeanLayer:
         layer: Its weights are shared, not copied.
         before: :func:`before_attention`, or that compiled.
         after: :func:`after_attention`, or that compiled.
-        activation: Of the MLP; one object for all layers, or each would be compiled anew.
+        activation: Of the MLP; one object for all layers, or each would be compiled apart.
     """
 
     def __init__(
