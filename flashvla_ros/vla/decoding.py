@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.vla.model import OpenVLA, Rotary, kept_rows, likeliest, take_rows
-from flashvla_ros.vla.pruning.probe import run_and_view
+from flashvla_ros.vla.pruning.probe import run_before_pruning
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
 
@@ -95,10 +95,11 @@ def prefill(
     rotary = model.rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
     mask = model.causal_mask(hidden)
     cache = KeyValueCache(depth, size - 1 - drafted)
+    kept: Tensor | None
     if planned.chooses:
-        hidden, view = run_and_view(model, hidden, query, rotary, mask, cache)
+        hidden, seen = run_before_pruning(model, hidden, query, rotary, mask, cache)
         done("prefill")
-        kept = METHODS[pruning.method].select(view, planned.k, pruning)
+        kept = METHODS[pruning.method].select(seen, planned.k, pruning)
         done("scoring")
         if pruning.drop:
             hidden, rotary = _drop(hidden, rotary, kept, count)

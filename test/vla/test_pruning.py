@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings, find
 from flashvla_ros.vla.model import OpenVLA
-from flashvla_ros.vla.pruning.probe import LayerView, run_and_view
+from flashvla_ros.vla.pruning.probe import TokenStates, run_before_pruning
 from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count, top_k
 from flashvla_ros.vla.query import Query
@@ -88,7 +88,7 @@ def model() -> OpenVLA:
     return random_model(tiny_config())
 
 
-def look(model: OpenVLA, layer: int, visual: torch.Tensor | None = None, key: int = 0, seed: int = 0) -> LayerView:
+def look(model: OpenVLA, layer: int, visual: torch.Tensor | None = None, key: int = 0, seed: int = 0) -> TokenStates:
     """What the methods see of 16 visual tokens in front of a layer."""
     visual = tokens(16, 32, seed) if visual is None else visual
     with torch.inference_mode():
@@ -96,12 +96,12 @@ def look(model: OpenVLA, layer: int, visual: torch.Tensor | None = None, key: in
         rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
         similarity = torch.rand(16, generator=torch.Generator().manual_seed(seed))
         query = Query(PROMPT[0].tolist(), PruningSettings(layer=layer), key=key, similarity=similarity)
-        return run_and_view(model, hidden, query, rotary, None)[1]
+        return run_before_pruning(model, hidden, query, rotary, None)[1]
 
 
-def choose(method: str, view: LayerView, k: int = 5, **changes) -> list[int]:
+def choose(method: str, seen: TokenStates, k: int = 5, **changes) -> list[int]:
     with torch.inference_mode():
-        return METHODS[method].select(view, k, PruningSettings(method=method, **changes)).tolist()
+        return METHODS[method].select(seen, k, PruningSettings(method=method, **changes)).tolist()
 
 
 def test_parameter_offers_what_there_is():
@@ -134,25 +134,25 @@ def test_degenerate_scenes_still_give_k_tokens(model, method, layer, scene):
 
 
 def test_methods_look_at_what_they_say(model):
-    view = look(model, 2)
-    assert choose("ics", view) == top_k(information_contribution(view.attention), 5).tolist()
-    assert choose("ics_hidden", view) == top_k(information_contribution(view.hidden), 5).tolist()
-    assert choose("norm", view) == top_k(row_norm(view.attention), 5).tolist()
+    seen = look(model, 2)
+    assert choose("ics", seen) == top_k(information_contribution(seen.attention), 5).tolist()
+    assert choose("ics_hidden", seen) == top_k(information_contribution(seen.hidden), 5).tolist()
+    assert choose("norm", seen) == top_k(row_norm(seen.attention), 5).tolist()
 
 
 def test_before_the_decoder_methods_look_at_the_projector_output(model):
-    view = look(model, 0)
+    seen = look(model, 0)
     visual = tokens(16, 32, 0)
-    for rows in (view.embeddings, view.attention, view.hidden):
+    for rows in (seen.embeddings, seen.attention, seen.hidden):
         assert torch.equal(rows, visual)
-    assert choose("ics", view) == choose("ics_hidden", view) == top_k(information_contribution(visual), 5).tolist()
-    assert view.projections.index == 0
+    assert choose("ics", seen) == choose("ics_hidden", seen) == top_k(information_contribution(visual), 5).tolist()
+    assert seen.projections.index == 0
 
 
 def test_random_depends_on_seed_and_observation_alone(model):
-    views = [look(model, 2, key=key) for key in range(4)]
-    assert choose("random", views[1], 8) == choose("random", look(model, 1, key=1, seed=9), 8)
-    assert len({tuple(choose("random", view, 8, seed=seed)) for seed in range(4) for view in views}) > 12
+    looks = [look(model, 2, key=key) for key in range(4)]
+    assert choose("random", looks[1], 8) == choose("random", look(model, 1, key=1, seed=9), 8)
+    assert len({tuple(choose("random", seen, 8, seed=seed)) for seed in range(4) for seen in looks}) > 12
 
 
 def test_layer_beyond_the_decoder_is_refused():

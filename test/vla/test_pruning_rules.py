@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
-from flashvla_ros.vla.pruning.probe import LayerView, run_and_view
+from flashvla_ros.vla.pruning.probe import TokenStates, run_before_pruning
 from flashvla_ros.vla.pruning.scores import centred, information_contribution
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
@@ -103,17 +103,17 @@ def eager(model) -> OpenVLA:
     return other
 
 
-def look(model: OpenVLA, layer: int, visual: torch.Tensor, similarity: torch.Tensor | None = None) -> LayerView:
+def look(model: OpenVLA, layer: int, visual: torch.Tensor, similarity: torch.Tensor | None = None) -> TokenStates:
     with torch.inference_mode():
         hidden = model.embed(visual[None], PROMPT)
         rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
         query = Query(PROMPT[0].tolist(), PruningSettings(layer=layer), similarity=similarity)
-        return run_and_view(model, hidden, query, rotary, None)[1]
+        return run_before_pruning(model, hidden, query, rotary, None)[1]
 
 
-def choose(method: str, view: LayerView, k: int, **changes) -> list[int]:
+def choose(method: str, seen: TokenStates, k: int, **changes) -> list[int]:
     with torch.inference_mode():
-        return METHODS[method].select(view, k, PruningSettings(method=method, **changes)).tolist()
+        return METHODS[method].select(seen, k, PruningSettings(method=method, **changes)).tolist()
 
 
 def eager_weights(eager: OpenVLA, visual: torch.Tensor) -> list[torch.Tensor]:
@@ -128,11 +128,11 @@ def eager_weights(eager: OpenVLA, visual: torch.Tensor) -> list[torch.Tensor]:
 def test_fastv(model, eager, layer, seed):
     visual = rows(COUNT, WIDTH, seed)
     row = eager_weights(eager, visual)[max(layer - 1, 0)].mean(dim=0)[-1]
-    view = look(model, layer, visual)
-    torch.testing.assert_close(view.projections.last_attention, row, rtol=1e-4, atol=1e-6)
+    seen = look(model, layer, visual)
+    torch.testing.assert_close(seen.projections.last_attention, row, rtol=1e-4, atol=1e-6)
     scores = row[1 : 1 + COUNT].tolist()
     for k in (1, 6, 15):
-        assert choose("fastv", view, k) == sorted(sorted(range(COUNT), key=lambda i: -scores[i])[:k])
+        assert choose("fastv", seen, k) == sorted(sorted(range(COUNT), key=lambda i: -scores[i])[:k])
 
 
 def test_attention_with_fewer_key_heads():
@@ -143,9 +143,9 @@ def test_attention_with_fewer_key_heads():
     other = OpenVLA(config, "eager").eval()
     other.load_state_dict(grouped.state_dict())
     visual = rows(COUNT, WIDTH, 0)
-    view = look(grouped, 2, visual)
+    seen = look(grouped, 2, visual)
     torch.testing.assert_close(
-        view.projections.last_attention, eager_weights(other, visual)[1].mean(dim=0)[-1], rtol=1e-4, atol=1e-6
+        seen.projections.last_attention, eager_weights(other, visual)[1].mean(dim=0)[-1], rtol=1e-4, atol=1e-6
     )
 
 
@@ -177,7 +177,7 @@ def test_centring_gives_a_token_that_is_the_mean_of_all_no_score(seed, index, of
 @pytest.mark.parametrize("layer", [0, 2])
 def test_dart_reads_normed_states_and_the_keys_that_attention_used(model, layer):
     visual = rows(COUNT, WIDTH, 0)
-    view = look(model, layer, visual)
+    seen = look(model, layer, visual)
     with torch.inference_mode():
         output = model.language_model(
             inputs_embeds=model.embed(visual[None], PROMPT), use_cache=True, output_hidden_states=True
@@ -186,7 +186,7 @@ def test_dart_reads_normed_states_and_the_keys_that_attention_used(model, layer)
     keys = output.past_key_values.layers[max(layer - 1, 0)].keys[0]
     norms = keys.transpose(0, 1).flatten(1).abs().sum(dim=1)[1:]
     for k in (2, 9, 15):
-        assert choose("dart", view, k) == dart(states, norms, COUNT, k)
+        assert choose("dart", seen, k) == dart(states, norms, COUNT, k)
 
 
 def pictures(seed: int, changed: list[int]) -> tuple[np.ndarray, np.ndarray]:

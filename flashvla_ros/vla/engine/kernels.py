@@ -16,7 +16,7 @@ from flashvla_ros.vla.engine.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.model import OpenVLA
-from flashvla_ros.vla.pruning.probe import LayerStates, LayerView, view_of
+from flashvla_ros.vla.pruning.probe import LayerStates, TokenStates, token_states
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.query import Query
 
@@ -59,13 +59,13 @@ class Kernels:
 
     def choose(self, buffers: PromptBuffers, k: int, length: int, pruning: PruningSettings) -> None:
         """Select `k` visual tokens by what the first `length` rows hold, with a method that can be recorded."""
-        view = self.view(buffers, length, Query((), pruning))
-        buffers.kept[:k].copy_(METHODS[pruning.method].select(view, k, pruning))
+        seen = self.seen(buffers, length, Query((), pruning))
+        buffers.kept[:k].copy_(METHODS[pruning.method].select(seen, k, pruning))
 
-    def view(self, buffers: PromptBuffers, length: int, query: Query) -> LayerView:
+    def seen(self, buffers: PromptBuffers, length: int, query: Query) -> TokenStates:
         """What a pruning method may look at: `length` rows, without the draft and the padding."""
         states = LayerStates(buffers.entering, buffers.attention, buffers.hidden).first(length)
-        return view_of(self._model, self.visual, states, buffers.rotary, query)
+        return token_states(self._model, self.visual, states, buffers.rotary, query)
 
     def after(self, buffers: PromptBuffers, layer: int, stay: int, outputs: int) -> None:
         """Drop all but `stay` visual tokens, run the layers from `layer` on, choose `outputs` tokens."""

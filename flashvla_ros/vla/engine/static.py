@@ -122,6 +122,7 @@ class StaticEngine:
         buffers.input([count + len(query.prompt), *query.ids])
         runs.of(kernels.before, layer)()
         stay = count
+        kept: Tensor | None
         if planned.chooses:
             done("prefill")
             kept = self._choose(runs, planned.k, query)
@@ -158,6 +159,6 @@ class StaticEngine:
         if method.recordable:
             runs.of(self._kernels.choose, k, length if method.reads_text else buffers.rows, pruning)()
             return buffers.kept[:k]
-        chosen = method.select(self._kernels.view(buffers, length, query), k, pruning)
+        chosen = method.select(self._kernels.seen(buffers, length, query), k, pruning)
         buffers.kept[: len(chosen)].copy_(chosen)
         return buffers.kept[: len(chosen)]

@@ -47,7 +47,7 @@ class Projections:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LayerView:
+class TokenStates:
     """What a method may look at. N visual tokens, P tokens of the prompt after them, L = 1 + N + P.
 
     At ``pruning.layer`` 0 no layer has run: attention and hidden state are the embeddings, and the projections are
@@ -100,9 +100,9 @@ class LayerStates(NamedTuple):
         return LayerStates(*(tensor[:, :length] for tensor in self))
 
 
-def run_and_view(
+def run_before_pruning(
     model: OpenVLA, hidden: Tensor, query: Query, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
-) -> tuple[Tensor, LayerView]:
+) -> tuple[Tensor, TokenStates]:
     """Run the decoder's layers before ``pruning.layer``; also return what a method may look at.
 
     No method sees the draft, so that it selects what it would select without one.
@@ -121,10 +121,10 @@ def run_and_view(
         entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache)
         hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache)
         states = LayerStates(entering, attention, hidden)
-    return hidden, view_of(model, visual, states.first(count + len(query.prompt)), rotary, query)
+    return hidden, token_states(model, visual, states.first(count + len(query.prompt)), rotary, query)
 
 
-def view_of(model: OpenVLA, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> LayerView:
+def token_states(model: OpenVLA, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> TokenStates:
     """Return what a method may look at in front of ``pruning.layer``.
 
     Args:
@@ -136,7 +136,7 @@ def view_of(model: OpenVLA, visual: Tensor, states: LayerStates, rotary: Rotary,
     """
     layer, stop, length = query.pruning.layer, 1 + visual.shape[1], states.hidden.shape[1]
     cosines, sines = rotary
-    return LayerView(
+    return TokenStates(
         embeddings=visual[0],
         attention=states.attention[0, 1:stop],
         hidden=states.hidden[0, 1:stop],

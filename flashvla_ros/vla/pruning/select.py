@@ -12,14 +12,14 @@ from torch import Tensor
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
-from flashvla_ros.vla.pruning.probe import LayerView
+from flashvla_ros.vla.pruning.probe import TokenStates
 from flashvla_ros.vla.pruning.scores import centred, information_contribution, row_norm
 
 _MASK_64 = (1 << 64) - 1
 
-# View, number to keep k, settings → ascending indices [k].
-Selector = Callable[[LayerView, int, PruningSettings], Tensor]
-Score = Callable[[LayerView, PruningSettings], Tensor]  # [N]
+# Token states, number to keep k, settings → ascending indices [k].
+Selector = Callable[[TokenStates, int, PruningSettings], Tensor]
+Score = Callable[[TokenStates, PruningSettings], Tensor]  # [N]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Method:
         source: Where it was published.
         reads: What it looks at.
         reads_at_0: What it looks at where ``pruning.layer`` is 0 and no decoder layer has run.
-        needs_attention: It needs attention weights; the rows it reads are computed beside the layer's own attention.
+        needs_attention: It needs attention weights; the rows it reads are computed apart from the layer's own.
         needs_frame: It compares the frame with the one before.
         recordable: Which kernels run depends on shapes and settings alone, so a CUDA graph can record it.
         reads_text: It looks at the prompt, so that a record of it serves prompts of one length.
@@ -89,8 +89,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _by_score(score: Score) -> Selector:
-    def select(view: LayerView, k: int, settings: PruningSettings) -> Tensor:
-        return top_k(score(view, settings), k)
+    def select(seen: TokenStates, k: int, settings: PruningSettings) -> Tensor:
+        return top_k(score(seen, settings), k)
 
     return select
 
@@ -100,61 +100,61 @@ def _permutation(count: int, seed: int, key: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _random(view: LayerView, k: int, settings: PruningSettings) -> Tensor:
+def _random(seen: TokenStates, k: int, settings: PruningSettings) -> Tensor:
     """Choose by a seed made of ``pruning.seed`` and the observation, so that a replay chooses the same tokens."""
-    chosen = _permutation(len(view.embeddings), settings.seed, view.key)[:k]
-    return chosen.sort().values.to(view.embeddings.device)
+    chosen = _permutation(len(seen.embeddings), settings.seed, seen.key)[:k]
+    return chosen.sort().values.to(seen.embeddings.device)
 
 
-def _fastv(view: LayerView, settings: PruningSettings) -> Tensor:  # noqa: ARG001
+def _fastv(seen: TokenStates, settings: PruningSettings) -> Tensor:  # noqa: ARG001
     """Attention that the last token of the prompt pays to each visual token, mean over heads (FastV, 2403.06764)."""
-    return view.projections.last_attention[1 : 1 + len(view.embeddings)]
+    return seen.projections.last_attention[1 : 1 + len(seen.embeddings)]
 
 
-def _ics_values(view: LayerView, settings: PruningSettings) -> Tensor:
+def _ics_values(seen: TokenStates, settings: PruningSettings) -> Tensor:
     """ICS of what the next layer would read and not of what the last one wrote.
 
     Attention gives a mean of values with weights that sum to one, Σ aⱼvⱼ = v̄ + Σ aⱼ(vⱼ - v̄): a token whose value is the
     mean of all can go unnoticed, however large it is.
     """
-    return information_contribution(centred(view.values), settings.rank)
+    return information_contribution(centred(seen.values), settings.rank)
 
 
-def _divprune(view: LayerView, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
-    return farthest_from_each_other(view.embeddings, k).sort().values
+def _divprune(seen: TokenStates, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
+    return farthest_from_each_other(seen.embeddings, k).sort().values
 
 
-def _dart(view: LayerView, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
-    projections = view.projections
+def _dart(seen: TokenStates, k: int, settings: PruningSettings) -> Tensor:  # noqa: ARG001
+    projections = seen.projections
     norms = projections.keys[:, 1:].float().abs().sum(dim=(0, 2))  # L1, as released
-    states = projections.model.language_model.model.norm(torch.cat([view.hidden, view.text]))
-    return least_duplicated(states, norms, len(view.hidden), k).sort().values
+    states = projections.model.language_model.model.norm(torch.cat([seen.hidden, seen.text]))
+    return least_duplicated(states, norms, len(seen.hidden), k).sort().values
 
 
-def _temporal(view: LayerView, k: int, settings: PruningSettings) -> Tensor:
+def _temporal(seen: TokenStates, k: int, settings: PruningSettings) -> Tensor:
     """Keep what changed most since the frame before; with no such frame nothing is known to be static, and all stay.
 
     VLA-Cache recomputes the tokens of changed patches and takes the others from its cache, so it never chooses
     among equally static ones. Here they follow in a fixed order drawn from ``pruning.seed``, which covers the image
     and is the same for every frame.
     """
-    count, device = len(view.embeddings), view.embeddings.device
-    if view.similarity is None:
+    count, device = len(seen.embeddings), seen.embeddings.device
+    if seen.similarity is None:
         return torch.arange(count, device=device)
     order = _permutation(count, settings.seed, 0)
-    changed = (1.0 - view.similarity.cpu()[order]).argsort(descending=True, stable=True)[:k]
+    changed = (1.0 - seen.similarity.cpu()[order]).argsort(descending=True, stable=True)[:k]
     return order[changed].sort().values.to(device)
 
 
 METHODS: Mapping[str, Method] = {
     "ics": Method(
-        _by_score(lambda view, settings: information_contribution(view.attention, settings.rank)),
+        _by_score(lambda seen, settings: information_contribution(seen.attention, settings.rank)),
         "FlashVLA, arXiv 2505.21200",
         "self-attention output",
         "projector output",
     ),
     "ics_hidden": Method(
-        _by_score(lambda view, settings: information_contribution(view.hidden, settings.rank)),
+        _by_score(lambda seen, settings: information_contribution(seen.hidden, settings.rank)),
         "TokenCarve, arXiv 2503.10501",
         "hidden state",
         "projector output",
@@ -190,12 +190,12 @@ METHODS: Mapping[str, Method] = {
         recordable=False,  # without a frame before it keeps another number of tokens
     ),
     "norm": Method(
-        _by_score(lambda view, _settings: row_norm(view.attention)),
+        _by_score(lambda seen, _settings: row_norm(seen.attention)),
         "control",
         "self-attention output",
         "projector output",
     ),
-    "random": Method(_random, "control", "nothing", "nothing", recordable=False),  # drawn anew on the host
+    "random": Method(_random, "control", "nothing", "nothing", recordable=False),  # drawn on the host each time
 }
 
 
