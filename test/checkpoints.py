@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from flashvla_ros.vla.checkpoint import save_checkpoint
 from flashvla_ros.vla.config import DINOV2, SIGLIP, OpenVLAConfig, TowerConfig
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.processor import format_prompt
 from flashvla_ros.vla.tokenizer import build_tokenizer
+from training.saving import save_checkpoint
 
 VOCABULARY = 1024
 NORM_STATS: dict[str, Any] = {

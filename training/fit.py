@@ -21,11 +21,11 @@ from tqdm import tqdm
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.sim.tasks import TASKS
-from flashvla_ros.vla.checkpoint import save_checkpoint
 from flashvla_ros.vla.model import OpenVLA
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.dataset import DatasetError, load
+from training.saving import save_checkpoint
 from training.trainer import FitConfig, Trainer
 
 STATE, LOG, DESCRIPTION, CHECKPOINT = "state.pt", "log.jsonl", "run.json", "checkpoint"

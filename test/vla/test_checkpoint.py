@@ -10,10 +10,11 @@ from checkpoints import NORM_STATS, random_model, tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.vla.checkpoint import load_config, load_model, save_checkpoint
+from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.keys import EMBEDDING, HEAD
 from flashvla_ros.vla.model import OpenVLA
 from flashvla_ros.vla.tokenizer import build_tokenizer
+from training.saving import save_checkpoint
 
 CPU = torch.device("cpu")
 
