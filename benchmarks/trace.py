@@ -7,15 +7,17 @@ every decision to ``trace.csv`` and some of the frames that the policy saw in th
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from flashvla_ros.bench.trace import DATA, INFER, REUSE, TraceStep, write_trace
+from flashvla_ros.bench.trace import DATA, INFER, REUSE
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import Settings
@@ -28,6 +30,7 @@ from flashvla_ros.sim.world import World
 from flashvla_ros.vla.policy import OpenVLAPolicy
 
 MODES = ("guarded", "paper")
+COLUMNS = ("mode", "task", "seed", "step", "decision", "reason", "agreeing", "tokens")
 _FRAMES, _FRAME_PIXELS = 8, 224
 
 
@@ -46,7 +49,7 @@ def record(out: Path, tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Run an episode of each mode, task and seed; write the trace and the frames."""
     base = Settings()
     policy = OpenVLAPolicy.load(base.model)
-    steps: list[TraceStep] = []
+    steps: list[tuple[Any, ...]] = []
     with closing(World(_FRAME_PIXELS)) as world:
         for mode, task, seed in itertools.product(MODES, tasks, seeds):
             results = _episode(world, policy, task, seed, base.with_values(BUILT_IN[mode]))
@@ -55,7 +58,7 @@ def record(out: Path, tasks: Sequence[str], seeds: Sequence[int]) -> None:
             steps += _steps(mode, task, seed, results)
             reused = sum(not result.fresh for result in results)
             print(f"{mode} {task} {seed}: {len(results)} steps, {reused} reused", flush=True)
-    write_trace(out / "trace.csv", steps)
+    _write(out / "trace.csv", steps)
 
 
 def _episode(world: World, policy: OpenVLAPolicy, task: str, seed: int, settings: Settings) -> list[StepResult]:
@@ -66,7 +69,8 @@ def _episode(world: World, policy: OpenVLAPolicy, task: str, seed: int, settings
     return results
 
 
-def _steps(mode: str, task: str, seed: int, results: list[StepResult]) -> Iterator[TraceStep]:
+def _steps(mode: str, task: str, seed: int, results: list[StepResult]) -> Iterator[tuple[Any, ...]]:
+    """Yield the row of each control step."""
     before: IntArray | None = None
     for index, result in enumerate(results):
         agreeing = None
@@ -75,7 +79,13 @@ def _steps(mode: str, task: str, seed: int, results: list[StepResult]) -> Iterat
             agreeing = None if before is None else _common(before, tokens)
             before = tokens
         decision = INFER if result.fresh else REUSE
-        yield TraceStep(mode, task, seed, index, decision, str(result.decision.reason), agreeing, tokens.size)
+        yield mode, task, seed, index, decision, str(result.decision.reason), agreeing, tokens.size
+
+
+def _write(path: Path, steps: Iterable[tuple[Any, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *steps])  # None is an empty cell
 
 
 def _common(first: IntArray, second: IntArray) -> int:

@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -33,36 +32,22 @@ class TraceStep:
 
     Attributes:
         mode: Of the gate: ``guarded`` or ``paper``.
-        task: What the robot was doing.
-        seed: Of the episode's scene.
-        step: From 0 in each episode.
-        decision: ``infer`` or ``reuse``.
-        reason: The gate's reason.
+        fresh: Whether the model was run.
         agreeing: See the module; None where nothing came before, and on a reused step.
         tokens: Tokens of an action.
     """
 
     mode: str
-    task: str
-    seed: int
-    step: int
-    decision: str
-    reason: str
+    fresh: bool
     agreeing: int | None
     tokens: int
 
-    @property
-    def fresh(self) -> bool:
-        """Whether the model was run."""
-        return self.decision == INFER
-
 
 _NEEDED = ("mode", "decision", "agreeing", "tokens")
-_COLUMNS = tuple(field.name for field in dataclasses.fields(TraceStep))
 
 
 def read_trace(path: Path) -> list[TraceStep]:
-    """Read a CSV as :func:`write_trace` makes it.
+    """Read a CSV as ``python -m benchmarks.trace`` makes it; its other columns are for people.
 
     Raises:
         FlashVLAError: The file is no such trace; names the line.
@@ -90,16 +75,7 @@ def _step(path: Path, number: int, row: dict[str, str]) -> TraceStep:
     agreeing, tokens = _number(where, "agreeing", row["agreeing"]), _number(where, "tokens", row["tokens"]) or 0
     if agreeing is not None and agreeing > tokens:
         raise FlashVLAError(f"{where}: {agreeing} agreeing tokens of {tokens} cannot be")
-    return TraceStep(
-        mode=row["mode"],
-        task=row.get("task") or "",
-        seed=_number(where, "seed", row.get("seed")) or 0,
-        step=_number(where, "step", row.get("step")) or 0,
-        decision=decision,
-        reason=row.get("reason") or "",
-        agreeing=agreeing,
-        tokens=tokens,
-    )
+    return TraceStep(row["mode"], decision == INFER, agreeing, tokens)
 
 
 def _number(where: str, name: str, text: str | None) -> int | None:
@@ -108,16 +84,6 @@ def _number(where: str, name: str, text: str | None) -> int | None:
     if not text.isdecimal():
         raise FlashVLAError(f"{where}: {name} must be a whole number or empty, got {text!r}")
     return int(text)
-
-
-def write_trace(path: Path, steps: Iterable[TraceStep]) -> None:
-    """Write what :func:`read_trace` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for step in steps:
-            writer.writerow("" if value is None else value for value in dataclasses.astuple(step))
 
 
 def relative(path: Path) -> str:

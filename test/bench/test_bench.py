@@ -110,7 +110,7 @@ def test_mix_with_a_draft_pays_for_the_passes_that_the_draft_leaves():
     series = {PLAIN: timed(10.0), name: timed(8.0), draft_name(name, 1): timed(2.0), draft_name(name, 0): timed(8.0)}
     # no draft; none, half and all of four tokens, carried over to seven: 6, 3 and no passes after the prompt
     agreeing = [None, 0, 2, 4]
-    trace = [TraceStep("mine", "t", 0, n, "infer", "", share, 4) for n, share in enumerate(agreeing)]
+    trace = [TraceStep("mine", True, share, 4) for share in agreeing]
     greedy, drafted = mixes(series, trace, 0.0)
     assert (greedy["name"], drafted["name"]) == (f"mine gate, {name}", f"mine gate, {name}, draft")
     assert greedy["mean_ms"] == 8000.0
