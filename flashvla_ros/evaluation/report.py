@@ -18,7 +18,7 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.markdown import Row
-from flashvla_ros.evaluation.statistics import mcnemar_exact
+from flashvla_ros.evaluation.statistics import Paired
 from flashvla_ros.evaluation.summary import ALL, DENSE, rates
 from flashvla_ros.sim.perturbation import NONE
 
@@ -180,10 +180,8 @@ def _compared(section: str, rows: Sequence[Row]) -> str:
     for mode, mine in won.items():
         cells = []
         for control in controls:
-            theirs = won[control]
-            lost = sum(other and not own for other, own in zip(theirs, mine, strict=True))
-            gained = sum(own and not other for other, own in zip(theirs, mine, strict=True))
-            cells.append("" if mode == control else f"{lost} / {gained}, p = {mcnemar_exact(theirs, mine):.2g}")
+            pair = Paired.of(won[control], mine)
+            cells.append("" if mode == control else f"{pair.lost} / {pair.won}, p = {pair.mcnemar_p:.2g}")
         lines.append([f"`{mode}`", *cells])
     heads = ["lost / won against", *(f"`{name}`" for name in controls)]
     return markdown.table(heads, lines) if controls else ""

@@ -31,15 +31,21 @@ class Rate:
         return f"{self.successes}/{self.trials} ({100 * low:.0f}-{100 * high:.0f} %)"
 
 
-def mcnemar_exact(reference: Sequence[bool], other: Sequence[bool]) -> float:
-    """Two-sided exact McNemar p-value of two outcomes of the same episodes, paired by position.
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Two outcomes of the same episodes: how many the reference won alone (`lost`), and how many the other (`won`)."""
 
-    Only the episodes that one of the two won alone count; with none of them there is no evidence, p = 1.
+    lost: int
+    won: int
 
-    Raises:
-        ValueError: the two sequences differ in length.
-    """
-    pairs = list(zip(reference, other, strict=True))
-    lost = sum(first and not second for first, second in pairs)
-    won = sum(second and not first for first, second in pairs)
-    return float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+    @classmethod
+    def of(cls, reference: Sequence[bool], other: Sequence[bool]) -> Paired:
+        """Compare successes, paired by position; ValueError where the two sequences differ in length."""
+        pairs = list(zip(reference, other, strict=True))
+        return cls(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+
+    @property
+    def mcnemar_p(self) -> float:
+        """Two-sided exact McNemar p-value; 1 where neither won an episode alone, as nothing speaks for either."""
+        lost, won = self.lost, self.won
+        return float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flashvla_ros.evaluation.jobs import Record
-from flashvla_ros.evaluation.statistics import Rate, mcnemar_exact
+from flashvla_ros.evaluation.statistics import Paired, Rate
 
 ALL = "all"
 DENSE = "dense"
@@ -101,14 +101,8 @@ def _reaction(cell: Cell) -> dict[str, Any]:
 
 def _against(dense: Cell, cell: Cell) -> dict[str, Any]:
     """Compare with the dense model, episode by episode."""
-    first = [record.success for record in dense.records]
-    second = [record.success for record in cell.records]
-    pairs = list(zip(first, second, strict=True))
-    return {
-        "lost": sum(before and not after for before, after in pairs),
-        "won": sum(after and not before for before, after in pairs),
-        "mcnemar_p": round(mcnemar_exact(first, second), 6),
-    }
+    compared = Paired.of(*([record.success for record in one.records] for one in (dense, cell)))
+    return {"lost": compared.lost, "won": compared.won, "mcnemar_p": round(compared.mcnemar_p, 6)}
 
 
 def _rounded(values: tuple[float, float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashvla_ros.evaluation.statistics import Rate, mcnemar_exact
+from flashvla_ros.evaluation.statistics import Paired, Rate
 
 
 def test_wilson_interval_of_48_of_50():
@@ -18,13 +18,14 @@ def test_interval_stays_inside_0_and_1_at_the_ends():
 def test_mcnemar_counts_only_discordant_pairs():
     reference = [True] * 90 + [True] * 6 + [False] * 4
     other = [True] * 90 + [False] * 6 + [False] * 4
-    assert mcnemar_exact(reference, other) == pytest.approx(2 * 0.5**6)
+    assert Paired.of(reference, other) == Paired(lost=6, won=0)
+    assert Paired.of(reference, other).mcnemar_p == pytest.approx(2 * 0.5**6)
 
 
 def test_mcnemar_of_equal_outcomes_is_no_evidence():
-    assert mcnemar_exact([True, False], [True, False]) == 1.0
+    assert Paired.of([True, False], [True, False]).mcnemar_p == 1.0
 
 
 def test_mcnemar_refuses_unpaired_outcomes():
     with pytest.raises(ValueError, match="zip"):
-        mcnemar_exact([True], [True, False])
+        Paired.of([True], [True, False])
