@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flashvla_ros.bags import sweep
 from flashvla_ros.bags.tuning import SWEPT, BagOutcome, Tuning
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import write_text
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.decision import GateDecision
@@ -51,10 +51,7 @@ def write_report(path: Path, tuning: Tuning) -> None:
         *(_recording(outcome, shown, tuning) for outcome in tuning.outcomes),
         "</html>",
     ]
-    try:
-        path.write_text("\n".join(parts), encoding="utf-8")
-    except OSError as error:
-        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, "\n".join(parts))
 
 
 def _summary(tuning: Tuning) -> str:

@@ -17,7 +17,8 @@ from flashvla_ros.bags.report import write_report
 from flashvla_ros.bags.tuning import SWEPT, Tuning, tune
 from flashvla_ros.cli.fanout import add_arguments as add_fanout_arguments
 from flashvla_ros.cli.results import meta, write_results
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.files import write_text
 from flashvla_ros.core.settings import find
 
 GRID = {"delta": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", "max_angle_deg": "2,5,10,20,40", "max_reuse": "1,2,3,5"}
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(_lines(tuning, args.node)))
     write_report(args.html, tuning)
     if tuning.best is not None:
-        _write(args.yaml, _parameters(tuning.best))
+        write_text(args.yaml, _parameters(tuning.best))
     print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
     if args.json:
         write_results(args.json, _meta(tuning), [_json_row(row, tuning) for row in tuning.rows])
@@ -150,10 +151,3 @@ def _meta(tuning: Tuning) -> dict[str, Any]:
         checkpoint=here.checkpoint,
         settings=tuning.settings.values(),
     )
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error

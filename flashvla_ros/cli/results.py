@@ -12,7 +12,7 @@ from typing import Any
 
 import flashvla_ros
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.files import MEGABYTE, read_json
+from flashvla_ros.core.files import MEGABYTE, read_json, write_text
 
 MOST_BYTES = 256 * MEGABYTE  # an evaluation of many episodes
 
@@ -36,12 +36,7 @@ def write_results(path: Path, meta: Mapping[str, Any], rows: Sequence[Mapping[st
     Raises:
         FlashVLAError: The file cannot be written.
     """
-    text = json.dumps(_plain({"meta": meta, "rows": rows}), indent=1, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, json.dumps(_plain({"meta": meta, "rows": rows}), indent=1, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

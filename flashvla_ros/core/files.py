@@ -1,4 +1,4 @@
-"""Read small files that somebody else wrote: within bounded time and memory, and in one line where that fails.
+"""Read small files that somebody else wrote, within bounded time and memory; one line says where that fails.
 
 A configuration, a description or a table of results is a regular file of a few megabytes at most. A FIFO would block
 for ever, /dev/zero never ends, and a bomb of nested brackets overflows a parser's stack.
@@ -60,6 +60,19 @@ def read_json(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int 
         return parse_json(read_text(path, error, most))
     except ValueError as problem:
         raise error(f"{path} is not JSON: {problem}") from problem
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, and the folders above it.
+
+    Raises:
+        FlashVLAError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
 
 
 def parse_json(text: str) -> Any:

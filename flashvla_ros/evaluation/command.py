@@ -12,6 +12,7 @@ from flashvla_ros.cli.fanout import fan_out
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import write_text
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.evaluation import markdown, video
 from flashvla_ros.evaluation.jobs import close_worlds, run_job
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             write_results(args.json, meta, rows)
         if args.markdown:
-            markdown.write(args.markdown, markdown.page(results))
+            write_text(args.markdown, markdown.page(results))
         if args.plot:
             plot.draw([results], args.plot)
         for film in films:

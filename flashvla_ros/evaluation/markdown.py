@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.evaluation.summary import ALL, rates
 from flashvla_ros.sim.perturbation import NONE
 
@@ -106,15 +104,6 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a page, or say in one line why it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _short(row: Row) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flashvla_ros.cli.results import MOST_BYTES
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.files import read_json
+from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.markdown import Row
 from flashvla_ros.evaluation.statistics import Paired
@@ -84,7 +84,7 @@ def compose(files: Sequence[Path], page: Path | None, picture: Path | None) -> i
     if page is None:
         print(text, end="")
     else:
-        markdown.write(page, text)
+        write_text(page, text)
     return 0
 
 
