@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,10 @@ def _lines(comparison: Comparison, why: list[str]) -> list[str]:
 
 
 def _row(comparison: Comparison, why: list[str]) -> dict[str, Any]:
-    first = comparison.first
-    difference = (
-        {"step": first.step, "field": first.field, "recorded": first.recorded, "replayed": first.replayed}
-        if first
-        else None
-    )
     return {
         "steps": comparison.steps,
         "identical": comparison.identical if comparison.compared else None,
-        "first_difference": difference,
+        "first_difference": dataclasses.asdict(comparison.first) if comparison.first else None,
         "why": [] if comparison.identical or not comparison.compared else why,
         "compared": comparison.compared,
         "differing": comparison.differing,

@@ -42,30 +42,7 @@ class RecordedStep:
     values: Mapping[str, Any]
 
 
-def values_of(result: StepResult) -> dict[str, Any]:
-    """Return what a recorded step says of a result, under the field names of GateStatus."""
-    decision, kept = result.decision, result.inference.kept
-    return {
-        "decision": int(decision.reuse),
-        "reason": str(decision.reason),
-        "angle_deg": decision.angle_deg,
-        "overlap": decision.overlap,
-        "corrected_overlap": decision.corrected_overlap,
-        "scene_level": decision.scene_level,
-        "scene_changed": decision.scene_changed,
-        "reused_in_a_row": decision.reused_in_a_row,
-        "age_s": decision.age_s,
-        "kept_tokens": np.empty(0, dtype=np.int64) if kept is None else kept,
-        "action": result.command.ravel(),
-        "clamped": int(result.clamped.any(axis=0).sum()),
-        **result.draft_counts,
-        "speed_scale": result.speed_scale,
-    }
-
-
-FIELDS = (
-    "decision",
-    "reason",
+_OF_DECISION = (
     "angle_deg",
     "overlap",
     "corrected_overlap",
@@ -73,14 +50,24 @@ FIELDS = (
     "scene_changed",
     "reused_in_a_row",
     "age_s",
-    "kept_tokens",
-    "action",
-    "clamped",
-    "draft_tokens",
-    "draft_accepted",
-    "draft_near",
-    "speed_scale",
 )
+_OF_DRAFT = ("draft_tokens", "draft_accepted", "draft_near")
+FIELDS = ("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale")
+
+
+def values_of(result: StepResult) -> dict[str, Any]:
+    """Return what a recorded step says of a result, the FIELDS of GateStatus."""
+    decision, kept = result.decision, result.inference.kept
+    return {
+        "decision": int(decision.reuse),
+        "reason": str(decision.reason),
+        **{name: getattr(decision, name) for name in _OF_DECISION},
+        "kept_tokens": np.empty(0, dtype=np.int64) if kept is None else kept,
+        "action": result.command.ravel(),
+        "clamped": int(result.clamped.any(axis=0).sum()),
+        **result.draft_counts,
+        "speed_scale": result.speed_scale,
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -33,7 +33,6 @@ aten = torch.ops.aten
 _MATRIX = {"cpu": 1536, "cuda": 8192}  # side; large enough for the device's best rate
 _STREAM_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # larger than any cache
 _ROW = 4096  # as wide as the decoder of OpenVLA-7B
-_REPEATS = 1  # a round; the best of all rounds counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,22 +211,19 @@ class Prober:
     def probe(self, roofline: Roofline) -> None:
         """Measure each rate and keep the best in `roofline`."""
         moved = self._source.nbytes
-        flops = 2 * self._side**3 / self._best_s(lambda: self._square @ self._square)
-        copied = 2 * moved / self._best_s(lambda: self._target.copy_(self._source))
-        read = moved / self._best_s(lambda: self._source @ self._vector)
+        flops = 2 * self._side**3 / self._seconds(lambda: self._square @ self._square)
+        copied = 2 * moved / self._seconds(lambda: self._target.copy_(self._source))
+        read = moved / self._seconds(lambda: self._source @ self._vector)
         roofline.flops_per_s = max(roofline.flops_per_s, flops)
         roofline.copy_bytes_per_s = max(roofline.copy_bytes_per_s, copied)
         roofline.gemv_bytes_per_s = max(roofline.gemv_bytes_per_s, read)
 
-    def _best_s(self, call: Callable[[], Tensor]) -> float:
-        best_s = float("inf")
-        for _ in range(_REPEATS):
-            self._backend.synchronize()
-            started_s = time.perf_counter()
-            call()
-            self._backend.synchronize()
-            best_s = min(best_s, time.perf_counter() - started_s)
-        return best_s
+    def _seconds(self, call: Callable[[], Tensor]) -> float:
+        self._backend.synchronize()
+        started_s = time.perf_counter()
+        call()
+        self._backend.synchronize()
+        return time.perf_counter() - started_s
 
 
 def spec_of_size(size: int, dt_s: float = 0.1) -> ActionSpec:

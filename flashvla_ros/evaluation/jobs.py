@@ -137,6 +137,9 @@ def _world(size: int) -> Any:
     return _WORLDS[size]
 
 
+_OF_OUTCOME = {field.name for field in dataclasses.fields(Outcome)} & {f.name for f in dataclasses.fields(Record)}
+
+
 class _Cost:
     """Counts what an episode's control steps cost, as multiples of the dense model's."""
 
@@ -167,14 +170,7 @@ class _Cost:
 def _record(outcome: Outcome, cost: _Cost) -> Record:
     ticks = [round(seconds * _TICKS_IN_A_SECOND) for seconds in outcome.latencies_s]
     return Record(
-        success=outcome.success,
-        steps=outcome.steps,
-        reused=outcome.reused,
-        clamped=outcome.clamped,
-        kept_ratio=outcome.kept_ratio,
-        reasons=outcome.reasons,
-        change_step=outcome.change_step,
-        reaction_steps=outcome.reaction_steps,
+        **{name: getattr(outcome, name) for name in _OF_OUTCOME},
         visual_flops=cost.visual,
         flops=cost.total,
         fresh_ticks=tuple(tick for tick, fresh in zip(ticks, cost.fresh, strict=True) if fresh),
