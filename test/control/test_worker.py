@@ -411,7 +411,9 @@ def test_a_dry_run_begins_with_a_stop_and_nothing_is_stopped_in_it(rig: Rig) -> 
     assert rig.worker.in_force is not None
     rig.worker.apply(settings_of(dry_run=True))
     assert [stop.cause for stop in rig.stops] == [Reason.DRY_RUN]
+    assert rig.stops[0].detail == "control.dry_run is true: commands are computed and not sent"
     assert rig.stops[0].command is not None
+    assert rig.worker.running_since_s is None
     rig.step()
     assert rig.worker.in_force is None
     assert rig.steps[-1].settings.control.dry_run
