@@ -16,7 +16,7 @@ from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.trial import attempt
 
 _LEAST_PYTHON = (3, 11)
-_LEAST_TORCH = (2, 4)
+_LEAST_TORCH = (2, 11)
 _EGL_TRIAL = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
 
 
@@ -49,11 +49,11 @@ def _torch(settings: ModelSettings) -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
-        yield Finding("torch", Level.FAILURE, f"cannot be imported: {error}", "pip install 'torch>=2.4'")
+        yield Finding("torch", Level.FAILURE, f"cannot be imported: {error}", "pip install 'torch>=2.11'")
         return
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _LEAST_TORCH:
-        yield Finding("torch", Level.FAILURE, torch.__version__, "pip install --upgrade 'torch>=2.4'")
+        yield Finding("torch", Level.FAILURE, torch.__version__, "pip install --upgrade 'torch>=2.11'")
     else:
         yield ok("torch", f"{torch.__version__}, transformers {importlib.metadata.version('transformers')}")
     yield _gpu()

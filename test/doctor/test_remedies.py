@@ -43,12 +43,12 @@ def test_an_old_python(monkeypatch):
 
 def test_torch_that_is_not_there_or_old(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.1.0+cpu")
-    assert (found("torch").level, found("torch").remedy) == (Level.FAILURE, "pip install --upgrade 'torch>=2.4'")
+    assert (found("torch").level, found("torch").remedy) == (Level.FAILURE, "pip install --upgrade 'torch>=2.11'")
     hide(monkeypatch, "torch")
     findings = list(machine.check_machine(CPU))
     assert [finding.name for finding in findings] == ["Python", "torch", "EGL"]  # the rest would need it
     assert findings[1].level is Level.FAILURE
-    assert findings[1].remedy == "pip install 'torch>=2.4'"
+    assert findings[1].remedy == "pip install 'torch>=2.11'"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
