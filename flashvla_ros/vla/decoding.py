@@ -26,7 +26,9 @@ class KeyValueCache:
         self._stores: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self._lengths = [0] * layers
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_unused: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_unused: object, **_named: object
+    ) -> tuple[Tensor, Tensor]:
         """Append the keys and values [1, H, L, D] of new tokens; return those of all tokens of that layer."""
         start = self._lengths[layer]
         stop = self._lengths[layer] = start + keys.shape[2]

@@ -19,10 +19,12 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, [1 or B, L, head size]
 class Cache(Protocol):
     """What a decoder layer asks of a key-value cache."""
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_unused: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_unused: object, **_named: object
+    ) -> tuple[Tensor, Tensor]:
         """Store the keys and values [B, H, L, D] of new tokens; return those to attend to.
 
-        Early releases 5 of transformers hand over a fourth argument, for caches of other kinds.
+        Transformers 5.0 hands over a fourth argument and 5.24 one by name, for caches of other kinds.
         """
         ...
 
