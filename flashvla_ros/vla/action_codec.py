@@ -1,4 +1,4 @@
-"""Between actions in the robot's units, normalised actions in [-1, 1], bins, and tokens.
+"""From tokens to bins, normalised actions in [-1, 1], and actions in the robot's units.
 
 256 edges over [-1, 1] make 255 bins; the centre of bin b is token ``vocab_size - 1 - b``, where the vocabulary counts
 without its padding. Normalisation maps the 1st and 99th percentile of a data set to -1 and 1; dimensions that its mask
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.core.types import FloatArray, IntArray
+from flashvla_ros.core.types import FloatArray
 from flashvla_ros.vla.config import OpenVLAConfig
 
 
@@ -76,23 +76,10 @@ class ActionCodec:
         bins = self.vocab_size - 1 - np.asarray(tokens, dtype=np.int64)
         return (bins >= 0) & (bins <= self.n_bins - 2)
 
-    def encode(self, normalized: ArrayLike) -> IntArray:
-        """Return the tokens of normalised values; those beyond [-1, 1] are clipped."""
-        edges = np.linspace(-1.0, 1.0, self.n_bins)
-        bins = np.clip(np.digitize(np.asarray(normalized), edges) - 1, 0, self.n_bins - 2)
-        return (self.vocab_size - 1 - bins).astype(np.int64)
-
     def unnormalize(self, normalized: ArrayLike) -> FloatArray:
         """Scale normalised actions [..., D] to the robot's units."""
         values = np.asarray(normalized, dtype=np.float64)
         return np.where(self.mask, 0.5 * (values + 1.0) * (self.high - self.low) + self.low, values)
-
-    def normalize(self, actions: ArrayLike) -> FloatArray:
-        """Scale actions [..., D] in the robot's units to [-1, 1], clipped; a dimension that never moves gives 0."""
-        values = np.asarray(actions, dtype=np.float64)
-        span = self.high - self.low
-        scaled = np.where(span > 0, 2.0 * (values - self.low) / np.where(span > 0, span, 1.0) - 1.0, 0.0)
-        return np.clip(np.where(self.mask, scaled, values), -1.0, 1.0)
 
 
 def _statistics(entry: Any, key: str) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:

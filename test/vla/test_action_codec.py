@@ -20,26 +20,19 @@ def test_tokens_of_the_published_vocabulary():
     assert codec.decode([31999]) == pytest.approx(-1 + HALF_BIN)
     assert codec.decode([31745]) == pytest.approx(1 - HALF_BIN)
     assert codec.decode([31872]) == pytest.approx(0.0)
-    assert codec.encode([-1.0, 0.0, 1.0]).tolist() == [31999, 31872, 31745]
 
 
 @settings(max_examples=50, deadline=None)
 @given(arrays(np.float64, (4,), elements=UNIT))
-def test_round_trip_stays_within_half_a_bin(values):
-    assert np.abs(CODEC.decode(CODEC.encode(values)) - values).max() <= HALF_BIN + 1e-12
+def test_every_value_is_within_half_a_bin_of_a_token(values):
+    bins = CODEC.decode(np.arange(769, 1024))
+    assert np.abs(bins - values[:, None]).min(axis=1).max() <= HALF_BIN + 1e-12
 
 
 @settings(max_examples=50, deadline=None)
-@given(UNIT, UNIT)
-def test_a_greater_value_never_has_a_greater_token(one, other):
-    low, high = sorted((one, other))
-    assert CODEC.encode(low) >= CODEC.encode(high)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(769, 1023))
-def test_every_action_token_returns(token):
-    assert CODEC.encode(CODEC.decode(token)) == token
+@given(st.integers(769, 1022))
+def test_the_next_token_is_one_bin_less(token):
+    assert CODEC.decode(token) - CODEC.decode(token + 1) == pytest.approx(2 * HALF_BIN)
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,23 +46,10 @@ def test_any_token_decodes_inside_the_range(token):
         assert value == CODEC.decode(769)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.floats(allow_nan=False))
-def test_values_beyond_the_range_are_clipped(value):
-    assert CODEC.encode(value) == CODEC.encode(np.clip(value, -1, 1))
-
-
-@settings(max_examples=50, deadline=None)
-@given(arrays(np.float64, (3, 4), elements=UNIT))
-def test_normalize_inverts_unnormalize(values):
-    assert np.allclose(CODEC.normalize(CODEC.unnormalize(values)), values, atol=1e-12)
-
-
 def test_masked_dimension_is_not_scaled():
     stats = {"toy": {"action": {"q01": [0.0, 0.0], "q99": [10.0, 10.0], "mask": [True, False]}}}
     codec = ActionCodec.from_config(tiny_config(norm_stats=stats))
     assert codec.unnormalize([0.5, 0.5]).tolist() == [7.5, 0.5]
-    assert codec.normalize([7.5, 0.5]).tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(("low", "high"), [(float("nan"), 1.0), (2.0, 1.0), (0.0, float("inf"))])
@@ -77,14 +57,11 @@ def test_statistics_that_no_mask_uses_may_be_anything(low, high):
     stats = {"toy": {"action": {"q01": [0.0, low], "q99": [10.0, high], "mask": [1, 0]}}}
     codec = ActionCodec.from_config(tiny_config(norm_stats=stats))
     assert codec.unnormalize([0.5, 0.5]).tolist() == [7.5, 0.5]
-    assert codec.normalize([7.5, 0.5]).tolist() == [0.5, 0.5]
 
 
-def test_dimension_that_never_moves_is_zero():
+def test_dimension_that_never_moves_stays_where_it_is():
     stats = {"toy": {"action": {"q01": [3.0], "q99": [3.0]}}}
     codec = ActionCodec.from_config(tiny_config(norm_stats=stats))
-    with np.errstate(all="raise"):  # nothing is divided by its width of 0
-        assert codec.normalize([[2.0], [3.0], [4.0]]).tolist() == [[0.0]] * 3
     assert codec.unnormalize([0.7]) == 3.0
 
 
