@@ -148,18 +148,6 @@ class Scene:
         self._renderer.update_scene(self._data, view, scene_option=self._options)
         return self._renderer.render()
 
-    def segmentation(self) -> NDArray[np.uint8]:
-        """Return what each pixel of the last render shows, see :meth:`flashvla_ros.sim.world.World.segmentation`."""
-        self._renderer.enable_segmentation_rendering()
-        identifiers, types = np.moveaxis(self._renderer.render(), -1, 0)
-        self._renderer.disable_segmentation_rendering()
-        bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
-        bodies = self._model.geom_bodyid[np.where(types == mujoco.mjtObj.mjOBJ_GEOM, identifiers, 0)]
-        roots = self._model.body_rootid[bodies]
-        robot = roots == self._model.body_rootid[self._model.jnt_bodyid[0]]
-        thing = roots == bodies_of_the_world[-1]
-        return (np.where(thing, 2, robot) * (types == mujoco.mjtObj.mjOBJ_GEOM)).astype(np.uint8)
-
     def success(self, task: Task) -> bool:
         """Say whether Meta-World takes a task for accomplished at this instant."""
         environment = self._of(task)

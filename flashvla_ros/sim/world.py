@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim.errors import SimulationError
@@ -84,13 +84,6 @@ class World:
         size = (self._image_size, self._image_size)
         image = cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
         return image.astype(np.uint8, copy=False)
-
-    def segmentation(self) -> NDArray[np.uint8]:
-        """Return what each pixel of the last render shows, [rendered size, rendered size].
-
-        0 is the rest of the scene, 1 the robot, 2 the object that the scene's tasks are about.
-        """
-        return self.scene.segmentation()
 
     def success(self, task: str) -> bool:
         """Say whether a task of the present scene is accomplished at this instant, as Meta-World judges it."""

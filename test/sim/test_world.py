@@ -196,19 +196,3 @@ def test_a_shoved_object_is_elsewhere_until_the_next_reset(world: World) -> None
         assert np.abs(world.render().astype(int) - before).max() > 50
         world.reset(task, 3)
         assert np.array_equal(world.render(), before)
-
-
-def test_segmentation_shows_where_robot_and_object_are(world: World) -> None:
-    world.reset("drawer-open", 0)
-    world.render()
-    before = world.segmentation()
-    assert before.shape[0] == 2 * 64
-    assert set(np.unique(before)) == {0, 1, 2}
-    world.move_object((0.1, 0.0, 0.0))
-    moved = (world.render(), world.segmentation())[1]
-    assert ((before == 2) != (moved == 2)).mean() > 0.02
-    for _ in range(10):
-        world.step((1.0, 0.0, 1.0, -1.0))
-    image = (world.render(), world.segmentation())
-    assert ((image[1] == 1) != (moved == 1)).mean() > 0.01
-    assert np.array_equal(world.render(), image[0])  # pictures come out as before
