@@ -1,5 +1,17 @@
 """Errors that a user can mend. Each message is one line that names the culprit and the remedy."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the line for a name that is not among those `known`, with the names that are close to it."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3) or names
+    return f"there is no {kind} {name!r}; did you mean {', '.join(close)}?"
+
 
 class FlashVLAError(Exception):
     """Root of every error raised on purpose; the command line prints it and exits with code 2."""

@@ -7,13 +7,12 @@ Nothing here knows ROS, or which parameters there are.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.errors import SettingsError, unknown_name
 
 Value = bool | int | float | str | tuple[float, ...] | tuple[str, ...]
 Validator = Callable[[str, Any], None]  # gets a parameter's name and converted value, raises SettingsError
@@ -90,8 +89,7 @@ def rows_of(group: Any, prefix: str = "") -> Iterator[Parameter]:
 def find(rows: Mapping[str, Parameter], name: str) -> Parameter:
     """Return the row of a parameter, or raise :class:`SettingsError` with the names that are close to it."""
     if name not in rows:
-        close = difflib.get_close_matches(name, rows, n=3) or sorted(rows)
-        raise SettingsError(f"there is no parameter {name!r}; did you mean {', '.join(close)}?")
+        raise SettingsError(unknown_name("parameter", name, sorted(rows)))
     return rows[name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.yaml_files import read_yaml
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.errors import SettingsError, unknown_name
 from flashvla_ros.core.settings import Settings, find
 
 LIKE = "like"  # key of a mode in a file: start from that mode's values
@@ -63,8 +62,7 @@ def choose_modes(names: Iterable[str], file: Path) -> list[Mode]:
         base, _, changes = text.partition(":")
         matches = fnmatch.filter(known, base)
         if not matches:
-            close = difflib.get_close_matches(base, known, n=3) or list(known)
-            raise SettingsError(f"there is no mode {base!r}; did you mean {', '.join(close)}?")
+            raise SettingsError(unknown_name("mode", base, known))
         changed = parse_overrides(_SEPARATOR.split(changes)) if changes else {}
         for name in matches:
             label = f"{name}:{changes}" if changes else name

@@ -7,13 +7,13 @@ there is one instant of change, its step is known, and with it how long a policy
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashvla_ros.core.errors import unknown_name
 from flashvla_ros.core.types import ImageArray
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.errors import SimulationError
@@ -185,8 +185,7 @@ PERTURBATIONS: Mapping[str, type[Perturbation]] = {
 def find_perturbation(name: str) -> type[Perturbation]:
     """Return the class of a perturbation, or raise :class:`SimulationError` with the names that are close to it."""
     if name not in PERTURBATIONS:
-        close = difflib.get_close_matches(name, PERTURBATIONS, n=3) or list(PERTURBATIONS)
-        raise SimulationError(f"there is no perturbation {name!r}; did you mean {', '.join(close)}?")
+        raise SimulationError(unknown_name("perturbation", name, PERTURBATIONS))
     return PERTURBATIONS[name]
 
 

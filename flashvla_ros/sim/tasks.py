@@ -7,8 +7,8 @@ MuJoCo: command lines list the tasks without paying for it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
+from flashvla_ros.core.errors import unknown_name
 from flashvla_ros.sim.errors import SimulationError
 
 
@@ -50,8 +50,7 @@ TASKS: dict[str, Task] = {
 def find_task(name: str) -> Task:
     """Return the row of a task, or raise :class:`SimulationError` with the names that are close to it."""
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=3) or list(TASKS)
-        raise SimulationError(f"there is no task {name!r}; did you mean {', '.join(close)}?")
+        raise SimulationError(unknown_name("task", name, TASKS))
     return TASKS[name]
 
 
