@@ -111,6 +111,7 @@ class ImageProcessor:
         towers = len(self.means)
         return {
             "image_processor_type": "PrismaticImageProcessor",
+            "processor_class": "PrismaticProcessor",
             "use_fused_vision_backbone": towers == 2,
             "image_resize_strategy": self.strategy,
             "input_sizes": [[3, self.image_size, self.image_size]] * towers,

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from flashvla_ros.vla.config import DINOV2, KNOWN_BACKBONES, SIGLIP, OpenVLAConfig, TowerConfig, read_json
+from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import PAD, SPACE, build_tokenizer, save_tokenizer
 
 Shape = tuple[int, ...]
@@ -26,10 +27,6 @@ Progress = Callable[[str, int, int], None]
 
 SHARD_BYTES = 7_000_000_000  # the published OpenVLA-7B was saved with max_shard_size="7GB"
 _PIECE = 1 << 22  # values drawn at a time
-_IMAGE_STATISTICS = {
-    DINOV2: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    SIGLIP: ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-}
 LLAMA_VOCABULARY = 32_000
 EMPTY_TOKEN = 29_871  # "▁" in Llama's vocabulary
 
@@ -202,7 +199,7 @@ def write_random_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", config.to_dict())
-    _write_json(folder / "preprocessor_config.json", _image_processor(config))
+    _write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config).to_dict())
     _write_tokenizer(folder, config)
 
 
@@ -243,20 +240,6 @@ def _write_normal(stream: BinaryIO, count: int, deviation: float, generator: tor
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.view(torch.uint8).numpy().tobytes()
-
-
-def _image_processor(config: OpenVLAConfig) -> dict[str, Any]:
-    statistics = [_IMAGE_STATISTICS[tower.model_type] for tower in config.towers]
-    return {
-        "image_processor_type": "PrismaticImageProcessor",
-        "processor_class": "PrismaticProcessor",
-        "image_resize_strategy": config.image_resize_strategy,
-        "input_sizes": [[3, tower.image_size, tower.image_size] for tower in config.towers],
-        "interpolations": ["bicubic"] * len(config.towers),
-        "means": [mean for mean, _ in statistics],
-        "stds": [deviation for _, deviation in statistics],
-        "use_fused_vision_backbone": config.fused,
-    }
 
 
 def _write_tokenizer(folder: Path, config: OpenVLAConfig) -> None:
