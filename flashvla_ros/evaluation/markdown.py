@@ -70,34 +70,25 @@ def success_table(rows: Sequence[Row]) -> str:
 def cost_table(rows: Sequence[Row]) -> str:
     """Return what each mode costs over all tasks, and how fast it looks at a change where there was one."""
     totals = [row for row in rows if row["task"] == ALL]
-    heads = [
-        "mode",
-        "steps reused",
-        "visual FLOPs",
-        "FLOPs end to end",
-        "p50 [ms]",
-        "p95 [ms]",
-        "mean [ms]",
-        "model [ms]",
-    ]
-    columns: list[Callable[[Row], str]] = [
-        lambda row: f"`{row['mode']}`",
-        lambda row: f"{row['reuse_rate']:.1%}",
-        lambda row: f"{row['visual_flops_ratio']:.3f}",
-        lambda row: f"{row['flops_ratio']:.3f}",
-        lambda row: f"{row['latency_p50_ms']:.1f}",
-        lambda row: f"{row['latency_p95_ms']:.1f}",
-        lambda row: f"{row['latency_mean_ms']:.1f}",
-        lambda row: f"{row['inference_p50_ms']:.1f}",
-    ]
+    columns: dict[str, Callable[[Row], str]] = {
+        "mode": lambda row: f"`{row['mode']}`",
+        "steps reused": lambda row: f"{row['reuse_rate']:.1%}",
+        "visual FLOPs": lambda row: f"{row['visual_flops_ratio']:.3f}",
+        "FLOPs end to end": lambda row: f"{row['flops_ratio']:.3f}",
+        "p50 [ms]": lambda row: f"{row['latency_p50_ms']:.1f}",
+        "p95 [ms]": lambda row: f"{row['latency_p95_ms']:.1f}",
+        "mean [ms]": lambda row: f"{row['latency_mean_ms']:.1f}",
+        "model [ms]": lambda row: f"{row['inference_p50_ms']:.1f}",
+    }
     if any("reaction_steps_max" in row for row in totals):
-        heads += ["reaction: max", "mean", "later than at once"]
-        columns += [
-            lambda row: str(row.get("reaction_steps_max", "")),
-            lambda row: f"{row['reaction_steps_mean']:.2f}" if "changes" in row else "",
-            lambda row: f"{row['reactions_late']} of {row['changes']}" if "changes" in row else "",
-        ]
-    return table(heads, [[column(row) for column in columns] for row in totals])
+        columns |= {
+            "reaction: max": lambda row: str(row.get("reaction_steps_max", "")),
+            "mean": lambda row: f"{row['reaction_steps_mean']:.2f}" if "changes" in row else "",
+            "later than at once": lambda row: (
+                f"{row['reactions_late']} of {row['changes']}" if "changes" in row else ""
+            ),
+        }
+    return table(list(columns), [[column(row) for column in columns.values()] for row in totals])
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
