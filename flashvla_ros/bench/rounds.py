@@ -143,20 +143,24 @@ def model_row(name: str, series: Series, plain: Series, works: Mapping[str, Work
 def times(name: str, series: Series, plain: Series) -> Row:
     """Return percentiles of a configuration's steps, and their ratio to the baseline's of the same rounds."""
     seconds = series.array
-    p50, p95 = np.percentile(1e3 * seconds, (50, 95))
-    speedup = Speedup.of(plain.array, seconds)
-    row = {
-        "name": name,
-        "p50_ms": float(p50),
-        "p95_ms": float(p95),
-        "mean_ms": 1e3 * float(seconds.mean()),
-        "speedup": speedup.median,
-        "speedup_95": [speedup.low, speedup.high],
-    }
+    row = step_row(name, seconds, float(seconds.mean()), Speedup.of(plain.array, seconds))
     if series.cpu_seconds:
         row["cpu_p50_ms"] = 1e3 * float(np.median(series.cpu_seconds))
         row["cpu_speedup"] = Speedup.of(np.asarray(plain.cpu_seconds), np.asarray(series.cpu_seconds)).median
     return row
+
+
+def step_row(name: str, seconds: FloatArray, mean_s: float, speedup: Speedup) -> Row:
+    """Return what every row says of its steps."""
+    p50, p95 = np.percentile(1e3 * seconds, (50, 95))
+    return {
+        "name": name,
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "mean_ms": 1e3 * mean_s,
+        "speedup": speedup.median,
+        "speedup_95": [speedup.low, speedup.high],
+    }
 
 
 def _stages(series: Series, works: Mapping[str, Work], roofline: Roofline) -> dict[str, Row]:

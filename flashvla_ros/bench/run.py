@@ -25,7 +25,7 @@ from flashvla_ros.bench.configurations import (
     select,
     table,
 )
-from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, time_in_turn
+from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, step_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
 from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
@@ -225,18 +225,9 @@ def mix_row(
     reused = len(trace) - len(infer)
     mean = (infer.sum(axis=0) + reused * gate_s) / len(trace)  # [rounds]
     steps = np.concatenate([infer.ravel(), np.full(reused * rounds, gate_s)])
-    speedup = Speedup.of(plain, mean)
-    p50, p95 = np.percentile(1e3 * steps, (50, 95))
-    return {
-        "name": name,
-        "p50_ms": float(p50),
-        "p95_ms": float(p95),
-        "mean_ms": 1e3 * float(np.median(mean)),  # over the trace; of the rounds the median, as one may be disturbed
-        "speedup": speedup.median,
-        "speedup_95": [speedup.low, speedup.high],
-        "steps": len(trace),
-        "reuse_rate": reused / len(trace),
-    }
+    # The mean is over the trace; of the rounds' means the median, as one round may be disturbed.
+    row = step_row(name, steps, float(np.median(mean)), Speedup.of(plain, mean))
+    return row | {"steps": len(trace), "reuse_rate": reused / len(trace)}
 
 
 def mixes(series: Mapping[str, Series], trace: Sequence[TraceStep], gate_s: float) -> list[Row]:
