@@ -35,3 +35,7 @@ class ActionError(FlashVLAError):
 
 class BagError(FlashVLAError):
     """A recording cannot be read, or lacks what was asked of it."""
+
+
+class SimulationError(FlashVLAError):
+    """A task does not exist, rendering is impossible on this machine, or an episode was asked for something absurd."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.settings import ACTION_SIZE, METRES_PER_UNIT, RobotSettings
 from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
 

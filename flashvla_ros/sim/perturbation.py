@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashvla_ros.core.errors import unknown_name
+from flashvla_ros.core.errors import SimulationError, unknown_name
 from flashvla_ros.core.types import ImageArray
 from flashvla_ros.sim.episode import EpisodePlan
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim import description
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.settings import ACTION_SIZE
 from flashvla_ros.sim.simulator import ALL_V3_ENVIRONMENTS, metaworld, mujoco
 from flashvla_ros.sim.tasks import Task, scene_tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import SimulationError
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo is imported
 

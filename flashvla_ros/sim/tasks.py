@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flashvla_ros.core.errors import unknown_name
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import SimulationError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.scene import Camera, Scene, WorldState
 from flashvla_ros.sim.settings import ACTION_SIZE, SIZE_LIMITS
 from flashvla_ros.sim.tasks import find_task

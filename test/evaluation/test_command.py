@@ -9,9 +9,9 @@ import cv2
 import pytest
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.evaluation import jobs
 from flashvla_ros.evaluation.jobs import run_job
-from flashvla_ros.sim.errors import SimulationError
 
 try:
     import flashvla_ros.sim.world  # noqa: F401

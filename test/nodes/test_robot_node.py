@@ -22,11 +22,10 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.errors import SettingsError, SimulationError
 from flashvla_ros.messages.images import decode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.sim.errors import SimulationError
 
 try:
     from flashvla_ros.nodes.robot_node import RobotNode

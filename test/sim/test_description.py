@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from flashvla_ros.control.urdf import joint_limits
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import SimulationError
 
 try:
     from flashvla_ros.sim.description import ROOT

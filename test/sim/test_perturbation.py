@@ -11,8 +11,8 @@ from fakes import SPEC, ScriptedPolicy
 from test_rollout import expert_policy
 
 from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.perturbation import JUMP_M, PERTURBATIONS, find_perturbation, plan_episode
 from flashvla_ros.sim.rollout import Outcome, roll_out
 from flashvla_ros.sim.tasks import TASKS

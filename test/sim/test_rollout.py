@@ -10,11 +10,11 @@ import pytest
 from fakes import SPEC, ScriptedPolicy
 
 from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.sim.episode import EpisodePlan
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
 

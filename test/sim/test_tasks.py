@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.sim.tasks import TASKS, find_task, scene_tasks, task_for_instruction
 
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.sim.tasks import TASKS
 
 try:

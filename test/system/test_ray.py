@@ -15,8 +15,7 @@ from ray.cluster_utils import Cluster
 from flashvla_ros import __main__ as cli
 from flashvla_ros.cli.fanout import fan_out
 from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import FlashVLAError, SettingsError, SimulationError
 
 sys.path.append(str(Path(__file__).parents[1] / "bags"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashvla_ros.sim.errors import SimulationError
+from flashvla_ros.core.errors import SimulationError
 
 try:
     from flashvla_ros.sim.world import World

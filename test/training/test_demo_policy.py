@@ -8,10 +8,10 @@ import pytest
 from fakes import SPEC
 
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.evaluation.modes import BUILT_IN
-from flashvla_ros.sim.errors import SimulationError
 from flashvla_ros.sim.perturbation import INSTRUCTION_SWITCH, plan_episode
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.sim.tasks import TASKS
