@@ -130,9 +130,9 @@ def _episode(world: World, task: str, seed: int) -> Iterator[tuple[ImageArray, M
 
 
 def _shoved(world: World, offset_m: FloatArray) -> ImageArray:
-    world.move_object(offset_m)
+    world.scene.move_object(offset_m)
     image = world.render()
-    world.move_object(-offset_m)
+    world.scene.move_object(-offset_m)
     return image
 
 

@@ -115,7 +115,7 @@ def record_episode(world: Any, plan: Plan, instructions: list[str]) -> dict[str,
         frames["images"].append(world.render())
         frames["actions"].append(action.astype(np.float32))
         frames["instruction"].append(np.uint8(instructions.index(find_task(task).instruction)))
-        frames["auxiliary"].append(world.state.vector())
+        frames["auxiliary"].append(world.scene.state.vector())
         frames["done"].append(done)
         left -= done and task == plan.task
         if left <= 0:

@@ -251,7 +251,7 @@ class RobotNode(Node):
         stamp = _time(self._stamp_ns)
         if self.settings.lock_step:
             self._clock_publisher.publish(ClockMessage(clock=stamp))
-        joints = self._world.joint_positions
+        joints = self._world.scene.joint_positions
         names, positions = list(joints), list(joints.values())
         self._joints.publish(
             JointState(header=Header(stamp=stamp, frame_id="base_link"), name=names, position=positions)

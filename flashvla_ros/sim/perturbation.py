@@ -85,11 +85,11 @@ class ObjectJump(Perturbation):
         """Draw placements as a reset does until one is far enough away."""
         if step != self.change_step:
             return
-        rng, (low, high) = self._rng(step), world.placement_range
-        placement = world.placement
-        while np.linalg.norm(placement - world.placement) < JUMP_M:
+        rng, (low, high) = self._rng(step), world.scene.placement_range
+        placement = world.scene.placement
+        while np.linalg.norm(placement - world.scene.placement) < JUMP_M:
             placement = rng.uniform(low, high)
-        world.place_object(placement)
+        world.scene.place_object(placement)
 
 
 class Lighting(Perturbation):
@@ -104,7 +104,7 @@ class Lighting(Perturbation):
     def disturb(self, world: World, step: int) -> None:
         """Set the lights once."""
         if step == self.change_step:
-            world.set_light(self.factor)
+            world.scene.set_light(self.factor)
 
 
 class CameraNoise(Perturbation):

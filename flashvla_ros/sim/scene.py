@@ -55,6 +55,10 @@ class Scene:
     Args:
         task: Any task of the scene.
         render_size: Side of the square images, in pixels.
+
+    Attributes:
+        placement: [3] where the object was put, in m.
+        placement_range: Least and greatest placement [3], which a reset draws from evenly.
     """
 
     def __init__(self, task: Task, render_size: int) -> None:
@@ -106,13 +110,17 @@ class Scene:
         mujoco.mj_forward(self._model, self._data)
 
     def move_object(self, offset_m: FloatArray) -> None:
-        """Shove the object aside by [3] metres."""
+        """Shove the object aside by [3] metres, at once; tasks are judged as before, and a reset undoes it."""
         bodies_of_the_world = np.flatnonzero(self._model.body_parentid == 0)
         self._model.body_pos[bodies_of_the_world[-1]] += offset_m  # the robot comes first in every scene
         mujoco.mj_forward(self._model, self._data)
 
     def place_object(self, placement: FloatArray) -> None:
-        """Put the object to a placement [3], every joint staying where it is."""
+        """Put the object to another placement [3] in m, in mid-episode and at once.
+
+        The scene is then as if it had been reset with it: goals and experts follow the object, while every joint, of
+        the robot and of the object, stays where it is.
+        """
         state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         self._place(placement, self._tasks)
@@ -131,7 +139,7 @@ class Scene:
         return starts
 
     def set_light(self, factor: float) -> None:
-        """Scale every light."""
+        """Make every light this many times its own brightness, until the next reset."""
         for array, own in zip(self._light_arrays(), self._lights, strict=True):
             array[:] = own * factor
 
@@ -161,13 +169,15 @@ class Scene:
             action = self._experts[task.name].get_action(self._of(task)._get_obs().copy())
         return np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
 
+    @property
     def state(self) -> WorldState:
-        """Return the true positions."""
+        """The true positions."""
         observation = self._environments[self._tasks[0].name]._get_curr_obs_combined_no_goal()
         return WorldState(observation[:3].copy(), float(observation[3]), observation[4:7].copy())
 
+    @property
     def joint_positions(self) -> dict[str, float]:
-        """Return joint name to position of the robot itself."""
+        """Joint name to position (rad, and m for the fingers) of the robot itself."""
         return {self._model.joint(i).name: float(self._data.qpos[i]) for i in range(ROBOT_JOINTS)}
 
     def urdf(self) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
-from flashvla_ros.sim.scene import Camera, Scene, WorldState
+from flashvla_ros.sim.scene import Camera, Scene
 from flashvla_ros.sim.settings import ACTION_SIZE, SIZE_LIMITS
 from flashvla_ros.sim.tasks import find_task
 
@@ -53,32 +53,6 @@ class World:
             raise SimulationError(f"an action must be {ACTION_SIZE} finite numbers, got {action!r}")
         self.scene.step(np.clip(values, -1.0, 1.0))
 
-    def move_object(self, offset_m: ArrayLike) -> None:
-        """Shove the scene's object aside by [3] metres, at once; tasks are judged as before, and a reset undoes it."""
-        self.scene.move_object(np.asarray(offset_m, dtype=np.float64))
-
-    def place_object(self, placement_m: ArrayLike) -> None:
-        """Put the scene's object to another placement [3] in mid-episode, at once.
-
-        The scene is then as if it had been reset with that placement: goals and experts follow the object, while every
-        joint, of the robot and of the object, stays where it is.
-        """
-        self.scene.place_object(np.asarray(placement_m, dtype=np.float64))
-
-    @property
-    def placement(self) -> FloatArray:
-        """[3] where the scene's object was put, in m."""
-        return self.scene.placement.copy()
-
-    @property
-    def placement_range(self) -> tuple[FloatArray, FloatArray]:
-        """Least and greatest placement [3] of the scene's object, which a reset draws from evenly."""
-        return self.scene.placement_range
-
-    def set_light(self, factor: float) -> None:
-        """Make every light of the scene this many times its own brightness, until the next reset."""
-        self.scene.set_light(factor)
-
     def render(self) -> ImageArray:
         """Return the camera's image, RGB uint8 [size, size, 3]."""
         size = (self._image_size, self._image_size)
@@ -92,16 +66,6 @@ class World:
     def expert(self, task: str) -> FloatArray:
         """Return Meta-World's scripted action [4] in [-1, 1] for a task of the present scene."""
         return self.scene.expert(find_task(task))
-
-    @property
-    def state(self) -> WorldState:
-        """The true positions."""
-        return self.scene.state()
-
-    @property
-    def joint_positions(self) -> dict[str, float]:
-        """Joint name to position (rad, and m for the fingers) of the robot itself."""
-        return self.scene.joint_positions()
 
     @property
     def scene(self) -> Scene:

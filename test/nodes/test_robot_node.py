@@ -185,9 +185,9 @@ def test_free_running_waits_for_the_first_command_and_stands_still_without_one(s
     stage.driver.silent = True
     steps = stage.robot._episode.steps
     stage.spin(lambda: stage.robot._episode.steps > steps + 15)
-    hand = stage.robot._world.state.hand
+    hand = stage.robot._world.scene.state.hand
     stage.spin(lambda: stage.robot._episode.steps > steps + 20)
-    np.testing.assert_allclose(stage.robot._world.state.hand, hand, atol=3e-3)  # 12 mm if it still moved
+    np.testing.assert_allclose(stage.robot._world.scene.state.hand, hand, atol=3e-3)  # 12 mm if it still moved
 
 
 def test_the_policy_is_reset_between_episodes(stage: Stage) -> None:
@@ -239,7 +239,7 @@ def test_the_robot_says_what_it_is_and_where_its_hand_is(stage: Stage) -> None:
     assert 'link name="right_l6"' in descriptions[0].data
     assert poses[0].header.frame_id == "base_link"
     assert stage.robot is not None
-    hand = stage.robot._world.state.hand
+    hand = stage.robot._world.scene.state.hand
     place = poses[-1].pose.position
     assert np.linalg.norm(np.array([place.x, place.y, place.z]) - hand) < 0.1  # the hand, not its finger tips
 

@@ -45,7 +45,7 @@ def test_the_urdf_puts_every_link_where_mujoco_has_it():
     world.reset("drawer-open", 0)
     for _ in range(5):
         world.step([0.5, -0.8, -0.6, 1.0])
-        placed = forward(ET.fromstring(world.scene.urdf()), world.joint_positions)  # noqa: S314  # our own
+        placed = forward(ET.fromstring(world.scene.urdf()), world.scene.joint_positions)  # noqa: S314  # our own
         poses = world.scene.link_poses()
         assert {"base", "right_l6", "hand", "leftclaw"} <= {link.name for link in poses}
         for link in poses:

@@ -88,7 +88,7 @@ def test_a_late_command_moves_the_robot_later(world: World) -> None:
     def heights(name: str) -> list[float]:
         plan = dataclasses.replace(plan_episode("drawer-close", SEED, name), max_steps=6)
         policy, hand = ScriptedPolicy(actions=[(0.0, 0.0, 1.0, 1.0)]), []
-        roll_out(world, Stepper(policy, SPEC), plan, OFF, lambda _: hand.append(world.state.hand[2]))
+        roll_out(world, Stepper(policy, SPEC), plan, OFF, lambda _: hand.append(world.scene.state.hand[2]))
         return hand
 
     delay = find_perturbation("latency")(plan_episode("drawer-close", SEED, "latency")).delay_steps
@@ -120,12 +120,12 @@ def test_the_expert_still_succeeds_after_a_jump(world: World, task: str) -> None
 
 def test_the_object_jumps_far_enough_and_its_joints_stay(world: World) -> None:
     world.reset("drawer-open", SEED)
-    before, joints = world.placement, world.joint_positions
-    low, high = world.placement_range
-    world.place_object(high if np.linalg.norm(high - before) > JUMP_M else low)
-    assert np.linalg.norm(world.placement - before) >= JUMP_M
-    assert world.joint_positions == joints
-    assert np.abs(world.state.object - before)[0] > JUMP_M / 2
+    before, joints = world.scene.placement, world.scene.joint_positions
+    low, high = world.scene.placement_range
+    world.scene.place_object(high if np.linalg.norm(high - before) > JUMP_M else low)
+    assert np.linalg.norm(world.scene.placement - before) >= JUMP_M
+    assert world.scene.joint_positions == joints
+    assert np.abs(world.scene.state.object - before)[0] > JUMP_M / 2
 
 
 def test_only_a_scene_with_other_tasks_can_switch_its_instruction() -> None:

@@ -32,7 +32,7 @@ def rollout(world: World, task: str, seed: int, steps: int = 8) -> tuple[list[np
     for _ in range(steps):
         world.step(world.expert(task))
         images.append(world.render())
-    return images, world.state.vector()
+    return images, world.scene.state.vector()
 
 
 def solve(world: World, task: str, steps: int = 250) -> int:
@@ -58,7 +58,7 @@ def test_another_seed_puts_the_object_elsewhere(world: World) -> None:
     positions = []
     for seed in range(4):
         world.reset("drawer-open", seed)
-        positions.append(world.state.object)
+        positions.append(world.scene.state.object)
     assert np.ptp([position[0] for position in positions]) > 0.02
 
 
@@ -95,7 +95,7 @@ def test_progress_moves_the_object_between_the_starts_of_two_tasks(world: World)
     openings = []
     for task, progress in (("drawer-open", 0.0), ("drawer-open", 0.5), ("drawer-open", 1.0), ("drawer-close", 0.0)):
         world.reset(task, 2, progress)
-        openings.append(-world.state.object[1])
+        openings.append(-world.scene.state.object[1])
     assert openings[0] < openings[1] < openings[2]
     assert openings[2] == pytest.approx(openings[3], abs=1e-6)
 
@@ -140,9 +140,9 @@ def test_the_set_point_stays_near_a_hand_that_is_held_back(world: World) -> None
         world.step((0.0, 0.0, -1.0, -1.0))  # into the table
     for _ in range(8):  # as many steps as the leash is long, and two
         world.step((0.0, 0.0, 1.0, -1.0))
-    low = world.state.hand[2]
+    low = world.scene.state.hand[2]
     world.step((0.0, 0.0, 1.0, -1.0))
-    assert world.state.hand[2] > low
+    assert world.scene.state.hand[2] > low
     assert LEASH_M < 0.08
 
 
@@ -183,7 +183,7 @@ def test_rendering_is_headless_whatever_is_imported_first(module: str) -> None:
 
 def test_joint_names_are_the_robots_own(world: World) -> None:
     world.reset("drawer-open", 0)
-    joints = world.joint_positions
+    joints = world.scene.joint_positions
     assert list(joints)[:7] == [f"right_j{number}" for number in range(7)]
     assert len(joints) == 9
 
@@ -192,7 +192,7 @@ def test_a_shoved_object_is_elsewhere_until_the_next_reset(world: World) -> None
     for task in TASKS:
         world.reset(task, 3)
         before = world.render()
-        world.move_object((0.05, 0.0, 0.0))
+        world.scene.move_object((0.05, 0.0, 0.0))
         assert np.abs(world.render().astype(int) - before).max() > 50
         world.reset(task, 3)
         assert np.array_equal(world.render(), before)
