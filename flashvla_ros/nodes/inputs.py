@@ -28,7 +28,7 @@ from flashvla_ros.core.types import ImageArray, Observation
 from flashvla_ros.messages.images import decode_compressed, decode_image, same_picture
 from flashvla_ros.messages.pose import pose_values
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.rejections import Rejections
+from flashvla_ros.nodes.logs import Rejections
 
 
 @dataclasses.dataclass(frozen=True)

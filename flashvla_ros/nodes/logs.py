@@ -1,13 +1,99 @@
-"""What the package logs with Python's logging, such as a checkpoint's loading, in the node's ROS log."""
+"""What the node logs: rejected messages, transitions that fail, and what the package logs by Python's logging."""
 
 from __future__ import annotations
 
+import collections
+import functools
 import logging
+import re
+import time
+import traceback
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
 
+from flashvla_ros.core.errors import FlashVLAError
+
 _PACKAGE = "flashvla_ros"
+_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
+_KINDS_REMEMBERED = 64
+
+
+class Rejections:
+    """Counts rejected messages, and tells of the first of a kind in every `every_s` seconds.
+
+    Two faults are of one kind where their texts differ in numbers and quoted values alone, so that a camera that
+    sends another wrong size each time cannot flood the log.
+
+    Args:
+        log: Gets one line of text. Not a method of rclpy's logger itself: rclpy ties a severity to the line of code
+            that calls it, which would be one in here for warnings and errors alike, and raises at the second severity.
+        every_s: Time before a kind is logged again.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, log: Callable[[str], object], *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._every_s = every_s
+        self._clock = clock
+        self._logged_s: collections.OrderedDict[str, float] = collections.OrderedDict()
+        self._silent: collections.Counter[str] = collections.Counter()
+        self.count = 0
+
+    def add(self, text: str) -> None:
+        """Count one rejection; `text` names the culprit and the fault."""
+        self.count += 1
+        kind, now_s = _VALUES.sub("#", text), self._clock()
+        if now_s - self._logged_s.get(kind, -float("inf")) < self._every_s:
+            self._silent[kind] += 1
+            return
+        repeated = self._silent.pop(kind, 0)
+        self._logged_s[kind] = now_s
+        self._logged_s.move_to_end(kind)
+        if len(self._logged_s) > _KINDS_REMEMBERED:
+            forgotten, _ = self._logged_s.popitem(last=False)
+            self._silent.pop(forgotten, None)
+        self._log(f"{text} ({repeated} more like it since)" if repeated else text)
+
+
+class Reporting(Protocol):
+    """A node whose last failure can be read."""
+
+    transition_error: str
+
+    def get_logger(self) -> RcutilsLogger:
+        """Where failures are logged."""
+
+
+N = TypeVar("N", bound=Reporting)
+Transition = Callable[[N, LifecycleState], TransitionCallbackReturn]
+
+
+def reported(transition: Transition[N]) -> Transition[N]:
+    """Log why a transition failed: rclpy swallows whatever a callback raises, without a word.
+
+    What a user can mend undoes the transition; a programming error ends in on_error.
+    """
+
+    @functools.wraps(transition)
+    def wrapper(node: N, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except FlashVLAError as error:
+            node.transition_error = str(error)
+            node.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # noqa: BLE001  # rclpy would do the same, silently
+            node.transition_error = f"{type(error).__name__}: {error}"
+            node.get_logger().error(traceback.format_exc().rstrip())
+            return TransitionCallbackReturn.ERROR
+
+    return wrapper
 
 
 class _RosHandler(logging.Handler):

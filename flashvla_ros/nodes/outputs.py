@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from flashvla_ros.control.mailbox import Mailbox
 from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
+from flashvla_ros.messages.images import encode_compressed
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.commands import make_encoder
 from flashvla_ros.nodes.inputs import StampedObservation
-from flashvla_ros.nodes.overlay import OverlayPublisher
 from flashvla_ros.nodes.status import gate_status
 
 _FLUSH = Duration(nanoseconds=200_000_000)
@@ -86,3 +89,33 @@ class Outputs:
 
     def _now(self) -> Header:
         return Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._frame_id)
+
+
+class OverlayPublisher:
+    """Draws the newest step on a thread of its own, and only while somebody watches.
+
+    Drawing and JPEG cost tens of milliseconds, which no command waits for.
+    """
+
+    def __init__(self, publisher: LifecyclePublisher[CompressedImage]) -> None:
+        self._publisher = publisher
+        self._mailbox: Mailbox[tuple[StepResult, Header]] = Mailbox()
+        self._thread = threading.Thread(target=self._run, name="flashvla-overlay", daemon=True)
+        self._thread.start()
+
+    def post(self, result: StepResult, header: Header) -> None:
+        """Draw a step, if anybody watches and no newer one comes first."""
+        if self._publisher.get_subscription_count():
+            self._mailbox.post((result, header))
+
+    def close(self) -> None:
+        """End the thread; the publisher may be destroyed afterwards."""
+        self._mailbox.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from flashvla_ros.view.overlay import draw
+
+        while (item := self._mailbox.take()) is not None:
+            result, header = item
+            self._publisher.publish(encode_compressed(draw(result), header))

@@ -26,15 +26,13 @@ from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.emergency import EmergencyStop
 from flashvla_ros.nodes.inputs import Inputs, unheard_publishers
+from flashvla_ros.nodes.logs import Rejections, reported
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
 from flashvla_ros.nodes.process import run_node
-from flashvla_ros.nodes.rejections import Rejections
-from flashvla_ros.nodes.reporter import Reporter
 from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
-from flashvla_ros.nodes.status import Health
-from flashvla_ros.nodes.transitions import reported
+from flashvla_ros.nodes.status import Health, Reporter
 from flashvla_ros.vla.loading import FROM_CHECKPOINT, LoadedPolicy, PolicyFactory
 
 

@@ -15,8 +15,8 @@ from flashvla_ros.control.worker import Stop, Worker
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.nodes.logs import Rejections
 from flashvla_ros.nodes.outputs import Outputs
-from flashvla_ros.nodes.rejections import Rejections
 
 
 class Runner:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from std_msgs.msg import Header
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode
+from std_msgs.msg import Header, String
 
 from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.control.tally import Tally
-from flashvla_ros.core.provenance import settings_digest
+from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.msg import GateStatus, PolicyStatus
+from flashvla_ros.nodes import interfaces
+
+_PERIOD_S = 1.0
 
 
 def gate_status(result: StepResult, header: Header) -> GateStatus:
@@ -152,3 +159,41 @@ def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -
 
 def _word(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Reporter:
+    """Speaks from configure to cleanup, also while the node is inactive: a silent node looks like a dead one.
+
+    Args:
+        node: Whose publishers these are.
+        facts: Returns what there is to say.
+    """
+
+    def __init__(self, node: LifecycleNode, facts: Callable[[], tuple[Health, Tally]]) -> None:
+        self._node = node
+        self._facts = facts
+        self._status, self._diagnostics, self._settings = (
+            node.create_publisher(topic.type, topic.name, topic.qos)
+            for topic in (interfaces.STATUS, interfaces.DIAGNOSTICS, interfaces.SETTINGS)
+        )
+        # On simulated time, which may stand still, a status would not come when it is needed most.
+        self._timer = node.create_timer(_PERIOD_S, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def report(self) -> None:
+        """Publish the state of this moment."""
+        health, tally = self._facts()
+        header, now_s = Header(stamp=self._node.get_clock().now().to_msg()), time.monotonic()
+        status = policy_status(health, tally, header, now_s)
+        self._status.publish(status)
+        name = self._node.get_fully_qualified_name()
+        self._diagnostics.publish(diagnostics(health, tally, status, name, now_s))
+
+    def settings(self, provenance: Provenance) -> None:
+        """Publish every parameter in force, and the weights, for whoever records."""
+        self._settings.publish(String(data=provenance.to_json()))
+
+    def close(self) -> None:
+        """Close the topics."""
+        self._node.destroy_timer(self._timer)
+        for publisher in (self._status, self._diagnostics, self._settings):
+            self._node.destroy_publisher(publisher)

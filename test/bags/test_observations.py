@@ -36,7 +36,7 @@ from flashvla_ros.control.worker import Worker  # noqa: E402
 from flashvla_ros.core.settings import Settings  # noqa: E402
 from flashvla_ros.core.types import Observation  # noqa: E402
 from flashvla_ros.nodes.inputs import Inputs  # noqa: E402
-from flashvla_ros.nodes.rejections import Rejections  # noqa: E402
+from flashvla_ros.nodes.logs import Rejections  # noqa: E402
 
 MS = 10**6
 SETTINGS = Settings().with_values(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashvla_ros.nodes.rejections import Rejections
+from flashvla_ros.nodes.logs import Rejections
 
 
 class Log:
