@@ -14,6 +14,7 @@ from rclpy.parameter import Parameter
 from flashvla_ros.core import settings as table
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.parameter import Parameter as Row
+from flashvla_ros.core.parameter import find
 from flashvla_ros.core.settings import Settings
 
 _TYPES = {
@@ -24,7 +25,7 @@ _TYPES = {
     "float_array": Parameter.Type.DOUBLE_ARRAY,
     "str_array": Parameter.Type.STRING_ARRAY,
 }
-_NAMES = {row.name for row in table.PARAMETERS}
+_ROWS = {row.name: row for row in table.PARAMETERS}
 
 
 def _nothing(_settings: Settings) -> None: ...
@@ -65,7 +66,7 @@ class NodeParameters:
         Raises:
             SettingsError: A value given at start is unknown, of the wrong type, out of range or at odds with another.
         """
-        self.settings = Settings().with_values(_values_at_start(node))
+        self.settings = Settings().with_values(given_at_start(node, _ROWS))
         # Callbacks come after: rclpy would run them once for each parameter, with the others still missing.
         for name, value in self.settings.values().items():
             _declare(node, table.find(name), value)
@@ -91,12 +92,12 @@ class NodeParameters:
 
     def _convert(self, parameters: Sequence[Parameter[Any]]) -> list[Parameter[Any]]:
         for parameter in parameters:
-            if parameter.name not in _NAMES and not self.node.has_parameter(parameter.name):
+            if parameter.name not in _ROWS and not self.node.has_parameter(parameter.name):
                 try:
                     table.find(parameter.name)
                 except SettingsError as error:
                     raise RefusedParameterError(str(error)) from error
-        return [_converted(parameter) if parameter.name in _NAMES else parameter for parameter in parameters]
+        return [_converted(parameter) if parameter.name in _ROWS else parameter for parameter in parameters]
 
     def _check(self, parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
         try:
@@ -142,17 +143,20 @@ def _declare(node: Node, row: Row, value: Any) -> None:
     node.set_descriptor(row.name, describe(row))
 
 
-def _values_at_start(node: Node) -> dict[str, Any]:
-    """Return what files and arguments set for this node.
+def given_at_start(node: Node, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Return what files and arguments set for this node, by the names of its rows.
 
     rclpy shows these values only through a declaration, which fails for an empty list (it has no type in YAML) and for
     an integer where a double is declared; hence its attribute.
+
+    Raises:
+        SettingsError: A name is unknown.
     """
     given: Mapping[str, Parameter[Any]] = node._parameter_overrides
     for name in given:
-        if name not in _NAMES and not node.has_parameter(name) and not name.startswith("qos_overrides."):
-            table.find(name)  # raises, and names the parameters that are close
-    return _known_values(given.values())
+        if name not in rows and not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            find(rows, name)  # raises, and names the parameters that are close
+    return {name: row.from_yaml(given[name].value) for name, row in rows.items() if name in given}
 
 
 def _known_values(parameters: Iterable[Parameter[Any]]) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def _known_values(parameters: Iterable[Parameter[Any]]) -> dict[str, Any]:
     return {
         parameter.name: table.find(parameter.name).from_yaml(parameter.value)
         for parameter in parameters
-        if parameter.name in _NAMES
+        if parameter.name in _ROWS
     }
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import enum
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -30,12 +28,11 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, Header, String
 from std_srvs.srv import Trigger
 
-from flashvla_ros.core.parameter import find
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.parameters import describe
+from flashvla_ros.nodes.parameters import describe, given_at_start
 from flashvla_ros.nodes.process import run_node
 from flashvla_ros.nodes.robot_frames import RobotFrames
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
@@ -299,11 +296,8 @@ def _time(nanoseconds: int) -> Time:
 def _settings(node: Node) -> RobotSettings:
     """Declare the robot's parameters and return their values at start."""
     rows = {row.name: row for row in ROBOT_PARAMETERS}
-    given: Mapping[str, Parameter[Any]] = node._parameter_overrides
-    for name in given:
-        if name not in rows and not node.has_parameter(name) and not name.startswith("qos_overrides."):
-            find(rows, name)  # raises, and names the parameters that are close
-    values = {name: row.parse(given[name].value if name in given else row.default) for name, row in rows.items()}
+    given = given_at_start(node, rows)
+    values = {name: row.parse(given.get(name, row.default)) for name, row in rows.items()}
     for name, row in rows.items():
         node.declare_parameter(name, values[name], describe(row), ignore_override=True)
     return RobotSettings(**values)  # type: ignore[arg-type]
