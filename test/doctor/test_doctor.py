@@ -217,7 +217,7 @@ def test_a_controller_that_asks_for_more_than_the_node_offers_is_told(arm: Node)
 
 def test_the_command_types_are_those_of_the_node() -> None:
     types = {
-        name: f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}" for name, kind in commands.COMMAND_TYPES.items()
+        name: f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}" for name, (kind, _) in commands.COMMANDS.items()
     }
     assert types == ros.COMMAND_TYPES
 
