@@ -25,8 +25,7 @@ import numpy as np
 from benchmarks.steady import SteadyPolicy
 from flashvla_ros.bench.show import table
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, ImageArray, Observation

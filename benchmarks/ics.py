@@ -23,8 +23,7 @@ from torch import Tensor
 
 from flashvla_ros.bench.show import ms, table
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.vla.engine.graphs import CudaGraphs
 from flashvla_ros.vla.pruning.eigen import eigh_by_products
 from flashvla_ros.vla.pruning.scores import contribution_along

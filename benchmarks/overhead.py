@@ -44,8 +44,7 @@ from benchmarks.usage import Usage
 from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine, profile_variable
-from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import CameraSettings, Settings

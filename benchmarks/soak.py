@@ -31,8 +31,7 @@ from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import POLICY, ROBOT, Bringup, Process
 from flashvla_ros.cli.overrides import parse_overrides
-from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.parameter import Parameter, Value
 from flashvla_ros.core.settings import PARAMETERS
 

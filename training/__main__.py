@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.processor import processor_features
+from flashvla_ros.cli.results import cpuinfo
 from flashvla_ros.sim.tasks import TASKS
 from training.collect import collect
 from training.fit import fit
@@ -29,7 +29,7 @@ BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # instructions that make it faster than 
 def make(out: Path, *, workers: int, threads: int, compiled: bool) -> None:
     """Collect and train below `out`; what is there already is not made again."""
     torch.set_num_threads(threads)
-    precision = "bfloat16" if BFLOAT16 & processor_features() else "float32"
+    precision = "bfloat16" if BFLOAT16 & set(cpuinfo("flags").split()) else "float32"
     collect(out / "data", list(TASKS), EPISODES, 0, PLAIN.size.image_size, workers)
     start = None
     for name, config in (("plain", PLAIN), ("dropout", DROPOUT)):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.cli.results import processor_name
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.vla.model import OpenVLA
 from training.architecture import DemoSize, demo_config, demo_tokenizer

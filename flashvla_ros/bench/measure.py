@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashvla_ros.cli.processor import processor_name
+from flashvla_ros.cli.results import processor_name
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, Inference, Observation

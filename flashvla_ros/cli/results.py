@@ -30,6 +30,20 @@ def meta(device: str, **more: Any) -> dict[str, Any]:
     return {"device": device, "versions": versions, **more}
 
 
+def processor_name() -> str:
+    """Return the CPU's name where the system tells it, else its architecture."""
+    return cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpuinfo(key: str) -> str:
+    """Return what Linux says of the first core under `key`, empty where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
 def write_results(path: Path, meta: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one JSON file that any reader takes: what is not finite becomes null.
 

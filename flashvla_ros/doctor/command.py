@@ -9,8 +9,7 @@ from pathlib import Path
 
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
-from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings

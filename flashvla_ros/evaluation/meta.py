@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.cli.processor import processor_name
-from flashvla_ros.cli.results import meta
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
 from flashvla_ros.core.provenance import checkpoint_fingerprint
