@@ -12,7 +12,7 @@ from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.model import OpenVLA
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-_TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def is_unused(name: str, config: OpenVLAConfig) -> bool:
     """
     if name.endswith("rotary_emb.inv_freq") or (config.tied and name == HEAD):
         return True
-    for prefix, tower in zip(_TOWERS, config.towers, strict=False):
+    for prefix, tower in zip(TOWERS, config.towers, strict=False):
         last = f"blocks.{tower.num_hidden_layers - 1}."
         if name.startswith(tuple(prefix + part for part in (last, "norm.", "attn_pool."))):
             return True
@@ -56,7 +56,7 @@ def is_unused(name: str, config: OpenVLAConfig) -> bool:
 
 
 def _official_name(ours: str) -> str:
-    for index, prefix in enumerate(_TOWERS):
+    for index, prefix in enumerate(TOWERS):
         if ours.startswith(start := f"towers.{index}."):
             return prefix + ours.removeprefix(start)
     return ours

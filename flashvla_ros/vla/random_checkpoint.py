@@ -8,6 +8,7 @@ checkpoint mean nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import struct
@@ -18,7 +19,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from flashvla_ros.vla.checkpoint import build_empty
 from flashvla_ros.vla.config import DINOV2, KNOWN_BACKBONES, SIGLIP, OpenVLAConfig, TowerConfig, read_json
+from flashvla_ros.vla.keys import TOWERS, entries
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import PAD, SPACE, build_tokenizer, save_tokenizer
 
@@ -69,81 +72,36 @@ def config_of_size(size: str) -> OpenVLAConfig:
 
 
 def tensor_shapes(config: OpenVLAConfig) -> dict[str, Shape]:
-    """Return the name and shape of every tensor of an official checkpoint, in the official order."""
+    """Return the name and shape of every tensor of an official checkpoint, in the official order.
+
+    They are those of the model, and what OpenVLA never runs of each tower: last block, final norm and pooling head.
+    """
+    deeper = [dataclasses.replace(tower, num_hidden_layers=tower.num_hidden_layers + 1) for tower in config.towers]
+    known = entries(build_empty(dataclasses.replace(config, towers=tuple(deeper))))
     shapes: dict[str, Shape] = {}
-    for prefix, tower in zip(("featurizer", "fused_featurizer"), config.towers, strict=False):
-        shapes.update({f"vision_backbone.{prefix}.{name}": shape for name, shape in _tower_shapes(tower)})
-    width = config.llama().hidden_size
-    inner = 4 * config.vision_size if config.fused else width
-    shapes.update(_linear("projector.fc1", config.vision_size, inner))
-    shapes.update(_linear("projector.fc2", inner, width))
-    if config.fused:
-        shapes.update(_linear("projector.fc3", width, width))
-    shapes.update({f"language_model.{name}": shape for name, shape in _llama_shapes(config)})
-    return shapes
+    for prefix, tower in zip(TOWERS, config.towers, strict=False):
+        shapes |= {name: entry.shape for name, entry in known.items() if name.startswith(prefix)}
+        shapes |= {f"{prefix}{name}": shape for name, shape in _behind_the_blocks(tower)}
+    return shapes | {name: entry.shape for name, entry in known.items() if name not in shapes}
 
 
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (outputs, inputs)
-    yield f"{name}.bias", (outputs,)
-
-
-def _norm(name: str, size: int) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (size,)
-    yield f"{name}.bias", (size,)
-
-
-def _tower_shapes(tower: TowerConfig) -> Iterator[tuple[str, Shape]]:
-    """Names of timm's VisionTransformer, with the attention pooling that its SigLIP has and OpenVLA never runs."""
-    size, dino = tower.hidden_size, tower.model_type == DINOV2
-    if dino:
-        yield "cls_token", (1, 1, size)
-        yield "reg_token", (1, tower.num_register_tokens, size)
-    yield "pos_embed", (1, tower.tokens, size)
-    yield "patch_embed.proj.weight", (size, 3, tower.patch_size, tower.patch_size)
-    yield "patch_embed.proj.bias", (size,)
-    for index in range(tower.num_hidden_layers):
-        block = f"blocks.{index}"
-        yield from _norm(f"{block}.norm1", size)
-        yield from _linear(f"{block}.attn.qkv", size, 3 * size)
-        yield from _linear(f"{block}.attn.proj", size, size)
-        if dino:
-            yield f"{block}.ls1.scale_factor", (size,)
-        yield from _norm(f"{block}.norm2", size)
-        yield from _linear(f"{block}.mlp.fc1", size, tower.intermediate_size)
-        yield from _linear(f"{block}.mlp.fc2", tower.intermediate_size, size)
-        if dino:
-            yield f"{block}.ls2.scale_factor", (size,)
-    yield from _norm("norm", size)
-    if not dino:
+def _behind_the_blocks(tower: TowerConfig) -> Iterator[tuple[str, Shape]]:
+    """Final norm of a tower, and the attention pooling that timm's SigLIP has."""
+    size, inner = tower.hidden_size, tower.intermediate_size
+    yield from _layer("norm", (size,))
+    if tower.model_type == SIGLIP:
         yield "attn_pool.latent", (1, 1, size)
-        yield from _linear("attn_pool.q", size, size)
-        yield from _linear("attn_pool.kv", size, 2 * size)
-        yield from _linear("attn_pool.proj", size, size)
-        yield from _norm("attn_pool.norm", size)
-        yield from _linear("attn_pool.mlp.fc1", size, tower.intermediate_size)
-        yield from _linear("attn_pool.mlp.fc2", tower.intermediate_size, size)
+        yield from _layer("attn_pool.q", (size, size))
+        yield from _layer("attn_pool.kv", (2 * size, size))
+        yield from _layer("attn_pool.proj", (size, size))
+        yield from _layer("attn_pool.norm", (size,))
+        yield from _layer("attn_pool.mlp.fc1", (inner, size))
+        yield from _layer("attn_pool.mlp.fc2", (size, inner))
 
 
-def _llama_shapes(config: OpenVLAConfig) -> Iterator[tuple[str, Shape]]:
-    llama = config.llama()
-    size, inner = llama.hidden_size, llama.intermediate_size
-    head = size // llama.num_attention_heads
-    keys = head * (llama.num_key_value_heads or llama.num_attention_heads)
-    yield "model.embed_tokens.weight", (llama.vocab_size, size)
-    for index in range(llama.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        yield f"{layer}.self_attn.q_proj.weight", (size, size)
-        yield f"{layer}.self_attn.k_proj.weight", (keys, size)
-        yield f"{layer}.self_attn.v_proj.weight", (keys, size)
-        yield f"{layer}.self_attn.o_proj.weight", (size, size)
-        yield f"{layer}.mlp.gate_proj.weight", (inner, size)
-        yield f"{layer}.mlp.up_proj.weight", (inner, size)
-        yield f"{layer}.mlp.down_proj.weight", (size, inner)
-        yield f"{layer}.input_layernorm.weight", (size,)
-        yield f"{layer}.post_attention_layernorm.weight", (size,)
-    yield "model.norm.weight", (size,)
-    yield "lm_head.weight", (llama.vocab_size, size)
+def _layer(name: str, weight: Shape) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", weight
+    yield f"{name}.bias", weight[:1]
 
 
 def plan_shards(shapes: Mapping[str, Shape], shard_bytes: int = SHARD_BYTES) -> dict[str, dict[str, Shape]]:
