@@ -29,7 +29,6 @@ class SettingsInForce:
         self._log = log
         self._overrides = overrides
         self._current = log.first.settings if log.first else Settings()
-        self._by_digest: dict[str, Settings] = {}
         self.unknown: list[RecordedStep] = []
 
     @property

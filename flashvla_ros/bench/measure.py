@@ -226,10 +226,10 @@ class Prober:
         return time.perf_counter() - started_s
 
 
-def spec_of_size(size: int, dt_s: float = 0.1) -> ActionSpec:
+def spec_of_size(size: int) -> ActionSpec:
     """Return an action of `size` dimensions whose last one is a gripper."""
     kinds = (ActionKind.DELTA,) * (size - 1) + (ActionKind.GRIPPER,)
-    return ActionSpec(tuple(f"d{index}" for index in range(size)), kinds, dt_s)
+    return ActionSpec(tuple(f"d{index}" for index in range(size)), kinds, dt_s=0.1)
 
 
 def gate_seconds(

@@ -27,34 +27,30 @@ INSTRUCTION = "open the drawer"
 _STATISTICS = "random"
 
 
-def load_subject(name: str, settings: ModelSettings, *, seed: int = 0) -> OpenVLAPolicy:
+def load_subject(name: str, settings: ModelSettings) -> OpenVLAPolicy:
     """Return the policy that is measured.
 
     Args:
         name: ``demo``, a size of random weights (in memory, nothing is written), or a checkpoint folder.
         settings: Device, type, attention and threads; its checkpoint is replaced by what `name` says.
-        seed: Of random weights.
 
     Raises:
         CheckpointError: There is no such folder, or the weights do not fit into memory.
     """
     if name in SIZES:
-        return random_policy(config_of_size(name), settings, seed=seed)
+        return random_policy(config_of_size(name), settings)
     if name != DEMO and not Path(name).expanduser().is_dir():
         raise CheckpointError(f"--model is a checkpoint folder or one of {DEMO}, {', '.join(SIZES)}, got {name!r}")
     folder = "" if name == DEMO else name
     return OpenVLAPolicy.load(ModelSettings(**{**vars(settings), "checkpoint": folder}))
 
 
-def random_policy(
-    config: OpenVLAConfig, settings: ModelSettings, *, seed: int = 0, action_size: int = 7
-) -> OpenVLAPolicy:
+def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size: int = 7) -> OpenVLAPolicy:
     """Build a policy of random weights straight on its device, with OpenVLA's prompt.
 
     Args:
         config: Sizes.
         settings: Device, type, attention and threads.
-        seed: Of the weights.
         action_size: Dimensions of an action.
     """
     statistics = {"q01": [-1.0] * action_size, "q99": [1.0] * action_size, "mask": [True] * action_size}
@@ -67,7 +63,7 @@ def random_policy(
     try:
         model = model.to_empty(device=backend.device)
         model.restore_buffers(backend.device)
-        _fill(model, seed)
+        _fill(model)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(f"the weights do not fit into the memory of {backend.device}") from error
     tokenizer = build_tokenizer([format_prompt(INSTRUCTION)], LLAMA_VOCABULARY)
@@ -77,9 +73,9 @@ def random_policy(
 
 
 @torch.no_grad()
-def _fill(model: OpenVLA, seed: int) -> None:
+def _fill(model: OpenVLA) -> None:
     """Draw weights such that signals keep their size through the layers, as random checkpoints on disk have them."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     for name, parameter in model.requires_grad_(False).named_parameters():
         if parameter.ndim > 1:
             table = "embed_tokens" in name or name.endswith(("_token", "pos_embed"))

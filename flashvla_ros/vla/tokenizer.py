@@ -23,6 +23,7 @@ _MOST_BYTES = 100 * MEGABYTE
 _MOST_GROWTH = 1000.0  # that of a normaliser; Llama's has 1
 UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<PAD>"
 SPACE = "▁"  # how the vocabulary writes a space; alone it is the empty token that closes a prompt
+_ACTION_IDS = 256
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 
 
@@ -117,18 +118,18 @@ def _added_tokens(settings: Mapping[str, Any], folder: Path) -> dict[int, AddedT
     }
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int, n_action_bins: int = 256) -> Tokenizer:
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a small tokenizer of Llama's kind: BPE with byte fallback, every text can be encoded.
 
     Args:
         texts: Prompts whose words are worth a token of their own.
-        vocab_size: Size of the vocabulary; its last `n_action_bins` ids never come from text. ``<PAD>`` comes after it.
-        n_action_bins: Ids set aside for actions.
+        vocab_size: Size of the vocabulary; its last 256 ids, those of actions, never come from text. ``<PAD>`` comes
+            after it.
     """
     special = [UNKNOWN, BOS, EOS, *_BYTES]
     ascii_letters = [chr(code) for code in range(33, 127)]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - n_action_bins,
+        vocab_size=vocab_size - _ACTION_IDS,
         special_tokens=special,
         initial_alphabet=[SPACE, *ascii_letters],
         show_progress=False,
@@ -139,11 +140,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, n_action_bins: int = 
     trained.train_from_iterator((text.replace("\n", " ") for text in texts), trainer)
     model = json.loads(trained.to_str())["model"]
     pieces = sorted(model["vocab"], key=model["vocab"].get)
-    room = vocab_size - n_action_bins - len(pieces)
+    room = vocab_size - _ACTION_IDS - len(pieces)
     if room < 0:
-        raise ValueError(f"vocab_size {vocab_size} is too small: at least {len(pieces) + n_action_bins} is needed")
+        raise ValueError(f"vocab_size {vocab_size} is too small: at least {len(pieces) + _ACTION_IDS} is needed")
     pieces += [f"<unused{index}>" for index in range(room)]
-    pieces += [f"<action{index}>" for index in range(n_action_bins)]
+    pieces += [f"<action{index}>" for index in range(_ACTION_IDS)]
     tokenizer = _llama_tokenizer(pieces, [tuple(merge) for merge in model["merges"]])
     tokenizer.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
     return tokenizer

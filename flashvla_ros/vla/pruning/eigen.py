@@ -33,7 +33,7 @@ def eigh_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(threads)
 
 
-def eigh_by_products(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+def eigh_by_products(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [n] and orthonormal eigenvectors [n, n], its columns, of a positive semidefinite [n, n].
 
     They come in no order.
@@ -52,7 +52,7 @@ def eigh_by_products(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tens
     scale = matrix.trace().clamp(min=torch.finfo(matrix.dtype).tiny)
     matrix = matrix / scale
     basis = _start(size, matrix.device).to(matrix.dtype)
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         turned = basis.T @ (matrix @ basis)
         turned = turned + turned.T  # a rounding error that is not symmetric would make K no rotation
         values = turned.diagonal()
