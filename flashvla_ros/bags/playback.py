@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flashvla_ros.bags.frames import Frame, Frames
-from flashvla_ros.bags.steps import RecordedStep, RunLog, equal, values_of
+from flashvla_ros.bags.steps import RecordedStep, RunLog, equal
 from flashvla_ros.control.stepper import Stepper, StepperState, StepResult
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.provenance import Provenance
@@ -141,7 +141,7 @@ class Comparison:
             return
         self.compared += 1
         self.recorded_reuses += bool(recorded.values["decision"])
-        replayed = values_of(result)
+        replayed = result.reported
         for field, value in recorded.values.items():
             if not equal(value, replayed[field]):
                 self.differing += 1

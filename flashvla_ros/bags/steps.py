@@ -12,7 +12,7 @@ import numpy as np
 
 from flashvla_ros.bags.reader import Bag
 from flashvla_ros.bags.topics import Topics
-from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.stepper import REPORTED
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.provenance import Provenance, settings_digest
 
@@ -40,34 +40,6 @@ class RecordedStep:
     instruction: str
     digest: str
     values: Mapping[str, Any]
-
-
-_OF_DECISION = (
-    "angle_deg",
-    "overlap",
-    "corrected_overlap",
-    "scene_level",
-    "scene_changed",
-    "reused_in_a_row",
-    "age_s",
-)
-_OF_DRAFT = ("draft_tokens", "draft_accepted", "draft_near")
-FIELDS = ("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale")
-
-
-def values_of(result: StepResult) -> dict[str, Any]:
-    """Return what a recorded step says of a result, the FIELDS of GateStatus."""
-    decision, kept = result.decision, result.inference.kept
-    return {
-        "decision": int(decision.reuse),
-        "reason": str(decision.reason),
-        **{name: getattr(decision, name) for name in _OF_DECISION},
-        "kept_tokens": np.empty(0, dtype=np.int64) if kept is None else kept,
-        "action": result.command.ravel(),
-        "clamped": int(result.clamped.any(axis=0).sum()),
-        **result.draft_counts,
-        "speed_scale": result.speed_scale,
-    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +97,7 @@ def _step(time_ns: int, status: Any) -> RecordedStep:
         resets=status.epoch,
         instruction=status.instruction,
         digest=status.settings_digest,
-        values={name: getattr(status, name) for name in FIELDS if hasattr(status, name)},  # older bags lack the last
+        values={name: getattr(status, name) for name in REPORTED if hasattr(status, name)},  # older bags lack the last
     )
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,18 @@ from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.decision import GateDecision, decide
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
+
+_OF_DECISION = (
+    "angle_deg",
+    "overlap",
+    "corrected_overlap",
+    "scene_level",
+    "scene_changed",
+    "reused_in_a_row",
+    "age_s",
+)
+_OF_DRAFT = ("draft_tokens", "draft_accepted", "draft_near")
+REPORTED = ("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,10 +74,19 @@ class StepResult:
         return self.inference.elapsed_s if self.fresh else 0.0
 
     @property
-    def draft_counts(self) -> dict[str, int]:
-        """What was offered as a draft at this step, and accepted, under the field names of GateStatus."""
-        names = ("draft_tokens", "draft_accepted", "draft_near")
-        return {name: getattr(self.inference, name) if self.fresh else 0 for name in names}
+    def reported(self) -> dict[str, Any]:
+        """What a replay must reproduce of this step, by the fields of the message GateStatus: :data:`REPORTED`."""
+        decision, run = self.decision, self.inference
+        return {
+            "decision": int(decision.reuse),
+            "reason": str(decision.reason),
+            **{name: getattr(decision, name) for name in _OF_DECISION},
+            "kept_tokens": np.empty(0, dtype=np.int64) if run.kept is None else run.kept,
+            "action": self.command.ravel(),
+            "clamped": int(self.clamped.any(axis=0).sum()),
+            **{name: getattr(run, name) if self.fresh else 0 for name in _OF_DRAFT},
+            "speed_scale": self.speed_scale,
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

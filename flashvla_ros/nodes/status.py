@@ -22,38 +22,25 @@ _PERIOD_S = 1.0
 
 def gate_status(result: StepResult, header: Header) -> GateStatus:
     """Return the message of one control step."""
-    decision, gate = result.decision, result.settings.gate
-    kept = result.inference.kept
+    gate, reported = result.settings.gate, result.reported
+    reported |= {name: reported[name].tolist() for name in ("kept_tokens", "action")}
     return GateStatus(
         header=header,
         step=result.step,
         epoch=result.resets,
         instruction=result.observation.instruction,
-        decision=GateStatus.INFER if result.fresh else GateStatus.REUSE,
-        reason=str(decision.reason),
-        angle_deg=decision.angle_deg,
-        overlap=decision.overlap,
-        corrected_overlap=decision.corrected_overlap,
-        scene_level=decision.scene_level,
-        scene_changed=decision.scene_changed,
         mode=gate.mode,
         delta=gate.delta,
         max_angle_deg=gate.max_angle_deg,
         max_reuse=gate.max_reuse,
-        reused_in_a_row=decision.reused_in_a_row,
-        age_s=decision.age_s,
         pruning_method=result.settings.pruning.method,
         visual_tokens=result.inference.visual_tokens,
-        kept_tokens=[] if kept is None else kept.tolist(),
-        action=result.command.ravel().tolist(),
         action_size=result.command.shape[1],
-        clamped=int(result.clamped.any(axis=0).sum()),
         inference_s=result.inference_s,
         step_s=result.step_s,
         settings_digest=settings_digest(result.settings),
-        **result.draft_counts,
         dry_run=result.settings.control.dry_run,
-        speed_scale=result.speed_scale,
+        **reported,
     )
 
 

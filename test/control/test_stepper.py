@@ -348,7 +348,7 @@ def test_the_last_fresh_tokens_are_the_draft_also_behind_reused_steps() -> None:
     assert offered(policy) == [None, 0, 1, 2]
     draft = policy.requests[1].draft
     assert draft is not None and (draft.accept_bins, draft.max_near) == (3, 2)
-    assert [result.draft_counts["draft_accepted"] for result in results] == [0, 3, 0, 3, 0, 3]
+    assert [result.reported["draft_accepted"] for result in results] == [0, 3, 0, 3, 0, 3]
 
 
 def test_greedy_offers_nothing_and_the_mode_takes_effect_at_the_next_step() -> None:
