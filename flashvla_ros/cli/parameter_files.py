@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.cli.yaml_files import read_yaml
+from flashvla_ros.cli.yaml_files import quote_words, read_yaml
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.files import read_text
 from flashvla_ros.core.settings import find
 
 DEFAULT_NODE = "/flashvla"
@@ -46,6 +47,23 @@ def check_files(paths: Sequence[Path], node: str) -> None:
 def given_files(arguments: Sequence[str]) -> list[Path]:
     """Return the parameter files among the arguments of a ROS process."""
     return [Path(file) for flag, file in itertools.pairwise(arguments) if flag == "--params-file"]
+
+
+def quote_for_rcl(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Return the arguments of a ROS process with parameter files that rcl reads as every other YAML reader does.
+
+    Args:
+        arguments: Those given; their files have been read once by :func:`read_yaml`, so that they are YAML.
+        folder: Takes the copies of those files in which :func:`quote_words` changes something.
+    """
+    words = list(arguments)
+    for i, path in enumerate(given_files(arguments)):
+        text = read_text(path, SettingsError)
+        if (quoted := quote_words(text)) != text:
+            copy = folder / f"{i}_{path.name}"
+            copy.write_text(quoted, encoding="utf-8")
+            words = [str(copy) if word == str(path) else word for word in words]
+    return words
 
 
 def _sections_for(path: Path, node: str) -> list[Mapping[str, Any]]:

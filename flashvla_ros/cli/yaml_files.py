@@ -14,6 +14,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml: the 
 _MOST_BYTES = 4 * MEGABYTE
 _MOST_NODES = 200_000
 _DEEPEST = 100
+_BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 
 
 def read_yaml(path: Path, error: type[FlashVLAError] = SettingsError) -> Any:
@@ -29,6 +30,27 @@ def read_yaml(path: Path, error: type[FlashVLAError] = SettingsError) -> Any:
         return yaml.load(text, _LOADER)  # noqa: S506  # a safe loader, in C where there is one
     except (yaml.YAMLError, ValueError, OverflowError) as problem:  # a date of month 99, a number of 5000 digits
         raise error(f"{path} is not YAML that can be read: {' '.join(str(problem).split())[:200]}") from problem
+
+
+def quote_words(text: str) -> str:
+    """Return YAML text in which a bare ``y`` or ``n`` in a list is quoted, unless the list holds booleans.
+
+    ``ros2 param dump`` writes them bare, because they are words for PyYAML; for rcl they are booleans.
+    """
+    open_lists: list[list[yaml.ScalarEvent] | None] = []
+    words: list[yaml.ScalarEvent] = []
+    for event in yaml.parse(text, _LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_lists.append([] if isinstance(event, yaml.SequenceStartEvent) else None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            bare = [scalar for scalar in open_lists.pop() or () if not scalar.style and scalar.tag is None]
+            if not any(scalar.value.lower() in _BOOLEANS for scalar in bare):
+                words += [scalar for scalar in bare if scalar.value.lower() in ("y", "n")]
+        elif isinstance(event, yaml.ScalarEvent) and open_lists and open_lists[-1] is not None:
+            open_lists[-1].append(event)
+    for word in sorted(words, key=lambda scalar: scalar.start_mark.index, reverse=True):
+        text = f'{text[: word.start_mark.index]}"{word.value}"{text[word.end_mark.index :]}'
+    return text
 
 
 def _check(text: str) -> None:

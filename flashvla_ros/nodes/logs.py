@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.logging import get_logger
 
 from flashvla_ros.core.errors import FlashVLAError
 
@@ -113,10 +112,10 @@ class _RosHandler(logging.Handler):
             self._logger.info(record.getMessage())
 
 
-def forward_to_ros() -> None:
-    """Send the package's records, from INFO on, to the ROS log of this process; once is enough."""
+def forward_to_ros(logger: RcutilsLogger) -> None:
+    """Send the package's records, from INFO on, to a node's ROS log, whose name tells two arms apart."""
     package = logging.getLogger(_PACKAGE)
-    if not any(isinstance(handler, _RosHandler) for handler in package.handlers):
-        package.addHandler(_RosHandler(get_logger(_PACKAGE)))
-        package.setLevel(logging.INFO)
-        package.propagate = False
+    package.handlers = [handler for handler in package.handlers if not isinstance(handler, _RosHandler)]
+    package.addHandler(_RosHandler(logger))
+    package.setLevel(logging.INFO)
+    package.propagate = False

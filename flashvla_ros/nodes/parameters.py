@@ -107,8 +107,9 @@ class NodeParameters:
         return SetParametersResult(successful=True)
 
     def _apply(self, parameters: Sequence[Parameter[Any]]) -> None:
-        values = _known_values(parameters)
-        if values:
+        before = self.settings.values()
+        values = {name: value for name, value in _known_values(parameters).items() if before[name] != value}
+        if values:  # ros2 param load sets each one by itself, most of them to what they are
             self.settings = self.settings.with_values(values)
             words = ", ".join(f"{name} = {value}" for name, value in values.items())
             self.node.get_logger().info(f"from the next step on: {words}")

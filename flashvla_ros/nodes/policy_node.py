@@ -118,7 +118,8 @@ class PolicyNode(LifecycleNode):
         if self._emergency.pressed:
             self._stop_for_emergency(self._runner)
         self._inputs.start(self._runner.worker, self._runner.watchdog)
-        logger.info(f"active after {time.monotonic() - started_s:.1f} s; {self._inputs.missing or 'ready'}")
+        images = (self.resolve_topic_name(topic.name) for topic in interfaces.image_topics(settings.camera).values())
+        logger.info(f"active after {time.monotonic() - started_s:.1f} s; it answers images on {', '.join(images)}")
         return TransitionCallbackReturn.SUCCESS
 
     @reported

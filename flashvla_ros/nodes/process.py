@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,12 +15,13 @@ from typing import Protocol, cast
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from flashvla_ros.cli.exits import EXIT_USAGE
-from flashvla_ros.cli.parameter_files import check_files, given_files
+from flashvla_ros.cli.parameter_files import check_files, given_files, quote_for_rcl
 from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.nodes.logs import forward_to_ros
@@ -28,6 +30,10 @@ PARENT_VARIABLE = "FLASHVLA_PARENT_PID"  # the process that started this one, an
 _SPIN_S = 0.1  # a signal is noticed within this time
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal or an ssh session that closes
 _PR_SET_PDEATHSIG = 1
+_HELP = """usage: {name} [--ros-args [--params-file FILE] [-p NAME:=VALUE] [-r FROM:=TO] [--log-level LEVEL]]
+
+A ROS 2 node. `flashvla-ros params` prints every parameter of the policy node; `ros2 launch flashvla_ros
+bringup.launch.py` starts it with a robot."""
 _SOURCE_LINE = re.compile(r",?\s*\bat /\S+:\d+")  # rcl names its own source files
 
 
@@ -35,7 +41,7 @@ class StoppableNode(Protocol):
     """What a process asks of its node, an rclpy node, in addition to spinning.
 
     Attributes:
-        failure: Why the node gave up, empty while it has not; ends the process with exit code 2.
+        failure: Why the node gave up, which it has logged; empty while it has not; ends the process with exit code 2.
         finished: True once the node has nothing left to do; ends the process with exit code 0.
         loading: True while a callback may be interrupted by a signal.
     """
@@ -46,6 +52,9 @@ class StoppableNode(Protocol):
 
     def close(self, why: str) -> None:
         """Leave the robot safe; the node is destroyed next."""
+
+    def get_logger(self) -> RcutilsLogger:
+        """Return what writes to its log."""
 
     def get_fully_qualified_name(self) -> str:
         """Return its name behind its namespace."""
@@ -67,12 +76,16 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
     try:
         follow_parent(os.environ.get(PARENT_VARIABLE, ""))
         words = list(sys.argv[1:] if arguments is None else arguments)
+        if {"-h", "--help"} & set(words):
+            print(_HELP.format(name=_program()))
+            return 0
         files = given_files(words)
         for file in files:
             read_yaml(file)  # rcl's own parser blocks on a pipe, and takes minutes over a large file
         _initialise(words)
-        forward_to_ros()
-        return _spin(_checked(make(), files), stop)
+        node = _checked(make(), files)
+        forward_to_ros(node.get_logger())
+        return _spin(node, stop)
     except FlashVLAError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -127,7 +140,9 @@ class _StopSignal:
 def _initialise(arguments: list[str]) -> None:
     try:
         unknown = remove_ros_args(["", *arguments])[1:]
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        with tempfile.TemporaryDirectory(prefix="flashvla_") as folder:
+            arguments = quote_for_rcl(arguments, Path(folder))
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # of many types, none of them public: a YAML file that is not there or not YAML, …
         raise SettingsError(_SOURCE_LINE.sub("", " ".join(str(error).split()))) from error
     if unknown:
@@ -157,9 +172,13 @@ def _spin(node: StoppableNode, stop: _StopSignal) -> int:
         node.close(stop.name or node.failure or "the node has ended")
         executor.shutdown()
         node.destroy_node()
-    return _refuse(node.failure) if node.failure else 0
+    return EXIT_USAGE if node.failure else 0
 
 
 def _refuse(line: str) -> int:
-    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {line}", file=sys.stderr, flush=True)
+    print(f"{_program()}: {line}", file=sys.stderr, flush=True)
     return EXIT_USAGE
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name

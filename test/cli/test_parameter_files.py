@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import rclpy
+import yaml
 from rclpy.node import Node
 
-from flashvla_ros.cli.parameter_files import check_files, given_files, read_parameters
+from flashvla_ros.cli.parameter_files import check_files, given_files, quote_for_rcl, read_parameters
 from flashvla_ros.core.errors import SettingsError
 
 NODES = ("/flashvla", "/left/flashvla", "/left/arm/flashvla", "/left/other")
@@ -95,3 +96,19 @@ def test_a_file_for_other_nodes_is_refused_with_their_names(tmp_path: Path) -> N
 def test_the_files_are_found_among_the_arguments() -> None:
     words = ["--ros-args", "-r", "__ns:=/left", "--params-file", "a.yaml", "-p", "b:=1", "--params-file", "c.yaml"]
     assert given_files(words) == [Path("a.yaml"), Path("c.yaml")]
+
+
+def test_what_ros2_param_dump_writes_can_be_given_back(tmp_path: Path) -> None:
+    names = ["x", "y", "z", "n", "é"]
+    dump = {"/flashvla": {"ros__parameters": {"action.names": names, "gate.delta": 1e-05}}}
+    path = write(tmp_path / "a.yaml", yaml.safe_dump(dump, allow_unicode=True))
+    assert "- y\n" in path.read_text()
+    (folder := tmp_path / "copies").mkdir()
+    _, _, copy = quote_for_rcl(["--ros-args", "--params-file", str(path)], folder)
+    assert of_rcl(Path(copy), "/flashvla") == {"action.names": names, "gate.delta": 1e-05}
+
+
+@pytest.mark.parametrize("text", ["[x, 'y']", "[y, false]", "[yes, n]", "y", "{y: 1}", "[1.0]", "[!!str y]"])
+def test_a_file_in_which_rcl_sees_what_was_meant_is_given_as_it_is(tmp_path: Path, text: str) -> None:
+    words = ["--ros-args", "--params-file", str(write(tmp_path / "a.yaml", f"/**: {{ros__parameters: {{a: {text}}}}}"))]
+    assert quote_for_rcl(words, tmp_path) == words

@@ -216,3 +216,12 @@ def test_a_bad_value_at_start_is_named(context, tmp_path, yaml, words):
         start_with(context, tmp_path, yaml)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_set_that_changes_nothing_is_not_told(node):
+    changes: list[Settings] = []
+    client = Client(NodeParameters(node, on_change=changes.append).node)
+    for value in (0.9, 0.9, 1, 1.0):
+        assert client.set("gate.delta", value).successful
+    client.close()
+    assert [change.gate.delta for change in changes] == [0.9, 1.0]
