@@ -16,6 +16,7 @@ from typing import NamedTuple
 import flashvla_ros
 from flashvla_ros.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USAGE
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.extras import remedy
 
 
 class Subcommand(NamedTuple):
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _refuse(f"{chosen} needs {error.name}, which is not installed: pip install 'flashvla_ros[{extra}]'")
+        return _refuse(f"{chosen} needs {error.name}, which is not installed: {remedy(extra)}")
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

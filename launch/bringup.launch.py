@@ -23,7 +23,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from flashvla_ros.bringup.processes import Bringup, Process
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.nodes.process import PARENT_VARIABLE
 
@@ -87,9 +87,12 @@ def _rviz(bringup: Bringup) -> Node:
     )
 
 
-def _end_all(_event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
-    # A second Shutdown would send a second SIGINT to processes that are ending already.
-    return None if context.is_shutdown else EmitEvent(event=Shutdown(reason="it ended"))
+def _end_all(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
+    if context.is_shutdown:
+        return None  # a second Shutdown would send a second SIGINT to processes that are ending already
+    if event.returncode:  # launch then shuts down as well, and its own exit code is 1
+        raise FlashVLAError(f"{event.process_name} ended with exit code {event.returncode}")
+    return EmitEvent(event=Shutdown(reason=f"{event.process_name} has ended"))
 
 
 def _refuse_unknown(words: list[str]) -> None:

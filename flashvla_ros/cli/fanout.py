@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.extras import remedy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,7 +88,7 @@ def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address
     try:
         import ray
     except ImportError as error:
-        raise FlashVLAError("Ray is not installed: pip install 'flashvla_ros[ray]', or leave --ray out") from error
+        raise FlashVLAError(f"Ray is not installed: {remedy('ray')}, or leave --ray out") from error
     _probe(address)
     try:
         ray.init(address=address, log_to_driver=False, **({"include_dashboard": False} if address == "local" else {}))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from flashvla_ros.core import extras
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.doctor.finding import Finding, Level, ok
@@ -93,8 +94,8 @@ def _backend(settings: ModelSettings) -> Finding:
 def _rendering() -> Finding:
     """The simulated robot draws its camera with EGL; a fault of the driver may kill the process, so try in another."""
     if importlib.util.find_spec("mujoco") is None:
-        remedy = "pip install 'flashvla_ros[sim]' for the simulated robot; a real one does not need it"
-        return Finding("EGL", Level.WARNING, "not tried, MuJoCo is not installed", remedy)
+        install = f"{extras.remedy('sim')} for the simulated robot; a real one does not need it"
+        return Finding("EGL", Level.WARNING, "not tried, MuJoCo is not installed", install)
     name = os.environ.get("MUJOCO_GL") or "egl"
     works, text = attempt(_EGL_TRIAL, MUJOCO_GL=name)
     if works:

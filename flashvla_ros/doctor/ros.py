@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.core.extras import remedy
 from flashvla_ros.core.settings import CameraSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.trial import attempt
 
-_INSTALL = "pip install 'flashvla_ros[ros]', or source /opt/ros/<distribution>/setup.bash"
+_INSTALL = remedy("ros")
 _RMW_TRIAL = "import rclpy; print(rclpy.get_rmw_implementation_identifier())"
 # Message type of each value of command.type; the node's own table is out of reach without rclpy.
 COMMAND_TYPES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from flashvla_ros.core.errors import SimulationError
+from flashvla_ros.core.extras import remedy
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo is imported
 
@@ -14,8 +15,8 @@ try:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError where libEGL is missing
     raise SimulationError(
-        f"MuJoCo cannot start ({error}); install the simulation with `pip install flashvla_ros[sim]` and, for "
-        "headless rendering, the Debian packages libegl1 and libgl1-mesa-dri"
+        f"MuJoCo cannot start ({error}); install the simulation with `{remedy('sim')}` and, for headless rendering, "
+        "the Debian packages libegl1 and libgl1-mesa-dri"
     ) from error
 
 __all__ = ["ALL_V3_ENVIRONMENTS", "metaworld", "mujoco"]

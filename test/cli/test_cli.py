@@ -77,7 +77,7 @@ def test_error_of_the_user_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     add_command(monkeypatch, raiser(ModuleNotFoundError("No module named 'metaworld'", name="metaworld.policies")))
     assert cli.main(["trial"]) == 2
-    assert "pip install 'flashvla_ros[sim]'" in capsys.readouterr().err
+    assert "pip install metaworld==3.1.1 mujoco==3.3.0 'gymnasium>=1.1,<2'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'tpyo'", name="tpyo"), RuntimeError("a bug")])

@@ -94,7 +94,7 @@ def test_the_other_panels_name_topics_and_services_of_their_types():
 def test_a_display_reads_a_topic_of_its_type_with_a_quality_of_service_that_connects(name):
     display = DISPLAYS[name]
     asked = display.get("Topic") or display["Description Topic"]
-    topic: Interface = TOPICS[asked["Value"]]
+    topic: Interface = TOPICS["/" + asked["Value"]]  # relative: a namespace given to RViz moves it
     assert {name_of(kind) for kind in topic.types} & set(RVIZ_TYPES[display["Class"]])
     if not topic.reliable:
         assert asked["Reliability Policy"] == "Best Effort"

@@ -6,6 +6,7 @@ import ast
 import configparser
 import importlib.metadata
 import re
+import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import flashvla_ros
 import flashvla_ros.msg
+from flashvla_ros.core import extras
 
 ROOT = Path(__file__).parents[2]
 MESSAGES = sorted(path.stem for path in (ROOT / "msg").glob("*.msg"))
@@ -32,6 +34,14 @@ def test_version_is_the_same_everywhere() -> None:
     newest = re.search(r"^(\d+\.\d+\.\d+) \(.+\)\n-+$", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == flashvla_ros.__version__
+
+
+def test_a_remedy_installs_what_the_extra_declares() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    for extra, packages in extras.EXTRAS.items():
+        assert tuple(config["options.extras_require"][extra].split()) == packages
+        assert shlex.split(extras.remedy(extra)) == ["pip", "install", *packages]
 
 
 def test_every_message_is_built_and_no_other() -> None:

@@ -1,0 +1,21 @@
+"""What pip installs for a part of the package that not every machine needs; setup.cfg has the same as extras.
+
+A remedy names the packages themselves: the extras are found in a clone only, and a colcon workspace has none.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+EXTRAS = {
+    "sim": ("metaworld==3.1.1", "mujoco==3.3.0", "gymnasium>=1.1,<2", "packaging", "imageio"),
+    "bags": ("mcap>=1.2", "rosbags>=0.11,<0.12", "matplotlib>=3.8"),
+    "ray": ("ray[default]>=2.30",),
+}
+
+
+def remedy(extra: str) -> str:
+    """Return the command that installs an extra of setup.cfg."""
+    if extra == "ros":
+        return "source /opt/ros/<distribution>/setup.bash, or pip install -r requirements/ros.txt in a clone"
+    return f"pip install {shlex.join(EXTRAS[extra])}"
