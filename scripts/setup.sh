@@ -54,7 +54,7 @@ else
     [ "$(uname -sm)" = "Linux x86_64" ] || die "ROS 2 wheels are for Linux on x86-64; here, install ROS 2 and source it"
     say "Virtual environment in $venv, with ROS 2 from wheels"
     options=()
-    ros=(-r requirements/ros.txt)
+    ros=(-r "${ROS_WHEELS:-requirements/ros.txt}")
 fi
 # Another interpreter, or another ROS 2, has other compiled parts: begin anew.
 made_for_another() { compgen -G "$venv/ready-*" >/dev/null && ! [ -e "$venv/ready-${ROS_DISTRO:-wheels}" ]; }

@@ -122,7 +122,7 @@ class Bringup:
         parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
         remappings = tuple(_remapping(rule) for rule in self.remap.split())
         if self.checkpoint:
-            parameters["model.checkpoint"] = self.checkpoint
+            parameters["model.checkpoint"] = _folder(self.checkpoint)
         if self.camera:
             cameras = _cameras(self.camera)
             compressed = _are_compressed(cameras.values())
@@ -215,6 +215,13 @@ def _remapping(rule: str) -> tuple[str, str]:
     if not (topic and arrow and name):
         raise SettingsError(f"a remapping has the form topic:=name, such as command:=/arm/command, got {rule!r}")
     return topic, name
+
+
+def _folder(path: str) -> str:
+    found = Path(path).expanduser()
+    if not found.is_dir():  # the node would say so too, but only once it has loaded its libraries
+        raise FlashVLAError(f"checkpoint folder {path} does not exist: give a folder of this machine")
+    return str(found)
 
 
 def _existing(path: str) -> Path:

@@ -65,12 +65,12 @@ def test_overrides_go_before_the_users_file_and_that_before_the_demos(tmp_path):
         ("/front/image_raw/compressed", True, ("image/compressed", "/front/image_raw/compressed")),
     ],
 )
-def test_a_real_camera_needs_no_robot(topic, compressed, remapping):
-    (policy,) = Bringup(camera=topic, checkpoint="/models/mine", instruction="wave").processes()
+def test_a_real_camera_needs_no_robot(tmp_path, topic, compressed, remapping):
+    (policy,) = Bringup(camera=topic, checkpoint=str(tmp_path), instruction="wave").processes()
     settings = settings_of(policy)
     assert settings.camera.compressed is compressed
     assert policy.remappings == (remapping,)
-    assert settings.model.checkpoint == "/models/mine"
+    assert settings.model.checkpoint == str(tmp_path)
     assert settings.node.instruction == "wave"
     assert settings.limits.upper == ()  # those of the demo's arm are not another robot's
 
@@ -94,6 +94,7 @@ def test_several_cameras_are_named_and_remapped_in_their_order(end):
         (Bringup(task="drawer-opne"), "did you mean drawer-open"),
         (Bringup(camera="/image", episodes=2), "belong to the simulated robot"),
         (Bringup(params="/nowhere.yaml"), "no parameter file /nowhere.yaml"),
+        (Bringup(checkpoint="/nowhere/at/all"), "checkpoint folder /nowhere/at/all does not exist"),
         (Bringup(camera="/image", remap="command:=/a gripper_command=/b"), "got 'gripper_command=/b'"),
     ],
 )
