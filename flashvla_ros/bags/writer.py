@@ -33,7 +33,11 @@ class BagWriter:
     """
 
     def __init__(self, path: Path, capacity_bytes: int = 256 * 2**20) -> None:
-        if path.exists():
+        try:
+            exists = path.exists()
+        except OSError as error:  # a name that is too long
+            raise BagError(f"cannot write the bag {path}: {error.strerror}") from error
+        if exists:
             raise BagError(f"{path} exists already; choose another name for the bag or delete it")
         self.written: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -70,9 +74,11 @@ class BagWriter:
             self._wake.notify()
 
     def check(self) -> None:
-        """Raise :class:`BagError` where writing failed, on a full disk for one."""
+        """Raise :class:`BagError` where writing failed, on a full disk for one, or where the bag is gone."""
         if self._error:
             raise BagError(f"recording to {self._writer.path} stopped: {self._error.strerror}") from self._error
+        if not self._writer.path.is_dir():  # writing to a file that was removed does not fail
+            raise BagError(f"recording to {self._writer.path} stopped: its folder is gone")
 
     def close(self) -> None:
         """Write what is queued, the index and metadata.yaml.

@@ -6,11 +6,15 @@ import difflib
 from collections.abc import Iterable
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the line for a name that is not among those `known`, with the names that are close to it."""
+def unknown_name(kind: str, name: str, known: Iterable[str], pages: str = "") -> str:
+    """Return the line for a name that is not among those `known`, with the names that are close to it.
+
+    Where none is close it has all of them, or the `pages` of the documentation that list them.
+    """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3) or names
-    return f"there is no {kind} {name!r}; did you mean {', '.join(close)}?"
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"{pages} list them" if pages and not close else f"did you mean {', '.join(close or names)}?"
+    return f"there is no {kind} {name!r}; {hint}"
 
 
 class FlashVLAError(Exception):

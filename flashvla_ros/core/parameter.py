@@ -87,9 +87,9 @@ def rows_of(group: Any, prefix: str = "") -> Iterator[Parameter]:
 
 
 def find(rows: Mapping[str, Parameter], name: str) -> Parameter:
-    """Return the row of a parameter, or raise :class:`SettingsError` with the names that are close to it."""
+    """Return the row of a parameter, or raise :class:`SettingsError` with the names close to it, if any."""
     if name not in rows:
-        raise SettingsError(unknown_name("parameter", name, sorted(rows)))
+        raise SettingsError(unknown_name("parameter", name, sorted(rows), "docs/parameters.md and docs/ros2.md"))
     return rows[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 
@@ -80,6 +81,18 @@ def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BagError, match="cannot write the bag"):
         BagWriter(tmp_path / "file" / "bag")
+    with pytest.raises(BagError, match="cannot write the bag .*: File name too long"):
+        BagWriter(tmp_path / ("x" * 300))
+
+
+def test_a_folder_that_is_removed_ends_the_recording(tmp_path):
+    writer = BagWriter(tmp_path / "bag")
+    writer.check()
+    shutil.rmtree(tmp_path / "bag")
+    with pytest.raises(BagError, match="its folder is gone"):
+        writer.check()
+    with pytest.raises(BagError, match="its folder is gone"):
+        writer.close()
 
 
 def test_definitions_hold_every_nested_type():

@@ -77,6 +77,12 @@ def test_a_refusal_names_parameter_value_and_rule(name, value, words):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_name_that_resembles_no_parameter_is_refused_without_all_of_them():
+    with pytest.raises(SettingsError) as refusal:
+        Settings().with_values({"robot_ip": "10.0.0.2"})
+    assert str(refusal.value) == "there is no parameter 'robot_ip'; docs/parameters.md and docs/ros2.md list them"
+
+
 def test_a_refused_value_changes_nothing():
     settings = Settings()
     before = settings.values()
