@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import collections
-import ctypes
 import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 
+from flashvla_ros.nodes.process import end_with_parent
+
 _LAST_LINES = 15
 _GRACE_S = 20.0  # the robot stops at once; ending a process with a model in it takes a loaded machine longer
-_PR_SET_PDEATHSIG = 1
 _PROBLEM = re.compile(r"\[(WARN|ERROR|FATAL)\]")
 
 
@@ -42,7 +41,7 @@ class Child:
             errors="replace",
             bufsize=1,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=end_with_parent,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
@@ -81,12 +80,6 @@ class Child:
             self._lines.append(text)
             if self._verbose or _PROBLEM.search(text):
                 self._show(f"{self.name}: {text}")
-
-
-def _die_with_parent() -> None:
-    """Let the kernel stop a child whose parent was killed; a robot must not be left with nobody in charge."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop_all(children: Sequence[Child]) -> None:

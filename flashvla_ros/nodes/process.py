@@ -105,9 +105,15 @@ def follow_parent(pid: str) -> None:
     """
     if not pid or sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     if pid != str(os.getppid()):  # it died before the kernel was told
         raise SettingsError(f"the process {pid} that started this one ({PARENT_VARIABLE}) has ended")
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process, by SIGTERM, once its parent has died."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class _StopSignal:
