@@ -55,7 +55,7 @@ def test_the_node_opens_every_row_with_its_quality_of_service(bench):
             if row.direction is Direction.OUT
             else bench.node.get_subscriptions_info_by_topic(name)
         )
-        [info] = [info for info in infos if info.node_name == "flashvla"]
+        [info] = [info for info in infos if info.node_name in ("flashvla", "flashvla_emergency_stop")]
         assert info.topic_type == type_name(row.type).replace("/", "/msg/")
         wanted = ReliabilityPolicy.RELIABLE if row.reliable else ReliabilityPolicy.BEST_EFFORT
         assert info.qos_profile.reliability == wanted, row.name
