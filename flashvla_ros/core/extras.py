@@ -9,8 +9,14 @@ import shlex
 
 EXTRAS = {
     "sim": ("metaworld==3.1.1", "mujoco==3.3.0", "gymnasium>=1.1,<2", "packaging", "imageio"),
-    "bags": ("mcap>=1.2", "rosbags>=0.11,<0.12", "matplotlib>=3.8"),
-    "ray": ("ray[default]>=2.30",),
+    "bags": (
+        'backports.zstd>=1; python_version < "3.14"',
+        "lz4>=4",
+        "mcap>=1.2",
+        "rosbags>=0.11,<0.12",
+        "matplotlib>=3.8",
+    ),
+    "ray": ("ray>=2.30",),
 }
 
 

@@ -44,6 +44,10 @@ def test_a_remedy_installs_what_the_extra_declares() -> None:
         assert shlex.split(extras.remedy(extra)) == ["pip", "install", *packages]
 
 
+# `compression` is of the standard library from Python 3.14 on.
+NOT_THIRD_PARTY = {"flashvla_ros", "compression"}
+
+
 def test_every_message_is_built_and_no_other() -> None:
     built = re.findall(r"^\s*msg/(\w+)\.msg$", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
     assert sorted(built) == MESSAGES
@@ -94,6 +98,6 @@ def _third_party_imports() -> set[tuple[str, Path]]:
                 names = [node.module]
             else:
                 continue
-            tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"flashvla_ros"}
+            tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - NOT_THIRD_PARTY
             found |= {(top, path.relative_to(ROOT)) for top in tops}
     return found
