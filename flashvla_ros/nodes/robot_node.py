@@ -175,6 +175,7 @@ class RobotNode(Node):
         if self._episode is not None and self._phase in (Phase.STARTING, Phase.RUNNING):
             self.get_logger().info(f"told by hand: {message.data!r}; it stays")
             self._episode.tell(message.data)
+            self._publish_instruction()  # the old one may just have gone out again
             self._publish_event(self._episode, EpisodeStatus.CHANGED)
 
     def _end_episode(self, episode: Episode, error: str = "") -> None:
