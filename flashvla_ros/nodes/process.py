@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -95,6 +95,16 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
         rclpy.try_shutdown()
 
 
+def leave(code: int) -> NoReturn:
+    """End the process now, once its node is gone.
+
+    An interpreter takes up to 20 s to take torch apart on a busy machine, and launch would lose its patience.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def follow_parent(pid: str) -> None:
     """Let the kernel end this process, by SIGTERM, once the process `pid` that started it has died.
 
@@ -145,9 +155,9 @@ class _StopSignal:
 
 def _initialise(arguments: list[str]) -> None:
     try:
-        unknown = remove_ros_args(["", *arguments])[1:]
         with tempfile.TemporaryDirectory(prefix="flashvla_") as folder:
             arguments = quote_for_rcl(arguments, Path(folder))
+            unknown = remove_ros_args(["", *arguments])[1:]
             rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # of many types, none of them public: a YAML file that is not there or not YAML, …
         raise SettingsError(_SOURCE_LINE.sub("", " ".join(str(error).split()))) from error

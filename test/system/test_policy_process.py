@@ -210,6 +210,7 @@ def test_help_says_where_the_parameters_are():
             ["other.yaml is for the node /left/flashvla, only for /flashvla", "or /**: for every node"],
         ),
         (["--ros-args", "--params-file", "OTHER", "-r", "__node:=arm"], ["is for the node /arm, only for /flashvla"]),
+        (["--ros-args", "--params-file", "DUMP", "-p", "gate.delta:=1.5"], ["gate.delta must be from 0 to 1, got 1.5"]),
         (["--checkpoint", "x"], ["unknown argument '--checkpoint'", "-p name:=value"]),
         (
             ["--ros-args", "-p", "node.autostart:=true", "-p", "model.checkpoint:=/nowhere/at/all"],
@@ -222,7 +223,9 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, arguments, words):
     bad.write_text("/flashvla:\n  ros__parameters:\n    gate: [1\n")
     other = tmp_path / "other.yaml"
     other.write_text("/flashvla:\n  ros__parameters:\n    limits.lower: [-0.01, -0.01, -0.01, -1.0]\n")
-    files = {"BAD": str(bad), "OTHER": str(other)}
+    dump = tmp_path / "dump.yaml"
+    dump.write_text("/flashvla:\n  ros__parameters:\n    action:\n      names:\n      - x\n      - y\n")
+    files = {"BAD": str(bad), "OTHER": str(other), "DUMP": str(dump)}
     arguments = [files.get(argument, argument) for argument in arguments]
     result = subprocess.run([*NODE, *arguments], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2, result.stderr
