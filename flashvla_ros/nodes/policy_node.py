@@ -6,7 +6,6 @@ stops the robot and keeps the model; cleanup frees it.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +28,7 @@ from flashvla_ros.nodes.inputs import Inputs, unheard_publishers
 from flashvla_ros.nodes.logs import Rejections, reported
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
-from flashvla_ros.nodes.process import run_node
+from flashvla_ros.nodes.process import leave, run_node
 from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health, Reporter
@@ -172,7 +171,8 @@ class PolicyNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Give every handle back; an emergency stop is heard until here."""
-        self._emergency.close()
+        if hasattr(self, "_emergency"):  # a parameter that was refused at start left the node half made
+            self._emergency.close()
         super().destroy_node()
 
     # What arrives.
@@ -257,4 +257,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

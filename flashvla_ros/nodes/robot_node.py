@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-import sys
 import time
 from typing import Any
 
@@ -33,7 +32,7 @@ from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe, given_at_start
-from flashvla_ros.nodes.process import run_node
+from flashvla_ros.nodes.process import leave, run_node
 from flashvla_ros.nodes.robot_frames import RobotFrames
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
 from flashvla_ros.sim.settings import ROBOT_PARAMETERS, RobotSettings
@@ -310,4 +309,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
