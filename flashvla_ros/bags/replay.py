@@ -13,6 +13,7 @@ from tqdm import tqdm
 from flashvla_ros.bags.options import Recording, Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.playback import Comparison, play, reasons_to_differ
+from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.provenance import Provenance
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     with source.open(args.bag) as recording:
         settings = recording.settings.first
         loaded = load_policy(settings)
-        comparison = replay(recording, loaded, progress=sys.stderr.isatty())
+        comparison = replay(recording, loaded, progress=True)
         here = Provenance(settings, loaded.checkpoint, loaded.platform)
         why = _why(recording, here, source)
     for warning in recording.warnings:
@@ -66,7 +67,7 @@ def replay(recording: Recording, loaded: LoadedPolicy, *, progress: bool = False
     """
     stepper = Stepper(loaded.policy, ActionSpec.of(recording.settings.first.action))
     comparison = Comparison()
-    with tqdm(unit="step", disable=not progress) as bar:
+    with tqdm(unit="step", disable=not progress, mininterval=INTERVAL_S, delay=INTERVAL_S) as bar:
         for frame, result in play(recording.frames, stepper, recording.settings.at):
             comparison.add(frame.recorded, result)
             bar.update()

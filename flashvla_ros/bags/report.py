@@ -23,6 +23,7 @@ from flashvla_ros.gate.decision import GateDecision
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table, pre { display: block; overflow-x: auto }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; text-align: right }
 tr.best { background: #e4f3e4; font-weight: 600 } tr.now { background: #f1f1f1 }
 img.plot { max-width: 100% } figure { display: inline-block; margin: 0 1em 1em 0; width: 160px; vertical-align: top }
@@ -40,7 +41,8 @@ def write_report(path: Path, tuning: Tuning) -> None:
     matplotlib.use("Agg")
     shown = tuning.best or tuning.now
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Gate tuning</title>",
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'><title>Gate tuning</title>",
         f"<style>{_STYLE}</style><h1>Gate tuning</h1>",
         _summary(tuning),
         "<h2>Reuse against error</h2>",

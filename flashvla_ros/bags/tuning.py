@@ -14,6 +14,7 @@ from flashvla_ros.bags import sweep
 from flashvla_ros.bags.features import Features, collect
 from flashvla_ros.bags.options import Source
 from flashvla_ros.cli.fanout import fan_out
+from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import GateSettings, Settings
@@ -107,7 +108,8 @@ def run_job(job: BagJob) -> BagOutcome:
     """Run the dense model once over a recording, then sweep the gate over what it said."""
     loaded = load_once(job.settings)
     spec = ActionSpec.of(job.settings.action)
-    with job.source.open(job.bag) as recording, tqdm(unit="frame", desc=job.bag.name, disable=None) as bar:
+    drawn = tqdm(unit="frame", desc=job.bag.name, mininterval=INTERVAL_S, delay=INTERVAL_S)
+    with job.source.open(job.bag) as recording, drawn as bar:
         started_s = time.monotonic()
         features = collect(recording.frames, loaded.policy, job.settings, spec, bar.update)
         dense_s = time.monotonic() - started_s

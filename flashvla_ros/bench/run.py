@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from flashvla_ros.bench.configurations import (
 )
 from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, step_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
+from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings, Settings, find
@@ -35,7 +35,6 @@ from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
 _FRAMES = 2
-_PROGRESS_S = 0.5 if sys.stderr.isatty() else 10.0
 _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters that are options too
 
 
@@ -94,7 +93,7 @@ class Session:
         # Warms up, as counting does the others; the static engine moves the weights in its first step.
         for policy in (self.plain, self.eager, self.policy):
             policy.infer(Request(self.observations[0], self.settings.pruning))
-        counted = tqdm(self.rows, desc="counting", unit="configuration", mininterval=_PROGRESS_S)
+        counted = tqdm(self.rows, desc="counting", unit="configuration", mininterval=INTERVAL_S)
         works = {row.name: self._work(row) for row in counted}
         series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)
@@ -122,7 +121,7 @@ class Session:
     def _timed(self, rounds: int, limit_s: float) -> dict[str, Series]:
         backend = self.policy.backend
         prober = measure.Prober(backend)
-        with tqdm(total=rounds, desc="timing", unit="round", mininterval=_PROGRESS_S) as bar:
+        with tqdm(total=rounds, desc="timing", unit="round", mininterval=INTERVAL_S) as bar:
 
             def after_round(_number: int) -> None:
                 prober.probe(self.roofline)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html.parser
 import json
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -99,8 +101,26 @@ def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     assert 1 <= sum(source.startswith("data:image/jpeg") for source in sources) <= 8
     assert all(source.startswith("data:") for source in sources)
     assert "&lt;bag&gt;" in page
+    assert "width=device-width" in page  # a narrow window scrolls what is wide, in place of cutting it off
+    assert "overflow-x: auto" in page
     assert page.count("<figcaption>") == sum(source.startswith("data:image/jpeg") for source in sources)
     assert "<b>reused</b>" in page or "model run: " in page
+
+
+@pytest.mark.usefixtures("turning")
+def test_a_long_run_shows_its_progress_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    bag = write_bag(tmp_path / "bag", drive(30))
+    tune(tmp_path, bag)
+    assert "frame" not in capsys.readouterr().err  # it was short
+    monkeypatch.setattr("flashvla_ros.bags.tuning.INTERVAL_S", 0.0)
+    tune(tmp_path, bag)
+    assert "30frame" in capsys.readouterr().err
+
+
+def test_a_bar_is_drawn_rarely_where_there_is_no_terminal():
+    words = "from flashvla_ros.cli.progress import INTERVAL_S; print(INTERVAL_S)"
+    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert float(ended.stdout) == 10.0
 
 
 @pytest.mark.usefixtures("turning")
