@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError, SettingsError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
+from flashvla_ros.core.types import POSITION_NAMES
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import available_memory
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -25,6 +27,8 @@ from flashvla_ros.vla.weights import read_weights
 _PROMPT = "pick up the red block and put it on the blue plate"  # of usual length
 _BUDGETS = (0.75, 0.625, 0.5, 0.375, 0.25)
 _WORKSPACE = 0.5e9  # bytes on top of weights and cache: activations, kernels; more with CUDA's own context
+
+_FASTEST_M_S = 3.0  # of an arm's hand
 
 
 def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
@@ -140,6 +144,20 @@ def _actions(config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
             yield ok("gripper", describe_gripper(settings))
         except SettingsError as error:
             yield Finding.failure_of("gripper", error)
+        yield from _speeds(chosen, settings)
+
+
+def _speeds(codec: ActionCodec, settings: Settings) -> Iterator[Finding]:
+    """Motions that no arm makes: the actions of LIBERO's data sets are shares of a controller's scale, not metres."""
+    action = settings.action
+    greatest = np.maximum(np.abs(codec.low), np.abs(codec.high))
+    for name, kind, value in zip(action.names, action.kinds, greatest, strict=True):
+        speed = value / action.dt_s if kind == "delta" else value
+        if name in POSITION_NAMES and kind in ("delta", "velocity") and speed > _FASTEST_M_S:
+            text = f"the statistics let {name} move at {speed:.3g} m/s"
+            remedy = "its actions may be no metres: scale them behind this node, and set limits.lower and limits.upper"
+            yield Finding("speed", Level.WARNING, text, remedy)
+            return
 
 
 def _ranges(codec: ActionCodec) -> str:

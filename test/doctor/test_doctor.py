@@ -70,6 +70,14 @@ def test_the_centre_crop_is_told_and_libero_fine_tunes_are_reminded_of_it(folder
     assert examine(libero, model__center_crop=0.9)["images"].level is Level.OK
 
 
+def test_actions_that_are_no_metres_are_told(folder: Path) -> None:
+    assert "speed" not in examine(folder)
+    found = examine(folder, action__dt_s=0.001)["speed"]
+    assert found.level is Level.WARNING
+    assert found.text == "the statistics let x move at 10 m/s"
+    assert "speed" not in examine(folder, action__dt_s=0.001, action__kinds=["absolute"] * 3 + ["gripper"])
+
+
 def test_more_cameras_than_the_checkpoint_sees_are_told(folder: Path) -> None:
     assert "cameras" not in examine(folder, camera__names=["front"])
     found = examine(folder, camera__names=["front", "wrist"])["cameras"]
