@@ -221,6 +221,18 @@ def test_status_and_diagnostics_tell_the_state(make):
     assert {"steps", "reuse_rate", "latency_p99_s"} <= {value.key for value in entry.values}
 
 
+@pytest.mark.parametrize("topic", [interfaces.IMAGE, interfaces.COMMAND], ids=lambda topic: topic.name)
+def test_a_second_publisher_of_images_or_commands_shows_in_the_diagnostics(make, topic):
+    bench = make(control__image_timeout_s=10.0).start()
+    bench.step()
+    bench.report()
+    assert bench.diagnostics[-1].status[0].message == "running"
+    bench.robot.create_publisher(topic.type, topic.name, topic.qos)
+    bench.until(lambda: bench.node.count_publishers(topic.name) == 2, "the second publisher")
+    bench.report()
+    assert bench.diagnostics[-1].status[0].message == f"more than one publisher on /{topic.name}"
+
+
 def test_settings_are_published_for_whoever_records(make):
     loaded = LoadedPolicy(ScriptedPolicy(), checkpoint="abc", platform={"device": "none"})
     bench = make(factory=PolicyFactory(lambda _: loaded))
