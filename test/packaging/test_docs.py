@@ -27,8 +27,9 @@ from flashvla_ros.sim.settings import ROBOT_PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 README, PARAMETER_PAGE = ROOT / "README.md", ROOT / "docs" / "parameters.md"
-HAND_WRITTEN = sorted(set((ROOT / "docs").glob("*.md")) - {PARAMETER_PAGE})
-PAGES = [README, *HAND_WRITTEN, PARAMETER_PAGE]
+FINDINGS = ROOT / "docs" / "findings.md"  # a table of over a hundred rows to look up, and not to read: no budget
+HAND_WRITTEN = sorted(set((ROOT / "docs").glob("*.md")) - {PARAMETER_PAGE, FINDINGS})
+PAGES = [README, *HAND_WRITTEN, PARAMETER_PAGE, FINDINGS]
 OTHERS = sorted([*ROOT.glob("models/*/README.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "test/parity/README.md"])
 
 MOST_PAGES, MOST_WORDS_A_PAGE, MOST_WORDS, MOST_README_LINES = 12, 1500, 16_000, 120
@@ -60,7 +61,7 @@ def test_the_pages_are_few_and_short() -> None:
     assert len(page(README).splitlines()) <= MOST_README_LINES
 
 
-@pytest.mark.parametrize("path", [*HAND_WRITTEN, README], ids=name_of)
+@pytest.mark.parametrize("path", [*HAND_WRITTEN, README, FINDINGS], ids=name_of)
 def test_the_language_is_plain(path: Path) -> None:
     text = " ".join(page(path).split()).lower()
     assert [words for words in STILTED if re.search(rf"\b{words}\b", text)] == []
@@ -91,7 +92,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(README)}
-    assert [name_of(path) for path in [*HAND_WRITTEN, PARAMETER_PAGE] if path not in linked] == []
+    assert [name_of(path) for path in [*HAND_WRITTEN, PARAMETER_PAGE, FINDINGS] if path not in linked] == []
 
 
 def test_every_page_that_a_file_mentions_exists() -> None:
@@ -105,6 +106,16 @@ def test_every_page_that_a_file_mentions_exists() -> None:
             mentioned = re.findall(r"\bdocs/\w[\w./-]*\w", path.read_text(encoding="utf-8", errors="ignore"))
             missing += [f"{name}: {page}" for page in mentioned if not (ROOT / page).exists()]
     assert missing == []
+
+
+# Tests.
+
+
+def test_every_test_that_holds_a_finding_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page(FINDINGS))
+    assert len(named) > 80
+    defined = {file: set(re.findall(r"^def (test_\w+)", page(ROOT / "test" / file), re.MULTILINE)) for file, _ in named}
+    assert [f"{file}::{name}" for file, name in named if name not in defined[file]] == []
 
 
 # Commands.
