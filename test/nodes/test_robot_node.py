@@ -190,12 +190,18 @@ def test_free_running_waits_for_the_first_command_and_stands_still_without_one(s
     np.testing.assert_allclose(stage.robot._world.scene.state.hand, hand, atol=3e-3)  # 12 mm if it still moved
 
 
-def test_the_policy_is_reset_between_episodes(stage: Stage) -> None:
+def test_the_policy_is_reset_between_episodes(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
     robot = stage.start(episodes=3, max_steps=3, rate_hz=50.0, task="drawer-close", seed=7)
     stage.spin(lambda: robot.finished)
     stage.spin(lambda: len(stage.driver.ended()) == 3)
     assert stage.driver.resets == 2
     assert [event.seed for event in stage.driver.ended()] == [7, 8, 9]
+    log = capfd.readouterr().err
+    assert [index for index in range(3) if f"episode {index}, 'close the drawer': no success, 3 steps" in log] == [
+        0,
+        1,
+        2,
+    ]
     assert {event.task for event in stage.driver.events} == {"drawer-close"}
     stage.spin(lambda: bool(stage.driver.joints))
     assert "right_j0" in stage.driver.joints[0].name
