@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn, Protocol, cast
 
 import rclpy
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
@@ -83,7 +84,7 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
         for file in files:
             read_yaml(file)  # rcl's own parser blocks on a pipe, and takes minutes over a large file
         _initialise(words)
-        node = _checked(make(), files)
+        node = _checked(_made(make), files)
         forward_to_ros(node.get_logger())
         return _spin(node, stop)
     except FlashVLAError as error:
@@ -160,9 +161,24 @@ def _initialise(arguments: list[str]) -> None:
             unknown = remove_ros_args(["", *arguments])[1:]
             rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # of many types, none of them public: a YAML file that is not there or not YAML, …
-        raise SettingsError(_SOURCE_LINE.sub("", " ".join(str(error).split()))) from error
+        raise SettingsError(_line_of(error)) from error
     if unknown:
         raise SettingsError(f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p name:=value")
+
+
+def _made(make: Callable[[], StoppableNode]) -> StoppableNode:
+    try:
+        return make()
+    except RCLError as error:  # the middleware takes no node, as one without SROS 2 that is asked for it
+        raise SettingsError(_line_of(error)) from error
+
+
+def _line_of(error: Exception) -> str:
+    """Return what rcl says in one line; where SROS 2 is asked for, it often says nothing."""
+    line = _SOURCE_LINE.sub("", " ".join(str(error).split()))
+    if os.environ.get("ROS_SECURITY_ENABLE", "").lower() != "true":
+        return line
+    return f"{line}; ROS_SECURITY_ENABLE is true, which needs a keystore and a middleware with SROS 2; no wheel has it"
 
 
 def _checked(node: StoppableNode, files: Sequence[Path]) -> StoppableNode:

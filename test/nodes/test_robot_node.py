@@ -196,12 +196,8 @@ def test_the_policy_is_reset_between_episodes(stage: Stage, capfd: pytest.Captur
     stage.spin(lambda: len(stage.driver.ended()) == 3)
     assert stage.driver.resets == 2
     assert [event.seed for event in stage.driver.ended()] == [7, 8, 9]
-    log = capfd.readouterr().err
-    assert [index for index in range(3) if f"episode {index}, 'close the drawer': no success, 3 steps" in log] == [
-        0,
-        1,
-        2,
-    ]
+    told, log = "'close the drawer': no success, 3 steps", capfd.readouterr().err
+    assert all(f"episode {index}, {told}" in log for index in range(3))
     assert {event.task for event in stage.driver.events} == {"drawer-close"}
     stage.spin(lambda: bool(stage.driver.joints))
     assert "right_j0" in stage.driver.joints[0].name

@@ -233,3 +233,15 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, arguments, words):
     for word in words[1:]:
         assert word in line
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not rclpy.__file__.startswith(sys.prefix), reason="an installation's middleware knows SROS 2")
+@pytest.mark.parametrize("strategy", ["Enforce", "Permissive"])
+def test_security_that_the_middleware_lacks_is_one_line_and_exit_code_2(tmp_path, strategy):
+    (tmp_path / "enclaves").mkdir()
+    security = {"ENABLE": "true", "STRATEGY": strategy, "KEYSTORE": str(tmp_path)}
+    environment = os.environ | {f"ROS_SECURITY_{name}": value for name, value in security.items()}
+    ended = subprocess.run(NODE, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "ROS_SECURITY_ENABLE is true, which needs a keystore" in ended.stderr.splitlines()[-1]
