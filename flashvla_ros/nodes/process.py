@@ -14,8 +14,8 @@ from types import FrameType
 from typing import NoReturn, Protocol, cast
 
 import rclpy
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -169,7 +169,9 @@ def _initialise(arguments: list[str]) -> None:
 def _made(make: Callable[[], StoppableNode]) -> StoppableNode:
     try:
         return make()
-    except RCLError as error:  # the middleware takes no node, as one without SROS 2 that is asked for it
+    except (
+        rclpy_implementation.RCLError
+    ) as error:  # the middleware takes no node, as one without SROS 2 that is asked for it
         raise SettingsError(_line_of(error)) from error
 
 
