@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from flashvla_ros.cli.processor import processor_name
 from rclpy.qos import HistoryPolicy
 from sensor_msgs.msg import Image
 
@@ -32,7 +33,6 @@ from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.bringup.processes import POLICY, Process
-from flashvla_ros.cli.processor import processor_name
 from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.msg import GateStatus
