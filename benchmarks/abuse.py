@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from flashvla_ros.cli.processor import processor_name
 from rclpy.qos import HistoryPolicy
 from sensor_msgs.msg import Image
 
@@ -33,7 +32,7 @@ from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.bringup.processes import POLICY, Process
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
@@ -129,8 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
         abuser.faults.append(f"the node has ended, or answers nothing: exit code {policy.code}, {log[-3:]}")
     finally:
         ended.set()
-        abuser.close()
         policy.stop()
+        abuser.close()
         abuser.camera.stop()
         witness.close()
     abuser.faults += [f"{len(log)} lines of the node, among them: {line}" for line in log if "Traceback" in line]

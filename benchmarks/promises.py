@@ -113,6 +113,12 @@ class Lateness:
         frozen_s = sum(max(0.0, min(until_s, end_s) - max(since_s, start_s)) for start_s, end_s in self._frozen)
         return until_s - since_s - frozen_s - self.worst_s(since_s, until_s)
 
+    def excuse(self, time_s: float) -> str:
+        """Say what is known of a message that was sent while the process was stopped; empty of any other."""
+        if not any(start_s <= time_s <= end_s for start_s, end_s in self._frozen):
+            return ""
+        return "; sent during SIGSTOP, and Fast DDS sends again what it could not deliver within 3 s, its heartbeat"
+
     def worst_s(self, since_s: float, until_s: float) -> float:
         """Return the greatest lateness around a span."""
         first = bisect.bisect_left(self._times_s, since_s - 0.1)
@@ -179,7 +185,8 @@ class _Judge:
         for deed, (since_s, stopped) in self._silences.items():
             after_s = self._lateness.usable_s(since_s, command.time_s)
             if stopped or after_s > self._promise.stop_s:
-                self._blame(deed, command, f"{after_s:.3f} s later, {'after' if stopped else 'without'} a stop action")
+                stop = f"{'after' if stopped else 'without'} a stop action{self._lateness.excuse(since_s)}"
+                self._blame(deed, command, f"{after_s:.3f} s later, {stop}")
 
     def _check_instruction(self, command: Heard) -> None:
         texts = [text for _, text in self._instructions]
@@ -193,9 +200,11 @@ class _Judge:
             self._blame("instruction", command, f"after {texts[self._answered]!r} had been answered")
         self._answered = max(self._answered, index)
         if index + 1 < len(texts):
-            late_s = self._lateness.usable_s(self._instructions[index + 1][0], command.time_s)
+            given_s = self._instructions[index + 1][0]
+            late_s = self._lateness.usable_s(given_s, command.time_s)
             if late_s > self._promise.instruction_s:
-                self._blame("instruction", command, f"it was replaced {late_s:.3f} s before")
+                excuse = self._lateness.excuse(given_s)
+                self._blame("instruction", command, f"it was replaced {late_s:.3f} s before{excuse}")
 
     def _blame(self, rule: str, command: Heard, text: str) -> None:
         worst_s = self._lateness.worst_s(command.time_s - 0.5, command.time_s)
@@ -210,18 +219,21 @@ def judge(
 
     Args:
         commands: What the node commanded, in order.
-        done: What was done to it, in order; ``OTHER`` at the end says until when it was listened to.
+        done: What was done to it, in order; commands after the last deed do not count, since what was sent to the node
+            may have been lost with its sender.
         promise: What every command must keep.
         samples: (time, lateness) of the monitor itself.
     """
     judge_ = _Judge(promise, Lateness(samples, done))
-    for event in sorted([*commands, *done], key=lambda event: event.time_s):
+    end_s = max((one.time_s for one in done), default=math.inf)
+    counted = [command for command in commands if command.time_s <= end_s]
+    for event in sorted([*counted, *done], key=lambda event: event.time_s):
         if isinstance(event, Heard):
             judge_.hear(event)
         else:
             judge_.note(event)
     if done:
-        judge_.check_held(max(one.time_s for one in done))
+        judge_.check_held(end_s)
     return judge_.violations
 
 

@@ -23,7 +23,8 @@ GIVEN = Done(0.0, Deed.INSTRUCTED, "push")
 
 
 def rules(commands, *done, samples=()):
-    return [one.rule for one in judge(commands, [GIVEN, *done], PROMISE, samples)]
+    end = Done(max(one.time_s for one in [*commands, *done]), Deed.OTHER, "the end")
+    return [one.rule for one in judge(commands, [GIVEN, *done, end], PROMISE, samples)]
 
 
 def test_an_ordinary_run_breaks_nothing():
@@ -77,6 +78,13 @@ def test_time_that_the_process_could_not_use_does_not_count():
     assert rules([step(1.0), step(1.25)], Done(1.1, Deed.PRESSED), samples=[(0.5, 0.15)]) == [Deed.PRESSED]
 
 
+def test_what_was_sent_to_a_stopped_process_is_blamed_and_explained():
+    done = [GIVEN, Done(1.05, Deed.FROZEN), Done(1.1, Deed.PRESSED), Done(2.0, Deed.THAWED), Done(3.0, Deed.OTHER)]
+    [found] = judge([step(1.0), step(2.2)], done, PROMISE)
+    assert found.rule == Deed.PRESSED
+    assert "sent during SIGSTOP" in found.text
+
+
 def test_an_instruction_that_was_replaced_is_not_answered():
     second = Done(1.05, Deed.INSTRUCTED, "pull")
     assert rules([step(1.0), step(1.2)], second) == []  # it may take half a second
@@ -109,7 +117,8 @@ def test_a_command_that_moves_has_an_age():
 
 
 def test_a_violation_comes_with_what_went_before_it():
-    [found] = judge([step(1.0), stop(1.11), step(1.2)], [GIVEN, Done(1.1, Deed.PRESSED)], PROMISE, [(1.0, 0.02)])
+    done = [GIVEN, Done(1.1, Deed.PRESSED), Done(2.0, Deed.OTHER)]
+    [found] = judge([step(1.0), stop(1.11), step(1.2), step(2.1)], done, PROMISE, [(1.0, 0.02)])
     assert (found.rule, found.time_s) == (Deed.PRESSED, 1.2)
     assert "after a stop action" in found.text
     context = "\n".join(found.context)
