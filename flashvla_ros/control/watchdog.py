@@ -11,6 +11,8 @@ from flashvla_ros.control.worker import State, Worker
 from flashvla_ros.core.reasons import Reason
 
 _PERIOD_S = 0.01  # between two looks: what it adds to a time-out
+_SUSPENDED_S = 1.0  # without a look: the process was stopped for as long as DDS needs to give a reader up
+_HEARTBEAT_S = 3.2  # Fast DDS delivers with its next heartbeat, every 3 s, what a stopped process did not take
 
 
 class Watchdog:
@@ -31,6 +33,9 @@ class Watchdog:
         self._arrived_s: dict[str, float] = {}
         self._changed_s: dict[str, float] = {}
         self._frozen: set[str] = set()
+        self._looked_s: float | None = None
+        self._held_until_s = 0.0
+        self._looking = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-watchdog", daemon=True)
         worker.before_command = self.check
@@ -79,6 +84,26 @@ class Watchdog:
         if self._worker.state is State.RUNNING and self._arrived_s:
             self._check_cameras(now_s, control.image_timeout_s)
         self._check_command(now_s)  # last, since the others say more of the cause
+        self._check_suspended(now_s)
+
+    def _check_suspended(self, now_s: float) -> None:
+        """Hold the robot after the process was stopped: an emergency stop of that time may still be under way."""
+        with self._looking:
+            if self._looked_s is None:  # nobody looks all the time yet
+                return
+            gap_s, self._looked_s = now_s - self._looked_s, max(now_s, self._looked_s)
+            if gap_s > _SUSPENDED_S:
+                self._held_until_s = now_s + _HEARTBEAT_S
+        if now_s >= self._held_until_s:
+            return
+        if self._worker.state is State.RUNNING:
+            self._worker.stop(
+                Reason.IMAGE_TIMEOUT,
+                f"this process was suspended; what was sent to it meanwhile, such as an emergency stop, may come "
+                f"{_HEARTBEAT_S:g} s late, so the robot is held for that time",
+            )
+        else:
+            self._worker.discard()
 
     def _check_command(self, now_s: float) -> None:
         """Stop a robot whose command is older than any step may take, whatever kept the steps from their end."""
@@ -111,5 +136,6 @@ class Watchdog:
             self._thread.join()
 
     def _run(self) -> None:
+        self._looked_s = self._clock()
         while not self._closed.wait(_PERIOD_S):
             self.check()

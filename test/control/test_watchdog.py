@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from typing import Any
 
 import pytest
 from fakes import SPEC, ScriptedPolicy, make_observation
 
+from flashvla_ros.control import watchdog as watchdog_module
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import State, Stop, Worker
@@ -247,3 +249,26 @@ def test_a_robot_that_stays_behind_its_command_is_stopped_once_that_has_lasted()
         assert bench.stops[0].detail.startswith("elbow is at 0.5 and was commanded to 1 (control.max_deviation is 0.1)")
     finally:
         bench.worker.close()
+
+
+def test_after_the_process_was_suspended_the_robot_is_held_until_what_was_sent_meanwhile_has_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog_module, "_PERIOD_S", LONG_S)  # it looks when the test says so
+    bench.watchdog.start()
+    while bench.watchdog._looked_s is None:
+        time.sleep(0.001)
+    bench.step()
+    assert bench.look_after(0.9) == []
+    bench.step()
+    assert bench.look_after(1.1) == [Reason.IMAGE_TIMEOUT]
+    assert "was suspended" in bench.stops[0].detail
+    for _ in range(3):  # no image moves it meanwhile
+        bench.watchdog.image_arrived("front")
+        bench.worker.post(make_observation(bench.now_s))
+        assert bench.look_after(0.9) == [Reason.IMAGE_TIMEOUT]
+        assert not bench.stepped.acquire(timeout=0.2)
+    assert bench.look_after(0.9) == [Reason.IMAGE_TIMEOUT]  # once
+    bench.step()
+    assert bench.worker.stopped_by is None
+    bench.watchdog.close()
