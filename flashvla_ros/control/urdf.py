@@ -111,7 +111,8 @@ def joint_limits(text: str, source: str) -> dict[str, JointLimits]:
     if len(text) > _MOST_CHARACTERS or _DOCUMENT_TYPE.search(text):
         raise SettingsError(f"{source} is no plain URDF: it has a document type, or more than 4 million characters")
     try:
-        root = ElementTree.fromstring(text)  # noqa: S314  # no document type: nothing to expand or to fetch
+        # Blank lines in front of the XML declaration are no XML, but robot_state_publisher's parser takes them.
+        root = ElementTree.fromstring(text.lstrip())  # noqa: S314  # no document type: nothing to expand or to fetch
     except ElementTree.ParseError as error:
         raise SettingsError(f"{source} is no URDF: {error}") from error
     if root.tag != "robot":

@@ -41,6 +41,12 @@ def test_every_joint_that_moves_has_its_limits() -> None:
     }
 
 
+@pytest.mark.parametrize("before", ["\n", "\r\n\r\n  \t"])
+def test_blank_lines_before_the_declaration_do_no_harm(before: str) -> None:
+    """A published gripper's URDF begins with one, and robot_state_publisher reads it."""
+    assert joint_limits(before + ARM, "arm.urdf") == joint_limits(ARM, "arm.urdf")
+
+
 def test_they_become_parameters_in_the_order_of_the_action() -> None:
     values, notes = limits_of(ARM, "arm.urdf", spec("lift", "spin", "shoulder"))
     assert values == {
