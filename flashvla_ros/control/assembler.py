@@ -91,15 +91,24 @@ class Assembler:
         """Take in where joints are; those that the action does not name are left alone.
 
         Raises:
-            ObservationError: The lists differ in length, or positions are not finite; the other joints count.
+            ObservationError: The lists differ in length, or positions are not finite or contradict each other; the
+                other joints count.
         """
         if len(names) != len(positions):
             raise ObservationError(f"joint_states: {len(names)} names but {len(positions)} positions")
-        needed = {name: float(at) for name, at in zip(names, positions, strict=True) if name in self._needed}
+        pairs = [(name, float(at)) for name, at in zip(names, positions, strict=True) if name in self._needed]
+        needed = dict(pairs)
+        twice = {name for name, at in pairs if math.isfinite(at) and at != needed[name]}
+        for name in twice:
+            del needed[name]
         finite = {name: at for name, at in needed.items() if math.isfinite(at)}
         self._joints.update(now_s, finite)
         if len(finite) < len(needed):
             raise ObservationError(f"joint_states: the positions of {sorted(set(needed) - set(finite))} are not finite")
+        if twice:
+            raise ObservationError(
+                f"joint_states: {sorted(twice)} are there twice, in two places: start the node that reports them again"
+            )
 
     def take_pose(self, pose: Mapping[str, float], now_s: float) -> None:
         """Take in where the end effector is, by the names of :data:`flashvla_ros.core.types.POSE_NAMES`."""
@@ -119,7 +128,7 @@ class Assembler:
 
         Raises:
             ObservationError: It is as old as the image before it, or a little older. Not so after a silence of the
-                camera: then it goes on from there.
+                camera: then it goes on from there. Or two nodes disagree on where a joint is.
         """
         before = self._newest.get(camera)
         silent = camera in self.silent(now_s)
@@ -131,6 +140,11 @@ class Assembler:
         self._newest[camera] = _Newest(image, stamp_s, now_s)
         if camera != self.cameras[0] or not self.instruction or self.absent or self.silent(now_s):
             return None
+        if disputed := self._joints.disputed(now_s):
+            raise ObservationError(
+                f"joint_states: {sorted(disputed)} jump to and fro: two nodes report them, such as a "
+                f"joint_state_publisher while the robot's driver runs; stop one of the two"
+            )
         joints, pose = self._measured(now_s)
         images = {name: self._newest[name].image for name in self.cameras}
         return Observation(images, self.instruction, stamp_s, joint_positions=joints, pose=pose)

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+import collections
+import math
 import threading
 from collections.abc import Mapping
+
+_JUMP = 0.05  # rad or m: more than an arm moves back and forth between two messages
+_JUMPS, _JUMPS_S = 3, 1.0  # so many within so long are two nodes' reports, not a motion
+
+
+class _Measured:
+    """The last measurements of one joint, and when it was back where it had been before a jump."""
+
+    def __init__(self) -> None:
+        self.when_s = self.at = self._before = float("nan")
+        self._returns_s: collections.deque[float] = collections.deque(maxlen=_JUMPS)
+
+    def add(self, now_s: float, at: float) -> None:
+        # A joint without an end is at pi or at -pi, which is one place; for a slide, a whole turn is out of reach.
+        jump, back = (abs(math.remainder(at - earlier, math.tau)) for earlier in (self.at, self._before))
+        if jump > _JUMP and back < jump / 4.0:
+            self._returns_s.append(now_s)
+        self.when_s, self._before, self.at = now_s, self.at, at
+
+    def disputed(self, now_s: float) -> bool:
+        return len(self._returns_s) == _JUMPS and 0.0 <= now_s - self._returns_s[0] <= _JUMPS_S
 
 
 class RobotState:
@@ -11,14 +34,24 @@ class RobotState:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._measured: dict[str, tuple[float, float]] = {}
+        self._measured: collections.defaultdict[str, _Measured] = collections.defaultdict(_Measured)
 
     def update(self, now_s: float, positions: Mapping[str, float]) -> None:
         """Take in measurements; joints that are not among them keep their last one."""
         with self._lock:
-            self._measured.update({name: (now_s, position) for name, position in positions.items()})
+            for name, at in positions.items():
+                self._measured[name].add(now_s, at)
 
     def positions(self, now_s: float, max_age_s: float) -> dict[str, float]:
-        """Return what was measured at most `max_age_s` ago."""
+        """Return what was measured at most `max_age_s` ago and is not disputed."""
         with self._lock:
-            return {name: value for name, (when_s, value) in self._measured.items() if now_s - when_s <= max_age_s}
+            return {
+                name: one.at
+                for name, one in self._measured.items()
+                if now_s - one.when_s <= max_age_s and not one.disputed(now_s)
+            }
+
+    def disputed(self, now_s: float) -> list[str]:
+        """Return what jumps to and fro, as if a second node reported other positions of the same joints."""
+        with self._lock:
+            return [name for name, one in self._measured.items() if one.disputed(now_s)]

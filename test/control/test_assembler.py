@@ -137,6 +137,25 @@ def test_lists_of_unequal_length_are_refused_as_a_whole():
     assert ours.positions(1.0) == {}
 
 
+def test_a_joint_that_a_message_places_twice_is_refused_and_spares_the_others():
+    ours = assembler()
+    with pytest.raises(ObservationError, match=r"\['x'\] are there twice, in two places"):
+        ours.take_joints(["x", "y", "x", "y"], [0.1, 0.2, 1.5, 0.2], 1.0)
+    assert ours.positions(1.0) == {"y": 0.2}
+
+
+def test_while_two_nodes_disagree_on_where_a_joint_is_there_is_no_observation():
+    ours = assembler()
+    ours.take_instruction("open the drawer")
+    for index in range(10):
+        ours.take_joints(["x"], [0.4 * (index % 2)], 1.0 + 0.02 * index)
+    with pytest.raises(ObservationError, match=r"\['x'\] jump to and fro: two nodes report them"):
+        ours.take_image("image", picture(), 1.2, 1.2)
+    for index in range(10):
+        ours.take_joints(["x"], [0.4], 1.2 + 0.1 * index)
+    assert ours.take_image("image", picture(), 2.2, 2.2).joint_positions == {"x": 0.4}
+
+
 def test_where_the_robot_was_counts_for_a_while():
     ours = assembler(control__state_timeout_s=1.0)
     ours.take_joints(["x"], [0.1], 1.0)

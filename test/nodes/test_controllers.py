@@ -189,6 +189,24 @@ def test_without_joint_states_motions_of_joints_are_not_commanded(make):
     assert bench.report().state == "running"
 
 
+def test_while_two_nodes_report_a_joint_the_robot_is_stopped_and_not_sent_to_either_place(make):
+    """Zeros of a joint_state_publisher beside the driver's report: a stop must not send the arm to zero."""
+    bench = make(
+        "", [0.4], command__type="JointTrajectory", action__names=["elbow"], action__kinds=["absolute"],
+        control__image_timeout_s=0.5,
+    )  # fmt: skip
+    start(bench, elbow=0.4)
+    bench.step()
+    said = "['elbow'] jump to and fro: two nodes report them"
+    while not bench.logged(said) or not bench.logged("stopped, image_timeout"):
+        for position in (0.4, 0.0):
+            bench.joint_states.publish(JointState(name=["elbow"], position=[position]))
+            bench.spin(0.02)
+        if not bench.logged(said):
+            bench.show()
+    assert 0.0 not in [point.positions[0] for command in bench.commands for point in command.points]
+
+
 def test_joint_states_that_have_ceased_say_nothing_any_more(make):
     parameters = {"command__type": "JointTrajectory", "action__names": ["elbow"], "action__kinds": ["delta"]}
     bench = start(make("", [0.1], control__state_timeout_s=60.0, **parameters), elbow=0.5)
