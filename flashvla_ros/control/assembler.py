@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ImageArray, Observation
+from flashvla_ros.core.types import ActionSpec, ImageArray, Observation
 
 MAX_INSTRUCTION = 1000  # characters; a robot's task is a sentence, and the model reads every token of it
+_NAMES_SHOWN = 12
 LATE_S = 1.0  # an image this much older than the one before it comes from a clock that was set back
 
 
@@ -65,6 +66,7 @@ class Assembler:
         self._settings = settings
         self.cameras = tuple(cameras)
         self._needed = frozenset(settings().action.names)
+        self._unreported = frozenset(ActionSpec.of(settings().action).joints)  # emptied by the first one that is
         self._newest: dict[str, _Newest] = {}
         self._joints, self._pose = RobotState(), RobotState()
         given = settings().node.instruction
@@ -92,10 +94,16 @@ class Assembler:
 
         Raises:
             ObservationError: The lists differ in length, or positions are not finite or contradict each other; the
-                other joints count.
+                other joints count. Or none of the action's joints was ever among them.
         """
         if len(names) != len(positions):
             raise ObservationError(f"joint_states: {len(names)} names but {len(positions)} positions")
+        if self._unreported.isdisjoint(names) and self._unreported:
+            raise ObservationError(
+                f"joint_states: {sorted(self._unreported)} are not among {sorted(names)[:_NAMES_SHOWN]}, nor were they "
+                f"before: name the joints in action.names as the robot does"
+            )
+        self._unreported = frozenset()
         pairs = [(name, float(at)) for name, at in zip(names, positions, strict=True) if name in self._needed]
         needed = dict(pairs)
         twice = {name for name, at in pairs if math.isfinite(at) and at != needed[name]}

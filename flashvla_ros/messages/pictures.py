@@ -45,7 +45,7 @@ def decode_picture(data: bytes, *, as_stored: bool = False) -> np.ndarray[Any, A
     elif data.startswith(_JPEG):
         height, width = _jpeg_size(data)
     else:
-        raise ObservationError("it is neither JPEG nor PNG")
+        raise ObservationError("it is neither JPEG nor PNG (a stream of video, such as H.264, is not read)")
     check_size(height, width)
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_IGNORE_ORIENTATION if as_stored else 0)
     try:

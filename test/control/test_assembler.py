@@ -137,6 +137,16 @@ def test_lists_of_unequal_length_are_refused_as_a_whole():
     assert ours.positions(1.0) == {}
 
 
+def test_joints_that_nobody_reports_under_the_actions_names_are_named_with_those_that_are():
+    """Drivers put a prefix before them, or /position behind; before the driver starts, configure cannot compare."""
+    ours = assembler(action__names=("elbow", "wrist"), action__kinds=("absolute", "absolute"))
+    with pytest.raises(ObservationError, match=r"\['elbow', 'wrist'\] are not among \['ur_elbow', 'ur_wrist'\]"):
+        ours.take_joints(["ur_wrist", "ur_elbow"], [0.1, 0.2], 1.0)
+    ours.take_joints(["elbow"], [0.3], 1.0)
+    ours.take_joints(["left_wheel"], [0.4], 1.0)  # another driver's, as on every mobile robot
+    assert ours.positions(1.0) == {"elbow": 0.3}
+
+
 def test_a_joint_that_a_message_places_twice_is_refused_and_spares_the_others():
     ours = assembler()
     with pytest.raises(ObservationError, match=r"\['x'\] are there twice, in two places"):
