@@ -89,6 +89,8 @@ class RosbagsStorage:
 
 
 def full_name(type_name: str) -> str:
-    """Return ``package/msg/Name``, of which some writers leave out the middle."""
+    """Return ``package/msg/Name``, of which some writers leave out the middle, or what a topic without type holds."""
+    if type_name in ("", "__schemaless__"):  # MCAP of the first releases of rosbag2's plug-in; rosbags' name for it
+        return "message without a schema"
     parts = type_name.split("/")
     return f"{parts[0]}/msg/{parts[1]}" if len(parts) == 2 else type_name

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 from bag_factory import IMAGE, START_NS, STORE, STRING, drive, fill, text, write_bag
+from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
 from rosbags.convert.converter import convert
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from flashvla_ros.bags.definitions import message_definition
 from flashvla_ros.bags.reader import open_bag
+from flashvla_ros.bags.topics import find_topics
 from flashvla_ros.core.errors import BagError
 
 
@@ -181,6 +184,66 @@ def test_a_definition_that_cannot_be_parsed_matters_only_to_its_own_topic(tmp_pa
         with pytest.raises(BagError, match="the definition of example_interfaces/srv/AddTwoInts_Event") as refusal:
             bag.decode(first)
     assert "\n" not in str(refusal.value)
+
+
+def write_mcap(path, schema=("ros2msg", True), foreign=None, **options):
+    """One image topic, the way other tools than rosbag2 write it; `foreign` is (encoding, schema, its encoding)."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, **options)
+        writer.start("ros2")
+        if foreign:
+            encoding, name, schema_encoding = foreign
+            other = writer.register_channel("/other", encoding, writer.register_schema(name, schema_encoding, b"\x0a"))
+            writer.add_message(other, START_NS, b"{}", START_NS)
+        schema_encoding, has_text = schema
+        text = message_definition(IMAGE)[0].encode() if has_text else b""
+        number = writer.register_schema(IMAGE, schema_encoding, text) if schema_encoding is not None else 0
+        channel = writer.register_channel("/image", "cdr", number)
+        for _, kind, time_ns, message in drive(3, instruction=None):
+            writer.add_message(channel, time_ns, bytes(STORE.serialize_cdr(message, kind)), time_ns)
+        writer.finish()
+    return path
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ("protobuf", "foxglove.SceneUpdate", "protobuf"),
+        ("json", "Imu", "jsonschema"),
+        ("cdr", "foxglove::SceneUpdate", "omgidl"),
+        ("cdr", "RealsenseMetadata", ""),
+        ("ros1", "std_msgs/String", "ros1msg"),
+    ],
+    ids=lambda foreign: foreign[2] or "empty",
+)
+def test_topics_of_other_serialisations_do_no_harm(tmp_path, foreign):
+    """As loggers write them that keep data of their own beside ROS messages; ros2 bag play long refused these."""
+    path = write_mcap(tmp_path / "mixed.mcap", foreign=foreign)
+    with open_bag(path) as bag:
+        assert [bag.decode(message).height for message in bag.messages(["/image"])] == [48] * 3
+        assert bag.warnings == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schema": ("", False)},
+        {"index_types": IndexType.NONE, "use_statistics": False, "repeat_channels": False, "repeat_schemas": False},
+        {"use_chunking": False, "compression": CompressionType.NONE, "index_types": IndexType.NONE},
+    ],
+    ids=["definition left empty", "no index", "no chunks"],
+)
+def test_what_other_writers_of_mcap_leave_out_is_not_needed(tmp_path, options):
+    with open_bag(write_mcap(tmp_path / "bare.mcap", **options)) as bag:
+        assert [bag.decode(message).height for message in bag.messages(["/image"])] == [48] * 3
+
+
+def test_a_topic_without_a_type_is_said_to_have_none(tmp_path):
+    """As rosbag2's MCAP plug-in wrote them at first."""
+    path = write_mcap(tmp_path / "old.mcap", schema=(None, False))
+    words = "/image in .* is a message without a schema, not sensor_msgs/msg/Image"
+    with open_bag(path) as bag, pytest.raises(BagError, match=words):
+        find_topics(bag, {}, "/flashvla", ())
 
 
 def test_a_message_of_other_bytes_than_its_type_is_named(tmp_path):
