@@ -165,13 +165,17 @@ class Inputs:
             worker.post(StampedObservation(**values, header=header))
 
     def _refuse_old(self, stamp: Time) -> None:
-        """Refuse an image before it is decoded, such as one that waited while this process was stopped."""
+        """Refuse an image before it is decoded, such as one that waited while this process was stopped.
+
+        One from the future is refused too: by a clock that is ahead, an old image looks new.
+        """
         age_s = (self._node.get_clock().now() - RosTime.from_msg(stamp, self._clock_type)).nanoseconds * 1e-9
         limit_s = self._settings().control.max_image_age_s
-        if 0.0 < limit_s < age_s:
+        if 0.0 < limit_s < abs(age_s):
+            age = f"{age_s:.2f} s old" if age_s > 0.0 else f"{-age_s:.2f} s ahead of this node's clock"
             raise ObservationError(
-                f"an image is {age_s:.2f} s old by its stamp (control.max_image_age_s is {limit_s:g}): let the clocks "
-                f"of camera and robot agree, or set it to 0 to answer images of any age"
+                f"an image is {age} by its stamp (control.max_image_age_s is {limit_s:g}): let the clocks of camera "
+                f"and robot agree, or set it to 0 to answer images of any age"
             )
 
     def _on_instruction(self, message: String) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from fakes import ScriptedPolicy
 from policy_bench import PolicyBench
+from std_msgs.msg import Header
 
+from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.vla.loading import FROM_CHECKPOINT
 
@@ -114,3 +116,22 @@ def test_a_checkpoint_that_sees_one_camera_refuses_two_before_it_is_read():
         assert "camera.names has 2 entries ['front', 'wrist']" in line
     finally:
         bench.close()
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [(37, "s ahead of this node's clock by its stamp"), (-1_700_000_000, "s old by its stamp")],
+    ids=["atomic time", "time since boot"],
+)
+def test_a_camera_on_another_clock_is_refused_in_both_directions(make, ahead_s, words):
+    """By a clock that is ahead an old image looks new, so that control.max_image_age_s could not hold."""
+    bench = make(camera__names=[]).start()
+    stamp = bench.node.get_clock().now().to_msg()
+    stamp.sec += ahead_s
+    picture = encode_image(np.full((8, 8, 3), 100, np.uint8), Header(stamp=stamp))
+    bench.image.publish(picture)
+    bench.until(lambda: bench.logged(words), "the rejection")
+    assert not bench.gates
+    assert bench.set("control.max_image_age_s", 0.0).successful
+    bench.image.publish(picture)
+    bench.until(lambda: bench.gates, "the step")
