@@ -1,4 +1,4 @@
-"""Joint positions that a controller is to reach, made of an action's rows."""
+"""What a command carries: which dimensions, and the joint positions that a controller is to reach."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flashvla_ros.core.errors import ActionError
-from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray
+from flashvla_ros.core.errors import ActionError, SettingsError
+from flashvla_ros.core.types import EULER_NAMES, POSITION_NAMES, QUATERNION_NAMES, ActionKind, ActionSpec, FloatArray
+
+# What each type carries where the type itself says so; the others carry the dimensions of the action but the gripper.
+_OWN_NAMES = {
+    "TwistStamped": (POSITION_NAMES + EULER_NAMES, ActionKind.VELOCITY),
+    "PoseStamped": (POSITION_NAMES + QUATERNION_NAMES, ActionKind.ABSOLUTE),
+}
 
 
 def check(command_type: str, spec: ActionSpec, positions: Mapping[str, float]) -> None:
@@ -45,3 +51,26 @@ def joint_positions(
         span = 1.0 if spec.kinds[index] is ActionKind.DELTA else spec.dt_s
         reached[:, index] = positions[name] + np.cumsum(command[:, index] * span)
     return reached
+
+
+def command_spec(command_type: str, action: ActionSpec) -> ActionSpec:
+    """Return what the D values of a command mean, in the units of the message: a velocity, or where to be.
+
+    Raises:
+        SettingsError: The command would carry nothing.
+    """
+    if command_type in _OWN_NAMES:
+        names, kind = _OWN_NAMES[command_type]
+        return ActionSpec(names, (kind,) * len(names), action.dt_s)
+    carried = [pair for pair in zip(action.names, action.kinds, strict=True) if pair[1] is not ActionKind.GRIPPER]
+    if not carried:
+        raise SettingsError(f"command.type {command_type} carries joints, but action.names is {list(action.names)}")
+    kinds = tuple(_sent_kind(command_type, name in action.joints, kind) for name, kind in carried)
+    return ActionSpec(tuple(name for name, _ in carried), kinds, action.dt_s)
+
+
+def _sent_kind(command_type: str, joint: bool, kind: ActionKind) -> ActionKind:
+    """A joint's delta leaves as the position that it leads to, and so does its velocity in a trajectory."""
+    if command_type == "JointTrajectory" or (joint and kind is ActionKind.DELTA):
+        return ActionKind.ABSOLUTE
+    return kind

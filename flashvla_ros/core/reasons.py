@@ -24,6 +24,14 @@ class Reason(enum.StrEnum):
     DEVIATION = "deviation"
     DRY_RUN = "dry_run"
     DEACTIVATED = "deactivated"
+    GUARD = "guard"
+
+    # Why the guard stopped the robot, beside an emergency stop.
+    SILENCE = "silence"
+    PUBLISHER = "publisher"
+    STALE_COMMAND = "stale_command"
+    NOT_FINITE = "not_finite"
+    LIMITS = "limits"
 
     # The memory belongs to another run.
     NEW_INSTRUCTION = "new_instruction"
@@ -60,6 +68,7 @@ EMPTYING = frozenset(
         Reason.DEVIATION,
         Reason.DRY_RUN,
         Reason.DEACTIVATED,
+        Reason.GUARD,
     }
 )
 

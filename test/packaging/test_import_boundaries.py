@@ -38,6 +38,7 @@ ALLOWED_ROOMS = {
     "bench": {"cli", "control", "core", "gate", "sim", "vla"},
     "doctor": {"bags", "cli", "control", "core", "gate", "messages", "msg", "sim", "vla"},
     "nodes": {"cli", "control", "core", "gate", "messages", "msg", "sim", "view", "vla"},
+    "guard": {"cli", "control", "core", "messages", "nodes"},
     "bringup": {"bags", "cli", "core", "msg", "nodes", "sim"},
 }
 
@@ -64,6 +65,16 @@ def test_room_imports_with_everything_foreign_to_it_blocked(room: str) -> None:
     assert result.returncode == 0, result.stderr
     modules = [path for path in (PACKAGE / room).rglob("*.py") if path.name != "__init__.py"]
     assert len(result.stdout.split()) >= len(modules) > 0
+
+
+@pytest.mark.parametrize(("module", "foreign"), [("rules", (*ROS, *HEAVY))])
+def test_the_guard_needs_no_model_and_its_rules_no_ros(module: str, foreign: tuple[str, ...]) -> None:
+    code = (
+        "import importlib, sys; sys.modules.update(dict.fromkeys(sys.argv[2:])); importlib.import_module(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, f"flashvla_ros.guard.{module}", *foreign]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_check_finds_a_forbidden_import() -> None:
@@ -179,7 +190,8 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
 def test_only_entry_points_and_bringup_import_the_nodes() -> None:
     nodes = PACKAGE / "nodes"
     allowed = {nodes, PACKAGE / "bringup"}
-    others = [path for path in sources("flashvla_ros") if not allowed & set(path.parents)]
+    entry = PACKAGE / "guard" / "node.py"  # a process of its own
+    others = [path for path in sources("flashvla_ros") if not allowed & set(path.parents) and path != entry]
     assert others
     for path in others:
         assert "nodes" not in rooms_imported_by(path), path.relative_to(ROOT)

@@ -1,0 +1,73 @@
+"""The four command messages as values [T, D] and back, whichever parameters made them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from std_msgs.msg import Float64MultiArray, Header, MultiArrayDimension
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from flashvla_ros.core.errors import ActionError
+from flashvla_ros.core.types import ActionSpec, FloatArray
+
+
+def values_of(message: Any, spec: ActionSpec) -> FloatArray:
+    """Return the values [T, D] of a command, which may be anything but finite.
+
+    Raises:
+        ActionError: It has other joints or another size than `spec`.
+    """
+    if isinstance(message, TwistStamped):
+        linear, angular = message.twist.linear, message.twist.angular
+        return np.array([[linear.x, linear.y, linear.z, angular.x, angular.y, angular.z]])
+    if isinstance(message, PoseStamped):
+        place, turn = message.pose.position, message.pose.orientation
+        return np.array([[place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w]])
+    if isinstance(message, Float64MultiArray):
+        rows = [list(message.data)]
+    else:
+        if tuple(message.joint_names) != spec.names:
+            raise ActionError(f"the command is for the joints {list(message.joint_names)}, not {list(spec.names)}")
+        rows = [list(point.positions) for point in message.points]
+        if any(len(point.velocities) or len(point.accelerations) or len(point.effort) for point in message.points):
+            raise ActionError("the command has velocities, accelerations or efforts, which nothing here limits")
+    if not rows or any(len(row) != spec.size for row in rows):
+        raise ActionError(f"the command has {[len(row) for row in rows]} values, expected {spec.size} a row")
+    return np.array(rows, dtype=np.float64)
+
+
+def message_of(command_type: str, values: FloatArray, spec: ActionSpec, header: Header) -> Any:
+    """Return the message of a command [T, D] of finite values; a trajectory starts when it arrives."""
+    row = [float(value) for value in values[0]]
+    if command_type == "TwistStamped":
+        message: Any = TwistStamped(header=header)
+        for part, numbers in ((message.twist.linear, row[:3]), (message.twist.angular, row[3:])):
+            part.x, part.y, part.z = numbers
+        return message
+    if command_type == "PoseStamped":
+        message = PoseStamped(header=header)
+        place, turn = message.pose.position, message.pose.orientation
+        place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w = row
+        return message
+    if command_type == "Float64MultiArray":
+        size = len(row)
+        message = Float64MultiArray(data=row)
+        message.layout.dim = [MultiArrayDimension(label=",".join(spec.names), size=size, stride=size)]
+        return message
+    message = JointTrajectory(header=Header(frame_id=header.frame_id), joint_names=list(spec.names))
+    for index, point in enumerate(values):
+        seconds, fraction = divmod((index + 1) * spec.dt_s, 1.0)
+        after = JointTrajectoryPoint(positions=point.tolist())
+        after.time_from_start.sec, after.time_from_start.nanosec = int(seconds), round(fraction * 1e9) % 10**9
+        message.points.append(after)
+    return message
+
+
+def stamp_of(message: Any) -> float | None:
+    """Return the stamp of the observation that a command answers [s, ROS clock]; None where it carries none."""
+    if not hasattr(message, "header"):
+        return None
+    stamp = message.header.stamp
+    return stamp.sec + stamp.nanosec * 1e-9 if stamp.sec or stamp.nanosec else None
