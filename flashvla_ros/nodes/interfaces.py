@@ -10,9 +10,10 @@ import dataclasses
 import enum
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64, Float64MultiArray, String
 from std_srvs.srv import Trigger
@@ -40,6 +41,7 @@ class Interface:
         depth: Messages kept for a slow reader.
         reliable: Lost messages are sent again; a best-effort subscription connects to every publisher.
         latched: A late subscriber gets the last message (transient local).
+        lease_s: Time within which a reader that asks for it hears that the publisher's process does not run; 0: never.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Interface:
     depth: int = 10
     reliable: bool = True
     latched: bool = False
+    lease_s: float = 0.0
 
     @property
     def type(self) -> type[Any]:
@@ -62,6 +65,8 @@ class Interface:
             depth=self.depth,
             reliability=ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT,
             durability=DurabilityPolicy.TRANSIENT_LOCAL if self.latched else DurabilityPolicy.VOLATILE,
+            liveliness=LivelinessPolicy.AUTOMATIC,
+            liveliness_lease_duration=Duration(nanoseconds=round(self.lease_s * 1e9)),
         )
 
 
@@ -73,13 +78,19 @@ JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), reliable=F
 END_EFFECTOR_POSE = Interface("end_effector_pose", Direction.IN, (PoseStamped,), depth=1, reliable=False)
 IMAGE = Interface("image", Direction.IN, (Image, CompressedImage), depth=1, reliable=False)
 
-COMMAND = Interface("command", Direction.OUT, (TwistStamped, PoseStamped, JointTrajectory, Float64MultiArray))
+COMMAND = Interface(
+    "command", Direction.OUT, (TwistStamped, PoseStamped, JointTrajectory, Float64MultiArray), lease_s=0.5
+)
 GRIPPER_COMMAND = Interface("gripper_command", Direction.OUT, (Float64,))
 GATE = Interface("~/gate", Direction.OUT, (GateStatus,))
 STATUS = Interface("~/status", Direction.OUT, (PolicyStatus,))
 SETTINGS = Interface("~/settings", Direction.OUT, (String,), depth=1, latched=True)
 OVERLAY = Interface("~/overlay/compressed", Direction.OUT, (CompressedImage,), depth=1, reliable=False)
 DIAGNOSTICS = Interface("/diagnostics", Direction.OUT, (DiagnosticArray,))
+
+# Between the policy and the guard, where there is one: what the policy's names are remapped to, and the heartbeat.
+UNGUARDED = "_unguarded"
+GUARD_STATUS = Interface("guard/status", Direction.IN, (DiagnosticStatus,), depth=1)
 
 # Of the simulated robot: what it knows of its episodes, for whoever counts them, however late.
 EPISODE = Interface("episode", Direction.IN, (EpisodeStatus,), depth=100, latched=True)

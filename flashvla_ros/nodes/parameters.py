@@ -69,7 +69,7 @@ class NodeParameters:
         self.settings = Settings().with_values(given_at_start(node, _ROWS))
         # Callbacks come after: rclpy would run them once for each parameter, with the others still missing.
         for name, value in self.settings.values().items():
-            _declare(node, table.find(name), value)
+            declare(node, table.find(name), value)
         self.node = node
         self._check_candidate = check
         self._on_change = on_change
@@ -134,7 +134,8 @@ def describe(row: Row) -> ParameterDescriptor:
     return descriptor
 
 
-def _declare(node: Node, row: Row, value: Any) -> None:
+def declare(node: Node, row: Row, value: Any) -> None:
+    """Declare one parameter, whose value at start has been checked."""
     if not row.kind.endswith("_array"):
         node.declare_parameter(row.name, value=value, descriptor=describe(row), ignore_override=True)
         return

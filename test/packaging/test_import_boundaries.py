@@ -39,7 +39,7 @@ ALLOWED_ROOMS = {
     "doctor": {"bags", "cli", "control", "core", "gate", "messages", "msg", "sim", "vla"},
     "nodes": {"cli", "control", "core", "gate", "messages", "msg", "sim", "view", "vla"},
     "guard": {"cli", "control", "core", "messages", "nodes"},
-    "bringup": {"bags", "cli", "core", "msg", "nodes", "sim"},
+    "bringup": {"bags", "cli", "core", "guard", "msg", "nodes", "sim"},
 }
 
 _OURS = re.compile(r"(flashvla_ros|benchmarks|training)(\.\w+)*\.?")
@@ -67,7 +67,7 @@ def test_room_imports_with_everything_foreign_to_it_blocked(room: str) -> None:
     assert len(result.stdout.split()) >= len(modules) > 0
 
 
-@pytest.mark.parametrize(("module", "foreign"), [("rules", (*ROS, *HEAVY))])
+@pytest.mark.parametrize(("module", "foreign"), [("rules", (*ROS, *HEAVY)), ("node", ("torch", "transformers", "cv2"))])
 def test_the_guard_needs_no_model_and_its_rules_no_ros(module: str, foreign: tuple[str, ...]) -> None:
     code = (
         "import importlib, sys; sys.modules.update(dict.fromkeys(sys.argv[2:])); importlib.import_module(sys.argv[1])"
