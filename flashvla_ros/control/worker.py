@@ -99,6 +99,7 @@ class Worker:
         self._observation: Observation | None = None
         self.late = 0  # results dropped because their epoch had ended
         self.frozen = False  # a camera shows the same picture again and again, says the watchdog
+        self.held = False  # no guard would pass a command on
 
     @property
     def state(self) -> State:
@@ -157,9 +158,9 @@ class Worker:
         return not self._thread.is_alive()
 
     def post(self, observation: Observation) -> None:
-        """Leave an observation for the next step; ignored while frozen, or while only a reset ends a stop."""
+        """Leave an observation for the next step; ignored while frozen or held, or while only a reset ends a stop."""
         with self._lock:
-            if not (self._latched or self.frozen):
+            if not (self._latched or self.frozen or self.held):
                 self._observation = observation
                 self._mailbox.post((self._epoch, observation))
 

@@ -216,6 +216,12 @@ class ControlSettings:
         choices=("zero", "hold", "none"),
         fixed=True,
     )
+    require_guard: bool = row(
+        False,
+        "Move only while a guard is heard (guard/status) and does not stop the robot; bringup sets it where it starts "
+        "one.",
+        fixed=True,
+    )
     dry_run: bool = row(
         False, "Compute, check and show commands, and send none; the robot is stopped first where it moves."
     )

@@ -24,6 +24,7 @@ from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.emergency import EmergencyStop
+from flashvla_ros.nodes.guard_watch import GuardWatch
 from flashvla_ros.nodes.inputs import Inputs, unheard_publishers
 from flashvla_ros.nodes.logs import Rejections, reported
 from flashvla_ros.nodes.outputs import Outputs
@@ -87,6 +88,8 @@ class PolicyNode(LifecycleNode):
         self._close_topics.append(self._outputs.close)
         self._inputs = Inputs(self, lambda: self.settings, self._rejections)
         self._close_topics.append(self._inputs.close)
+        self._guard = GuardWatch(self, self.settings.control.require_guard)
+        self._close_topics.append(self._guard.close)
         self._reporter = Reporter(self, self._facts)
         self._close_topics.append(self._reporter.close)
         service = self.create_service(Trigger, interfaces.RESET.name, self._on_reset)
@@ -116,6 +119,7 @@ class PolicyNode(LifecycleNode):
         self._runner.start()
         if self._emergency.pressed:
             self._stop_for_emergency(self._runner)
+        self._guard.start(self._runner.worker)
         self._inputs.start(self._runner.worker, self._runner.watchdog)
         images = (self.resolve_topic_name(topic.name) for topic in interfaces.image_topics(settings.camera).values())
         logger.info(f"active after {time.monotonic() - started_s:.1f} s; it answers images on {', '.join(images)}")
@@ -153,6 +157,7 @@ class PolicyNode(LifecycleNode):
         if self._runner is None:
             return
         self._inputs.stop()
+        self._guard.stop()
         if not self._runner.close(why):
             self.get_logger().error("the model still runs; it is given up, and the next activation loads it again")
             self._loaded = None
@@ -231,7 +236,7 @@ class PolicyNode(LifecycleNode):
         health = Health(
             state=runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
             stop_reason=runner.stop_reason if runner else halted,
-            missing=inputs.missing,
+            missing=inputs.missing or self._guard.missing,
             instruction=inputs.instruction,
             dropped=runner.worker.dropped if runner else 0,
             rejected=inputs.rejections.count,

@@ -109,10 +109,11 @@ class Surroundings:
     Args:
         folder: For the file with the fault, and the log.
         namespace: Of the node, and of all around it.
+        remappings: Of the node's topics.
         parameters: Of the node.
     """
 
-    def __init__(self, folder: Path, namespace: str = "", **parameters: Any) -> None:
+    def __init__(self, folder: Path, namespace: str = "", remappings: tuple[str, ...] = (), **parameters: Any) -> None:
         self._fault = folder / "fault"
         self.fault("")
         values = {
@@ -128,6 +129,7 @@ class Surroundings:
         }
         arguments = [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
         arguments += ["-r", f"__ns:={namespace}"] if namespace else []
+        arguments += [word for rule in remappings for word in ("-r", rule)]
         command = [sys.executable, str(HERE / "faulty_policy_node.py"), str(self._fault), "--ros-args", *arguments]
         self._namespace = namespace
         self._log = (folder / "log").open("w+")
