@@ -37,6 +37,8 @@ ARGUMENTS = {
     "checkpoint": "folder of an OpenVLA checkpoint; empty: the demo policy",
     "params": "the same as params_file, which comes first where both are given",
     "remap": "topics under other names, such as command:=/servo_node/delta_twist_cmds",
+    "guard": "false: commands go to the robot directly, and nobody stops it where the policy cannot",
+    "guard_params": "parameter file with the guard's limits",
     "namespace": "namespace of all nodes and topics, such as left for one of two arms",
     "use_sim_time": "true: the policy node takes its time from /clock",
     "autostart": "false: the policy node waits for configure and activate",

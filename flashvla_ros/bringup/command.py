@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real.add_argument(
         "--remap", action="append", default=[], metavar="TOPIC:=NAME", help="name of the controller's topic, …"
     )
+    guard = parser.add_argument_group("guard, which stops the robot where the policy cannot")
+    guard.add_argument("--no-guard", action="store_true", help="commands go to the robot directly")
+    guard.add_argument("--guard-params", default="", metavar="FILE", help="its limits, in the units of the commands")
     parser.add_argument("--instruction", default="", metavar="TEXT", help="in place of the task's own")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="parameter of the policy node")
     parser.add_argument("--params", default="", metavar="FILE", help="parameter file of the policy node")
@@ -70,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
         params=args.params,
         remap=" ".join(args.remap),
+        guard=not args.no_guard,
+        guard_params=args.guard_params,
         overrides=parse_overrides(args.set),
     )
     commands = {

@@ -9,11 +9,16 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
+from flashvla_ros.nodes.interfaces import UNGUARDED
 
-POLICY, ROBOT = "flashvla", "robot"
+POLICY, GUARD, ROBOT = "flashvla", "guard", "robot"
+_GUARDED = ("command", "gripper_command")  # topics that go through the guard
+_HEARD = ("emergency_stop", "joint_states", "end_effector_pose")  # topics that policy and guard both read
+_MEANING = ("action.names", "action.kinds", "action.dt_s", "command.type", "command.frame_id")
 _COMPRESSED = "/compressed"
 
 
@@ -74,6 +79,10 @@ class Bringup:
         params: Parameter file for the policy node; empty: none beside the demo's.
         remap: Topics of the policy node under other names, such as ``command:=/servo_node/delta_twist_cmds``; several
             are separated by spaces.
+        guard: A process of its own stands between the policy's commands and the robot. In lock-step there is none: a
+            robot that waits for each command needs nobody to stop it.
+        guard_params: Parameter file with the guard's limits; empty: the demo's, or for a real robot none but the rules
+            that need none.
         namespace: In which all nodes and their topics are.
         use_sim_time: The policy node takes its time from ``/clock``.
         autostart: The policy node configures and activates itself.
@@ -90,6 +99,8 @@ class Bringup:
     checkpoint: str = ""
     params: str = ""
     remap: str = ""
+    guard: bool = True
+    guard_params: str = ""
     namespace: str = ""
     use_sim_time: bool = False
     autostart: bool = True
@@ -97,16 +108,16 @@ class Bringup:
     overrides: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
     def processes(self) -> tuple[Process, ...]:
-        """Return the processes, the policy node first.
+        """Return the processes, the policy node first, the guard behind it.
 
         Raises:
             FlashVLAError: A file is missing, or the options do not go together.
         """
-        if not self.camera:
-            return self._policy(), self._robot()
-        if self.episodes or self.lock_step:
+        if self.camera and (self.episodes or self.lock_step):
             raise SettingsError("episodes and lock_step belong to the simulated robot, but a camera was given")
-        return (self._policy(),)
+        policy = self._policy()
+        guard = (self._guard(policy),) if self._guarded else ()
+        return (policy, *guard) if self.camera else (policy, *guard, self._robot())
 
     @classmethod
     def from_text(cls, values: Mapping[str, str]) -> Bringup:
@@ -118,9 +129,37 @@ class Bringup:
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         return cls(**{name: _VALUES[fields[name]](name, text) for name, text in values.items()})
 
+    @property
+    def _guarded(self) -> bool:
+        return self.guard and not self.lock_step
+
+    def _guard(self, policy: Process) -> Process:
+        """The guard reads what the policy's commands mean from the policy's parameters; its limits are its own."""
+        space = self.namespace.strip("/")
+        name = f"/{space}/{POLICY}" if space else f"/{POLICY}"
+        given: dict[str, Value] = {}
+        for file in policy.files:
+            given.update(read_parameters(file, name))
+        given.update(policy.parameters)
+        parameters = {name: _listed(given[name]) for name in _MEANING if name in given}
+        if "control.stop_action" in given:
+            parameters["guard.stop_action"] = given["control.stop_action"]
+        if self.use_sim_time:
+            parameters["use_sim_time"] = True
+        files = (_existing(self.guard_params),) if self.guard_params else ()
+        if not self.camera and not files:
+            files = (share_path("config", "guard.yaml"),)
+        rules = tuple(_remapping(rule) for rule in self.remap.split())
+        remappings = tuple(rule for rule in rules if rule[0] in (*_GUARDED, *_HEARD))
+        return self._process(GUARD, "guard_node", files, parameters, remappings)
+
     def _policy(self) -> Process:
         parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
         remappings = tuple(_remapping(rule) for rule in self.remap.split())
+        if self._guarded:
+            parameters = {"control.require_guard": True, **parameters}
+            remappings = tuple(rule for rule in remappings if rule[0] not in _GUARDED)
+            remappings = (*((topic, topic + UNGUARDED) for topic in _GUARDED), *remappings)
         if self.checkpoint:
             parameters["model.checkpoint"] = _folder(self.checkpoint)
         if self.camera:
@@ -164,10 +203,21 @@ class Bringup:
         parameters: Mapping[str, Value],
         remappings: tuple[tuple[str, str], ...] = (),
     ) -> Process:
-        module = f"flashvla_ros.nodes.{executable}"
+        module = _MODULES[executable]
         return Process(
             name, executable, module, files, parameters, remappings, namespace=self.namespace, log_level=self.log_level
         )
+
+
+_MODULES = {
+    "policy_node": "flashvla_ros.nodes.policy_node",
+    "robot_node": "flashvla_ros.nodes.robot_node",
+    "guard_node": "flashvla_ros.guard.node",
+}
+
+
+def _listed(value: Value) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _whole(name: str, text: str) -> int:

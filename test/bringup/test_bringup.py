@@ -12,8 +12,9 @@ from rclpy.node import Node
 from flashvla_ros.bringup.processes import Bringup, Process
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.guard.settings import ROWS, GuardSettings
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.parameters import NodeParameters
+from flashvla_ros.nodes.parameters import NodeParameters, given_at_start
 
 
 def settings_of(process: Process) -> Settings:
@@ -29,8 +30,8 @@ def settings_of(process: Process) -> Settings:
         rclpy.try_shutdown(context=context)
 
 
-def test_the_demo_is_a_policy_and_a_robot():
-    policy, robot = Bringup(task="drawer-close", episodes=3, seed=7, instruction="shut it").processes()
+def test_the_demo_is_a_policy_its_guard_and_a_robot():
+    policy, _, robot = Bringup(task="drawer-close", episodes=3, seed=7, instruction="shut it").processes()
     assert (policy.executable, robot.executable) == ("policy_node", "robot_node")
     assert dict(robot.parameters) == {
         "task": "drawer-close",
@@ -66,10 +67,10 @@ def test_overrides_go_before_the_users_file_and_that_before_the_demos(tmp_path):
     ],
 )
 def test_a_real_camera_needs_no_robot(tmp_path, topic, compressed, remapping):
-    (policy,) = Bringup(camera=topic, checkpoint=str(tmp_path), instruction="wave").processes()
+    policy, _ = Bringup(camera=topic, checkpoint=str(tmp_path), instruction="wave").processes()
     settings = settings_of(policy)
     assert settings.camera.compressed is compressed
-    assert policy.remappings == (remapping,)
+    assert remapping in policy.remappings
     assert settings.model.checkpoint == str(tmp_path)
     assert settings.node.instruction == "wave"
     assert settings.limits.upper == ()  # those of the demo's arm are not another robot's
@@ -77,7 +78,7 @@ def test_a_real_camera_needs_no_robot(tmp_path, topic, compressed, remapping):
 
 @pytest.mark.parametrize("end", ["", "/compressed"])
 def test_several_cameras_are_named_and_remapped_in_their_order(end):
-    (policy,) = Bringup(camera=f"wrist:=/arm/wrist/raw{end} front:=/realsense/raw{end}").processes()
+    policy, _ = Bringup(camera=f"wrist:=/arm/wrist/raw{end} front:=/realsense/raw{end}").processes()
     settings = settings_of(policy)
     assert settings.camera.names == ("wrist", "front")
     remapped = dict(policy.remappings)
@@ -105,7 +106,7 @@ def test_what_cannot_be_started_is_refused_before_anything_is(bringup, words):
 
 def test_topics_of_a_controller_are_remapped():
     remap = "command:=/servo_node/delta_twist_cmds joint_states:=/arm/joint_states"
-    (policy,) = Bringup(camera="/front/image_raw", remap=remap).processes()
+    (policy,) = Bringup(camera="/front/image_raw", remap=remap, guard=False).processes()
     words = policy.arguments()
     assert "image:=/front/image_raw" in words
     assert {"command:=/servo_node/delta_twist_cmds", "joint_states:=/arm/joint_states"} <= set(words)
@@ -114,7 +115,18 @@ def test_topics_of_a_controller_are_remapped():
 def test_the_launch_file_takes_every_option_that_the_description_has():
     text = (Path(__file__).parents[2] / "launch" / "bringup.launch.py").read_text(encoding="utf-8")
     compile(text, "bringup.launch.py", "exec")
-    for name in ("task", "instruction", "episodes", "seed", "lock_step", "camera", "checkpoint", "params", "remap"):
+    for name in (
+        "task",
+        "instruction",
+        "episodes",
+        "seed",
+        "lock_step",
+        "camera",
+        "checkpoint",
+        "params",
+        "remap",
+        "guard",
+    ):
         assert f'    "{name}": "' in text
 
 
@@ -127,10 +139,59 @@ def test_text_of_a_launch_argument_becomes_a_value_or_one_line():
         Bringup.from_text({"autostart": "yes"})
 
 
-def test_both_nodes_are_in_the_namespace_with_their_log_level():
-    policy, robot = Bringup(namespace="/left", log_level="warn", use_sim_time=True, autostart=False).processes()
-    for process in (policy, robot):
+def test_all_nodes_are_in_the_namespace_with_their_log_level():
+    bringup = Bringup(namespace="/left", log_level="warn", use_sim_time=True, autostart=False)
+    policy, guard, robot = bringup.processes()
+    assert guard.parameters["use_sim_time"] is True
+    for process in (policy, guard, robot):
         assert "__ns:=/left" in process.arguments()
         assert process.arguments().count("--log-level") == 1
     assert policy.parameters["use_sim_time"] is True
     assert policy.parameters["node.autostart"] is False
+
+
+def guard_settings(process: Process) -> GuardSettings:
+    context = Context()
+    rclpy.init(context=context)
+    node = Node("any", context=context, cli_args=process.arguments())
+    try:
+        return GuardSettings.of(given_at_start(node, ROWS))
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
+
+
+def test_the_guard_stands_between_the_policy_and_the_controller(tmp_path):
+    params = tmp_path / "arm.yaml"
+    params.write_text(
+        "/**:\n  ros__parameters:\n    action: {names: [a, b], kinds: [absolute, absolute], dt_s: 0.2}\n"
+        "    command: {type: JointTrajectory}\n    limits: {upper: [9.0, 9.0]}\n    control: {stop_action: hold}\n"
+    )
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("/**/guard:\n  ros__parameters:\n    limits: {lower: [-1.0, -1.0], upper: [1.0, 1.0]}\n")
+    remap = "command:=/arm/joint_trajectory joint_states:=/arm/joint_states"
+    bringup = Bringup(camera="/image_raw", params=str(params), guard_params=str(limits), remap=remap)
+    policy, guard = bringup.processes()
+    assert ("command", "command_unguarded") in policy.remappings
+    assert "/arm/joint_trajectory" not in dict(policy.remappings).values()
+    assert dict(guard.remappings) == {"command": "/arm/joint_trajectory", "joint_states": "/arm/joint_states"}
+    assert settings_of(policy).control.require_guard
+    settings = guard_settings(guard)
+    assert (settings.command.type, settings.spec.names, settings.action.dt_s) == ("JointTrajectory", ("a", "b"), 0.2)
+    assert settings.limits.upper == (1.0, 1.0)  # its own; the policy's cannot widen it
+    assert settings.guard.stop_action == "hold"
+
+
+def test_the_demos_guard_allows_what_the_demos_policy_may_say():
+    policy, guard, _ = Bringup().processes()
+    said, allowed = settings_of(policy), guard_settings(guard)
+    assert allowed.limits.upper[:3] == pytest.approx([value / said.action.dt_s for value in said.limits.upper[:3]])
+    assert allowed.guard.gripper == (said.limits.lower[3], said.limits.upper[3])
+    assert allowed.guard.timeout_s == said.control.image_timeout_s
+
+
+def test_without_a_guard_the_commands_are_the_policys():
+    for bringup in (Bringup(guard=False), Bringup(lock_step=True, episodes=1)):
+        policy, _robot = bringup.processes()
+        assert policy.remappings == ()
+        assert not settings_of(policy).control.require_guard
