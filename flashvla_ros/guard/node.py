@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import sys
 import threading
 import time
@@ -94,7 +95,7 @@ class GuardNode(Node):
     def close(self, why: str) -> None:
         """Stop the robot where it moves, and end."""
         with self._lock:
-            if self._guard.state is GuardState.PASSING:
+            if self._guard.due_s < math.inf:  # it moves
                 self._enact(self._guard.stop(Reason.DEACTIVATED, why, time.monotonic(), self._positions()))
             self._closed.set()
         self._command.wait_for_all_acked(_FLUSH)
