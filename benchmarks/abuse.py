@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,13 @@ class Witness(OwnNode):
         self.lateness: list[tuple[float, float]] = []
         self.usage: list[Usage] = []
         self.moves = 0
-        qos = interfaces.COMMAND.qos
+        self._hear(interfaces.COMMAND, interfaces.COMMAND.name, self._on_command)
+        self._hear(interfaces.GATE, f"{POLICY}/gate", self._on_gate)
+
+    def _hear(self, topic: interfaces.Interface, name: str, received: Callable[..., None]) -> None:
+        qos = topic.qos
         qos.history = HistoryPolicy.KEEP_ALL
-        self.create_subscription(interfaces.COMMAND.type, interfaces.COMMAND.name, self._on_command, qos)
-        self.create_subscription(GateStatus, f"{POLICY}/gate", self._on_gate, qos)
+        self.create_subscription(topic.type, name, received, qos)
 
     def watch(self, pid: int, ended: threading.Event) -> None:
         """Sample until `ended`, on the caller's thread."""
