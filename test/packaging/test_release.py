@@ -40,7 +40,7 @@ def test_a_remedy_installs_what_the_extra_declares() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     for extra, packages in extras.EXTRAS.items():
-        assert tuple(config["options.extras_require"][extra].split()) == packages
+        assert tuple(config["options.extras_require"][extra].strip().splitlines()) == packages
         assert shlex.split(extras.remedy(extra)) == ["pip", "install", *packages]
 
 
