@@ -10,7 +10,7 @@ import yaml
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.files import MEGABYTE, read_text
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml: the same, slower
+_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml: the same, slower
 _MOST_BYTES = 4 * MEGABYTE
 _MOST_NODES = 200_000
 _DEEPEST = 100
@@ -27,7 +27,7 @@ def read_yaml(path: Path, error: type[FlashVLAError] = SettingsError) -> Any:
     text = read_text(path, error, _MOST_BYTES)
     try:
         _check(text)
-        return yaml.load(text, _LOADER)  # noqa: S506  # a safe loader, in C where there is one
+        return _LOADER(text).get_single_data()
     except (yaml.YAMLError, ValueError, OverflowError) as problem:  # a date of month 99, a number of 5000 digits
         raise error(f"{path} is not YAML that can be read: {' '.join(str(problem).split())[:200]}") from problem
 

@@ -26,7 +26,7 @@ class Reason(enum.StrEnum):
     DEACTIVATED = "deactivated"
     GUARD = "guard"
 
-    # Why the guard stopped the robot, beside an emergency stop.
+    # Why the guard stopped the robot; no step of the policy has these.
     SILENCE = "silence"
     PUBLISHER = "publisher"
     STALE_COMMAND = "stale_command"
