@@ -110,7 +110,7 @@ def test_a_policy_that_raises_or_answers_nonsense(running, fault):
     running.until(lambda: running.stops(began_s), "the stop action")
     first_s = next(stamp_s for stamp_s in running.camera.stamps if stamp_s >= began_s - PERIOD_S)
     check_stop(running, "fault", began_s, first_s + PERIOD_S)
-    words = {"raise": "RuntimeError: the model is out of order", "nan": "is not finite in ['x']"}
+    words = {"raise": "RuntimeError: the model is out of order", "nan": "is not finite in ['x', 'y', 'z', 'gripper']"}
     assert words[fault] in running.statuses[-1].stop_reason
     running.fault("")
     check_recovery(running, "fault")
