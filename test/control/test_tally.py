@@ -22,15 +22,13 @@ def step() -> StepResult:
 
 
 def fresh(step: StepResult, seconds: float, offered: int = 0, accepted: int = 0, **changes: Any) -> StepResult:
-    inference = dataclasses.replace(step.inference, draft_tokens=offered, draft_accepted=accepted)
-    return dataclasses.replace(
-        step, fresh=True, inference=inference, inference_s=seconds, step_s=2 * seconds, **changes
-    )
+    inference = dataclasses.replace(step.inference, draft_tokens=offered, draft_accepted=accepted, elapsed_s=seconds)
+    return dataclasses.replace(step, fresh=True, inference=inference, step_s=2 * seconds, **changes)
 
 
 def reused(step: StepResult, seconds: float, **decided: Any) -> StepResult:
     decision = dataclasses.replace(step.decision, reason=Reason.REUSE, **decided)
-    return dataclasses.replace(step, fresh=False, decision=decision, inference_s=0.0, step_s=seconds)
+    return dataclasses.replace(step, fresh=False, decision=decision, step_s=seconds)
 
 
 def test_a_tally_of_nothing() -> None:

@@ -36,7 +36,9 @@ INFERENCE_TIMEOUT_S = 0.6
 def around(tmp_path_factory) -> Iterator[Surroundings]:
     folder = tmp_path_factory.mktemp("faults")
     # The policy's fault shows where the model is run next, so the bounds below count on every other step.
-    around = Surroundings(folder, **{"control.inference_timeout_s": INFERENCE_TIMEOUT_S, "gate.max_reuse": 1})
+    # A slow model and stamps of another hour are faults here, so images of any age are answered.
+    values = {"control.inference_timeout_s": INFERENCE_TIMEOUT_S, "gate.max_reuse": 1, "control.max_image_age_s": 0.0}
+    around = Surroundings(folder, **values)
     yield around
     around.close()
 
