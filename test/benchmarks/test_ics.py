@@ -9,7 +9,7 @@ from flashvla_ros.vla.pruning.scores import information_contribution
 
 
 def test_both_ways_give_the_score_of_the_package():
-    rows = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(24, 40, generator=torch.Generator().manual_seed(0)).double()  # as the package scores them
     expected = information_contribution(rows)
     for name, eigenvectors in ics.WAYS.items():
         torch.testing.assert_close(ics.score(rows, eigenvectors), expected, rtol=1e-3, atol=0, msg=name)

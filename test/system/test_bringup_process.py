@@ -83,7 +83,7 @@ def test_ctrl_c_ends_everything_with_a_summary(tmp_path):
         assert process.stdout is not None
         assert any("moving:" in line for line in process.stdout)
         children = children_of(process.pid)
-        assert len(children) == 2
+        assert len(children) == 3  # policy, guard, robot
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait() == 0
