@@ -95,7 +95,8 @@ class Watchdog:
             gap_s, self._looked_s = now_s - self._looked_s, max(now_s, self._looked_s)
             worked_s, self._worked_s = time.process_time() - self._worked_s, time.process_time()
             # A process that kept its thread from looking was at work, such as loading a library; a stopped one was not.
-            if gap_s > _SUSPENDED_S and worked_s < gap_s / 10.0:
+            idle = worked_s < gap_s / 10.0
+            if gap_s > _SUSPENDED_S and idle and self._worker.state is State.RUNNING:
                 self._held_until_s = now_s + _HEARTBEAT_S
         if now_s >= self._held_until_s:
             return
