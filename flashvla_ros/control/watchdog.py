@@ -34,7 +34,6 @@ class Watchdog:
         self._changed_s: dict[str, float] = {}
         self._frozen: set[str] = set()
         self._looked_s: float | None = None
-        self._worked_s = time.process_time()  # of the whole process, at that look
         self._held_until_s = 0.0
         self._looking = threading.Lock()
         self._closed = threading.Event()
@@ -93,10 +92,7 @@ class Watchdog:
             if self._looked_s is None:  # nobody looks all the time yet
                 return
             gap_s, self._looked_s = now_s - self._looked_s, max(now_s, self._looked_s)
-            worked_s, self._worked_s = time.process_time() - self._worked_s, time.process_time()
-            # A process that kept its thread from looking was at work, such as loading a library; a stopped one was not.
-            idle = worked_s < gap_s / 10.0
-            if gap_s > _SUSPENDED_S and idle and self._worker.state is State.RUNNING:
+            if gap_s > _SUSPENDED_S:
                 self._held_until_s = now_s + _HEARTBEAT_S
         if now_s >= self._held_until_s:
             return

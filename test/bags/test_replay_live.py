@@ -20,7 +20,6 @@ from std_msgs.msg import Bool, Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from flashvla_ros import __main__ as cli  # noqa: E402
-from flashvla_ros.control import watchdog  # noqa: E402
 from flashvla_ros.messages.images import encode_image  # noqa: E402
 from flashvla_ros.vla.loading import FROM_CHECKPOINT  # noqa: E402
 
@@ -75,9 +74,6 @@ def drive(bench: PolicyBench) -> None:
 def run(tmp_path_factory):
     """A recorded run: the bag, the checkpoint, and the decisions that the node published."""
     folder = tmp_path_factory.mktemp("run")
-    patch = pytest.MonkeyPatch()
-    # A workaround: the watchdog takes this process for a suspended one, and why is not known yet.
-    patch.setattr(watchdog, "_SUSPENDED_S", 1e9)
     checkpoint = write_checkpoint(folder / "checkpoint")
     bench = PolicyBench(factory=FROM_CHECKPOINT, model__checkpoint=str(checkpoint), **EAGER, **QUICK)
     try:
@@ -91,7 +87,6 @@ def run(tmp_path_factory):
         gates = list(bench.gates)
     finally:
         bench.close()
-        patch.undo()
     return folder / "bag", checkpoint, gates
 
 

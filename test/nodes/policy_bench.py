@@ -166,7 +166,8 @@ class PolicyBench:
     def say(self, instruction: str) -> None:
         """Publish an instruction and wait until the node has heard it, whether or not it likes it."""
         self.instruction.publish(String(data=instruction))
-        assert self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=PATIENCE_S))
+        # Briefly, again and again: rclpy keeps every other thread of this process waiting meanwhile, the node's too.
+        wait(lambda: self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=0.02)), "who hears it")
         self.state()  # an answer comes after all that was there before the question
 
     def step(self, level: int = 100) -> GateStatus:
