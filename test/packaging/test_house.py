@@ -109,3 +109,9 @@ def test_no_file_is_called_long_that_is_short_now() -> None:
 
 def test_the_package_stays_within_its_budget_of_lines() -> None:
     assert sum(map(lines_of, sources("flashvla_ros"))) <= MOST_LINES
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Test folders are no packages: of two files with one name pytest imports the first and refuses the second."""
+    names = [path.name for path in (ROOT / "test").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
