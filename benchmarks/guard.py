@@ -1,8 +1,7 @@
-"""What the guard adds and what it lets pass: ``python -m benchmarks.guard --json benchmarks/results/guard.json``.
+"""What the guard adds: ``python -m benchmarks.guard --json benchmarks/results/guard.json``, on an idle machine.
 
 The time from the publication of a command to the guard's is taken from what the middleware stamps on it, with the guard
-and this publisher in processes of their own. Then random commands go through the rules, on every core, held
-to their limits by an oracle that shares no code with them (test/guard/fuzz_guard.py).
+and this publisher in processes of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.subscription import MessageInfo
 
+from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.nodes import interfaces
 
-_FUZZ = Path(__file__).parents[1] / "test" / "guard"
 _START_S = 60.0
 _BOUNDS = (
     "guard.timeout_s:=0.5",
@@ -106,26 +105,19 @@ def latency(commands: int, period_s: float) -> dict[str, Any]:
         rclpy.try_shutdown()
 
 
-def fuzz(commands: int, workers: int) -> dict[str, Any]:
-    """Send random commands through the rules; returns what was seen.
-
-    Raises:
-        AssertionError: One passed that should not have; names its seed.
-    """
-    began_s = time.monotonic()
-    with ProcessPoolExecutor(workers) as pool:
-        shares = list(pool.map(_fuzz_share, [commands // workers] * workers, range(0, 10**6 * workers, 10**6)))
-    seen = {
-        key: sum(share.get(key, 0) for share in shares) for key in sorted({key for share in shares for key in share})
-    }
-    return {"name": "fuzz", **seen, "unsafe": 0, "seconds": time.monotonic() - began_s}
-
-
-def _fuzz_share(commands: int, seed: int) -> dict[str, int]:
-    sys.path.append(str(_FUZZ))
-    from fuzz_guard import fuzz_guard
-
-    return fuzz_guard(commands, seed)
+def page(results: Mapping[str, Any]) -> str:
+    """Return the latency, and what the process costs."""
+    run = results["meta"]
+    lines = [
+        [
+            *(f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms", "max_ms", "idle_jitter_p99_ms")),
+            *(f"{row[name]:.1f}" for name in ("start_s", "memory_mb")),
+            f"{row['processor_share']:.1%}",
+        ]
+        for row in results["rows"]
+    ]
+    head = ["p50 ms", "p99 ms", "max ms", "idle timer p99 ms", "start s", "memory MB", "processor at 50 Hz"]
+    return f"{run['device']}, load {run['load_average']:.1f}.\n\n{table(head, lines)}"
 
 
 def _memory_mb(pid: int) -> float:
@@ -143,16 +135,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latency", type=int, default=2000, metavar="N", help="timed commands (%(default)s)")
     parser.add_argument("--period", type=float, default=0.02, metavar="S", help="between two of them (%(default)s)")
-    parser.add_argument("--fuzz", type=int, default=10_000_000, metavar="N", help="fuzzed commands (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     args = parser.parse_args()
     keep_to_this_machine()
     load = os.getloadavg()[0]  # of the machine, which is not ours alone
-    rows = [latency(args.latency, args.period)] if args.latency else []
-    print(*rows, sep="\n", flush=True)
-    if args.fuzz:
-        rows.append(fuzz(args.fuzz, os.cpu_count() or 1))
-        print(rows[-1])
+    rows = [latency(args.latency, args.period)]
+    print(rows[0])
     if args.json:
         cores = os.cpu_count()
         write_results(args.json, meta(f"{processor_name()}, cores: {cores}", command="guard", load_average=load), rows)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import abuse, engine, gate, growth, ics, overhead, soak
+from benchmarks import abuse, engine, gate, growth, guard, guard_fuzz, ics, overhead, soak
 from flashvla_ros.bench import show
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import read_results
@@ -61,6 +61,8 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     ),
     "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),
     "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
+    "guard": ("What the guard costs", "From one command's publication to the next process's.", guard.page),
+    "guard_fuzz": ("Fuzzing of the guard's rules", "Stops by their cause.", guard_fuzz.page),
     "abuse": (
         "Everything at random",
         "The promises are those of `benchmarks/promises.py`; each broken one is in the file, with what went before it.",

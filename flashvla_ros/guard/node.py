@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -113,7 +114,7 @@ class GuardNode(Node):
             except ActionError as error:
                 self._enact(self._guard.stop(Reason.LIMITS, str(error), now_s, positions))
                 return
-            passes, stop = self._guard.command(values, age, now_s, positions)
+            passes, stop = self._guard.command(values, age, now_s, positions, publisher=_identity(info))
             if passes and not self._closed.is_set():
                 self._command.publish(message)
             self._enact(stop)
@@ -218,6 +219,12 @@ class GuardNode(Node):
 def _transit_s(info: MessageInfo) -> float | None:
     """Return the time since a message was published, by the system's clock; None where the middleware does not say."""
     return time.time() - info["source_timestamp"] * 1e-9 if info.get("source_timestamp") else None
+
+
+def _identity(info: Mapping[str, Any]) -> bytes:
+    """Return who published a message; empty where the middleware does not say."""
+    found: bytes = info.get("publisher_gid", {}).get("data", b"")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -78,20 +78,32 @@ class Guard:
         self.writers, self.alive = 1, True
         self.passed = self.refused = self.stops = 0
         self._bounds: Bounds = bounds_of(settings.limits, self.spec)
-        self._stepped = bool(np.isfinite(self._bounds.step).any() or np.isfinite(self._bounds.speed).any())
+        matrix = settings.guard.step_matrix
+        self._whitening = np.reshape(matrix, (self.spec.size, self.spec.size)) if matrix else None
+        self._stepped = bool(matrix or np.isfinite([self._bounds.step, self._bounds.speed]).any())
         self._absolute = np.array([kind is ActionKind.ABSOLUTE for kind in self.spec.kinds])
         self._passed: tuple[FloatArray, float] | None = None  # the command in force, and since when
         self._held: FloatArray | None = None  # [D] the last row that the robot was told
         self._cause_s = 0.0  # when the cause of the stop was last seen
+        self._known = b""  # whose command is in force
 
     def command(
-        self, values: FloatArray, age: Age, now_s: float, positions: Mapping[str, float] = _NOWHERE
+        self,
+        values: FloatArray,
+        age: Age,
+        now_s: float,
+        positions: Mapping[str, float] = _NOWHERE,
+        *,
+        publisher: bytes = b"",
     ) -> tuple[bool, GuardStop | None]:
-        """Judge a command [T, D]; returns whether it passes, and the stop that one which does not pass may cause."""
+        """Judge a command [T, D] of a publisher, by its identity where the middleware says it.
+
+        Returns whether it passes, and the stop that one which does not pass may cause.
+        """
         stop = self.tick(now_s, positions)
-        fault = self._late(age) or self._wrong(values, now_s, positions)
+        fault = self._strange(publisher) or self._late(age) or self._wrong(values, now_s, positions)
         if fault is None and self.state is not GuardState.STOPPED:
-            self.state = GuardState.PASSING
+            self.state, self._known = GuardState.PASSING, publisher
             self._passed, self._held = (values, now_s), values[-1]
             self.passed += 1
             return True, stop
@@ -170,6 +182,12 @@ class Guard:
         values, since_s = self._passed
         return np.asarray(values[min(max(round((now_s - since_s) / self.spec.dt_s), 0), len(values) - 1)])
 
+    def _strange(self, publisher: bytes) -> tuple[Reason, str] | None:
+        """One publisher moves the robot; another may take its place once the robot stands."""
+        if self._moving and publisher != self._known:
+            return Reason.PUBLISHER, "a command comes from another publisher than the one that moves the robot"
+        return None
+
     def _late(self, age: Age) -> tuple[Reason, str] | None:
         watch = self.settings.guard
         for words, age_s, name, limit_s in (
@@ -220,10 +238,18 @@ class Guard:
             return str(error)
         beyond = np.abs(inside - turned) > _SLACK * np.maximum(np.abs(turned), 1.0)
         if not beyond.any():
-            return ""
+            return self._leap(turned, reference)
         row, index = np.argwhere(beyond)[0]
         before, name = reference[index] if row == 0 else values[row - 1][index], names[index]
         return (
             f"a command asks for {values[row][index]:.4g} of {name} after {before:.4g}; the guard's limits allow "
             f"{inside[row][index]:.4g}"
         )
+
+    def _leap(self, values: FloatArray, reference: FloatArray) -> str:
+        """Say by how much a step is longer than the matrix allows; empty where it is not."""
+        if self._whitening is None:
+            return ""
+        steps = np.diff(values, axis=0, prepend=reference[np.newaxis])
+        length = float(np.linalg.norm(steps @ self._whitening.T, axis=1).max())
+        return f"a command's step is {length:.4g} times what guard.step_matrix allows" if length > 1.0 + _SLACK else ""

@@ -57,6 +57,11 @@ class WatchSettings:
         high=60.0,
     )
     gripper: tuple[float, ...] = row((), "Least and greatest value of gripper_command; empty: any that is finite.")
+    step_matrix: tuple[float, ...] = row(
+        (),
+        "W, row by row: the step s between two commands, or rows, passes where |W s| is at most 1, so that a step is "
+        "held to how the dimensions move together; flashvla-ros tune --limits writes it; empty: any step.",
+    )
     priority: int = row(
         10,
         "Priority of the deadline's thread under SCHED_FIFO; 0: an ordinary thread.",
@@ -81,6 +86,11 @@ class GuardSettings:
     def __post_init__(self) -> None:
         names, kinds = self.spec.names, tuple(str(kind) for kind in self.spec.kinds)
         Settings(limits=self.limits, action=ActionSettings(names, kinds, self.action.dt_s))
+        if self.guard.step_matrix and len(self.guard.step_matrix) != len(names) ** 2:
+            raise SettingsError(
+                f"guard.step_matrix must have {len(names) ** 2} values, {len(names)} rows of {len(names)} for "
+                f"{list(names)}, or none, got {len(self.guard.step_matrix)}"
+            )
         gripper = self.guard.gripper
         if gripper and (len(gripper) != 2 or gripper[0] > gripper[1]):
             raise SettingsError(f"guard.gripper must be a least and a greatest value, or empty, got {list(gripper)}")

@@ -59,10 +59,16 @@ class GuardFuzz:
             "limits.joint_velocity": tuple(self.speed) if np.isfinite(self.speed).all() else (),
             "guard.stop_action": str(rng.choice(["zero", "hold", "none"])),
         }
+        self.covariance = None
+        if rng.random() < 0.3:
+            mix = rng.normal(size=(size, size)) * self.upper[:, None]
+            self.covariance = mix @ mix.T + np.diag((0.5 * self.upper) ** 2)
+            values["guard.step_matrix"] = tuple(np.linalg.cholesky(np.linalg.inv(self.covariance)).T.ravel())
         self.guard = Guard(GuardSettings.of(values))
         rows = 4 if values["command.type"] == "JointTrajectory" and rng.random() < 0.5 else 1
         self.answers, self.rows = FuzzedAnswers(rng, size, rows), rows
         self.now_s, self.passed, self.told = 1000.0, None, None
+        self.publisher = self.follows = b"a"
         self.scale = self.upper * rng.choice([0.3, 0.9, 1.2])
 
     def run(self, count: int) -> None:
@@ -73,21 +79,31 @@ class GuardFuzz:
         """
         for _ in range(count):
             self._disturb()
-            age = Age(*(float(age_s) for age_s in self.rng.choice([0.0, 0.01, 0.01, 0.01, 3.0, -2.0], 2, p=_AGES)))
-            values, positions = self._values(), {name: float(self.rng.normal()) for name in self.names}
+            age = Age(self._age_s(), self._age_s())
+            values = self._values()
+            positions = dict(zip(self.names, self.rng.normal(size=len(self.names)).tolist(), strict=True))
             if self.rng.random() < 0.1:
                 positions = {}
             latched = self._latched
-            good, stop = self.guard.command(values, age, self.now_s, positions)
+            moves = self.guard.due_s < np.inf
+            good, stop = self.guard.command(values, age, self.now_s, positions, publisher=self.publisher)
             self.seen["commands"] += 1
             self._note(stop)
             if good:
                 self.seen["passed"] += 1
                 assert not latched, "passed while an emergency stop holds"
+                assert self.follows == self.publisher or not moves, "passed from another publisher"
+                self.follows = self.publisher
                 self._check(values, age, positions)
                 self.passed = values
             else:
                 self.seen["refused"] += 1
+
+    def _one_of(self, *values: float) -> float:
+        return values[int(self.rng.random() * len(values))]
+
+    def _age_s(self) -> float:
+        return self._one_of(3.0, -2.0) if self.rng.random() < 0.01 else self._one_of(0.0, 0.01)
 
     @property
     def _latched(self) -> bool:
@@ -95,12 +111,11 @@ class GuardFuzz:
         return stop is not None and stop.cause is Reason.EMERGENCY_STOP
 
     def _values(self) -> FloatArray:
-        said = self.answers(_REQUEST, _NOTHING)
         kind = self.rng.random()
         if kind < 0.08:
-            return np.asarray(said.action)  # of any size, or none that may be followed
+            return np.asarray(self.answers(_REQUEST, _NOTHING).action)  # of any size, or none that may be followed
         near = np.zeros(len(self.names)) if self.passed is None else self.passed[-1]
-        reach = np.where(np.isfinite(self.step), self.step, self.upper) * self.rng.choice([0.1, 0.9, 1.0])
+        reach = np.where(np.isfinite(self.step), self.step, self.upper) * self._one_of(0.1, 0.9, 1.0)
         rows = self.rows
         values = near + np.cumsum(reach * self.rng.uniform(-1.0, 1.0, (rows, near.size)) / rows, axis=0)
         values = np.clip(values, -self.scale, self.scale)
@@ -114,18 +129,38 @@ class GuardFuzz:
         assert abs(age.stamp_s) <= 1.0 and abs(age.transit_s) <= 0.2, "passed though old"
         assert values.ndim == 2 and values.shape[1] == len(self.names), "passed in another shape"
         assert np.isfinite(values).all(), "passed and is not finite"
-        assert (np.abs(values) <= self.upper * (1 + _SLACK)).all(), "passed outside its range"
         absolute = np.array([kind is ActionKind.ABSOLUTE for kind in self.guard.spec.kinds])
         most = np.where(absolute, np.minimum(self.step, self.speed * _DT_S), self.step)
-        inside = values.copy()
         if (~absolute).any():
-            assert (np.abs(inside[:, ~absolute]) <= self.speed[~absolute] + _SLACK).all(), "passed too fast"
+            assert (np.abs(values[:, ~absolute]) <= self.speed[~absolute] + _SLACK).all(), "passed too fast"
         slack = _SLACK * np.maximum(self.upper, 1.0)
         assert (np.abs(np.diff(values, axis=0)) <= most + slack).all(), "passed with too large a step inside"
+        inside = False
         for before in self._references(absolute, positions):
-            if (np.abs(values[0] - np.clip(before, -self.upper, self.upper)) <= most + slack).all():
+            if not self._returns(values, before, absolute):
+                continue
+            inside = True
+            start = np.where(absolute, before, np.clip(before, -self.upper, self.upper))
+            near = (np.abs(values[0] - start) <= most + slack).all()
+            if near and self._likely(np.diff(values, axis=0, prepend=before[None])):
                 return
-        raise AssertionError("passed with too large a step")
+        raise AssertionError("passed with too large a step" if inside else "passed outside its range")
+
+    def _returns(self, values: FloatArray, before: FloatArray, absolute: FloatArray) -> bool:
+        """Whether each row is in its range, or, of a joint that is outside, no further out than the row before."""
+        most = np.maximum(self.upper, np.where(absolute, np.abs(np.nan_to_num(before)), 0.0)) * (1 + _SLACK)
+        for row in values:
+            if not ((np.abs(row) <= self.upper * (1 + _SLACK)) | (absolute & (np.abs(row) <= most))).all():
+                return False
+            most = np.maximum(self.upper, np.where(absolute, np.abs(row), 0.0)) * (1 + _SLACK)
+        return True
+
+    def _likely(self, steps: FloatArray) -> bool:
+        """Whether the Mahalanobis distance of every step [T, D] is at most 1."""
+        if self.covariance is None:
+            return True
+        squares = (steps * np.linalg.solve(self.covariance, steps.T).T).sum(axis=1)
+        return bool((squares <= 1.0 + 1e-6).all())
 
     def _references(self, absolute: FloatArray, positions: dict[str, float]) -> FloatArray:
         """Rows that the robot may be following: of the command in force, or where it rests."""
@@ -135,7 +170,7 @@ class GuardFuzz:
         told[:, ~absolute] = 0.0
         if positions:
             told[:, absolute] = np.array([positions[name] for name in self.names])[absolute]
-        free = ~np.isfinite(self.step) & ~np.isfinite(self.speed)  # no step to keep, and none to count from
+        free = ~np.isfinite(self.step) & ~np.isfinite(self.speed) & (self.covariance is None)  # no step to keep
         return np.where(np.isnan(told) & free, 0.0, told)
 
     def _note(self, stop: GuardStop | None) -> None:
@@ -152,9 +187,11 @@ class GuardFuzz:
 
     def _disturb(self) -> None:
         rng = self.rng
-        self.now_s += float(rng.choice([0.0, 0.02, _DT_S, _DT_S, _DT_S, 0.4]))
+        self.now_s += self._one_of(0.0, 0.02, _DT_S, _DT_S, _DT_S, 0.4)
         chance = rng.random()
-        if chance < 0.01:
+        if chance < 0.005:
+            self.publisher = bytes([rng.integers(97, 100)])
+        elif chance < 0.01:
             self.guard.writers = int(rng.integers(0, 4)) or 1
         elif chance < 0.02:
             self.guard.alive = bool(rng.random() < 0.7)
@@ -168,9 +205,6 @@ class GuardFuzz:
             self.guard.writers, self.guard.alive = 1, True
         if rng.random() < 0.5:
             self._note(self.guard.tick(self.now_s))
-
-
-_AGES = (0.2, 0.39, 0.2, 0.2, 0.005, 0.005)
 
 
 def fuzz_guard(commands: int, seed: int) -> dict[str, int]:

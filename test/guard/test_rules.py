@@ -100,6 +100,28 @@ def test_two_publishers_stop_the_robot_and_nothing_passes_while_they_are_two(wri
     assert moved.command(twist(), FRESH, 11.31)[0]
 
 
+def test_another_publisher_takes_the_place_of_the_first_only_while_the_robot_stands():
+    moved = guard()
+    assert moved.command(twist(), FRESH, 10.0, publisher=b"first")[0]
+    passes, stop = moved.command(twist(), FRESH, 10.1, publisher=b"second")
+    assert (passes, stop.cause, stop.values.tolist()) == (False, Reason.PUBLISHER, [[0.0] * 6])
+    assert not moved.command(twist(), FRESH, 10.2, publisher=b"first")[0]
+    assert moved.command(twist(), FRESH, 10.5, publisher=b"second")[0]
+    assert not moved.command(twist(), FRESH, 10.6, publisher=b"first")[0]
+
+
+def test_a_step_is_held_to_how_the_dimensions_move_together():
+    """The joints move in step: what each of them may do alone is too much where they part."""
+    covariance = np.array([[0.01, 0.0099], [0.0099, 0.01]])
+    matrix = np.linalg.cholesky(np.linalg.inv(covariance)).T.ravel()
+    joints = Guard(GuardSettings.of({**JOINTS, "limits.max_step": (), "guard.step_matrix": tuple(matrix)}))
+    at = {"a": 0.0, "b": 0.0}
+    assert joints.command(np.array([[0.09, 0.09]]), Age(), 10.0, at)[0]
+    passes, stop = joints.command(np.array([[0.09, 0.04]]), Age(), 10.1, at)
+    assert not passes
+    assert "a command's step is 3.544 times what guard.step_matrix allows" in stop.detail
+
+
 def test_a_publisher_that_does_not_live_stops_the_robot_and_its_first_words_are_not_heard():
     moved = moving()
     moved.alive = False
@@ -162,6 +184,7 @@ def test_a_gripper_has_its_own_range(value, cause):
     [
         ({"limits.lower": [-0.1] * 4}, "limits.lower must have 6 values"),
         ({"guard.gripper": [1.0, -1.0]}, "a least and a greatest value"),
+        ({"guard.step_matrix": [1.0] * 6}, "guard.step_matrix must have 36 values"),
         ({"guard.timeout": 1.0}, "did you mean guard.timeout_s"),
         ({"limits.urdf": "arm.urdf"}, "no parameter 'limits.urdf'"),
         ({"guard.timeout_s": math.nan}, "must be finite"),
@@ -207,6 +230,8 @@ def test_no_fuzzed_command_passes_that_should_not():
         ("_late", lambda *_: None, "passed though old"),
         ("_wrong", lambda *_: None, "passed"),
         ("_beyond", lambda *_: "", "passed"),
+        ("_strange", lambda *_: None, "passed from another publisher"),
+        ("_leap", lambda *_: "", "passed with too large a step"),
     ],
 )
 def test_a_guard_that_does_not_look_is_found(monkeypatch, name, lazy, words):
