@@ -27,7 +27,7 @@ from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Inference, Observation
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 
 _DENSE, _PRUNED = PruningSettings(method="none"), PruningSettings(method="ics", keep_ratio=0.625, layer=2)
 _STEPS = {"dense": (_DENSE, False), "ics 62.5 % layer 2": (_PRUNED, False), "dense, draft accepted": (_DENSE, True)}

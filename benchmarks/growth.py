@@ -30,8 +30,8 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.random_checkpoint import config_of_size
 
 TOKENS = (64, 256, 484, 1024)

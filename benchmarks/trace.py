@@ -27,7 +27,7 @@ from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.sim.tasks import TASKS, find_task
 from flashvla_ros.sim.world import World
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 
 MODES = ("guarded", "paper")
 COLUMNS = ("mode", "task", "seed", "step", "decision", "reason", "agreeing", "tokens")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flashvla_ros.vla.config import DINOV2, SIGLIP, OpenVLAConfig, TowerConfig
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import format_prompt
 from flashvla_ros.vla.tokenizer import build_tokenizer
 from training.saving import save_checkpoint
@@ -36,9 +36,9 @@ def tiny_config(*, fused: bool = True, layers: int = 4, image_size: int = 56, **
     return OpenVLAConfig("tiny", (dino, siglip) if fused else (siglip,), text, **values)
 
 
-def random_model(config: OpenVLAConfig, seed: int = 0) -> OpenVLA:
+def random_model(config: OpenVLAConfig, seed: int = 0) -> PrismaticVLM:
     """Return a model whose signals are of order one and whose likeliest tokens are actions."""
-    model = OpenVLA(config).eval().requires_grad_(False)
+    model = PrismaticVLM(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import processor_name
 from flashvla_ros.sim.tasks import TASKS
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.dataset import DatasetError, load
@@ -68,7 +68,7 @@ def fit(
     torch.manual_seed(config.seed)
     tokenizer = demo_tokenizer(task.instruction for task in TASKS.values())
     # eager: the fused attention of CPUs takes several times as long backwards at these sizes
-    model = OpenVLA(demo_config(config.size), attention="eager")
+    model = PrismaticVLM(demo_config(config.size), attention="eager")
     trainer = Trainer(config, model)
     if init is not None:
         trainer.start_from(init / STATE)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.model import OpenVLA, kept_rows, take_rows
+from flashvla_ros.vla.model import PrismaticVLM, kept_rows, take_rows
 
 
 def action_logits(
-    model: OpenVLA,
+    model: PrismaticVLM,
     visual: Tensor,
     input_ids: Tensor,
     action_ids: Tensor,

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flashvla_ros.vla.keys import entries
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import save_tokenizer
 from flashvla_ros.vla.weights import INDEX, WEIGHTS
@@ -21,7 +21,7 @@ from flashvla_ros.vla.weights import INDEX, WEIGHTS
 
 def save_checkpoint(
     folder: Path,
-    model: OpenVLA,
+    model: PrismaticVLM,
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype | None = None,

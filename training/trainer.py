@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize
 from training.batches import Batch, Demonstrations
 from training.dataset import AUXILIARY, DatasetError
@@ -68,7 +68,7 @@ class FitConfig:
 class Trainer:
     """Model, auxiliary head and optimiser, and what one step does to them."""
 
-    def __init__(self, config: FitConfig, model: OpenVLA) -> None:
+    def __init__(self, config: FitConfig, model: PrismaticVLM) -> None:
         self.config = config
         self.model = model
         self.head = StateHead(model.config.visual_tokens * model.config.vision_size, len(AUXILIARY))

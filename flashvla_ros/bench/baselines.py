@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.types import Inference, Observation
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.step import VLAPolicy
 
 # Share of the largest logit by which two ways of computing the same may differ, and with it the likeliest token.
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 5e-3}
@@ -28,7 +28,7 @@ class PlainPolicy:
         policy: Gives weights, image processor, prompt and codec; its own decoding is not used.
     """
 
-    def __init__(self, policy: OpenVLAPolicy) -> None:
+    def __init__(self, policy: VLAPolicy) -> None:
         self._policy = policy
         self.action_size = policy.action_size
         self._options = {

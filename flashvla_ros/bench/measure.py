@@ -27,7 +27,7 @@ from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, Inferenc
 from flashvla_ros.gate.decision import decide
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.step import VLAPolicy
 
 aten = torch.ops.aten
 _MATRIX = {"cpu": 1536, "cuda": 8192}  # side; large enough for the device's best rate
@@ -157,7 +157,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def count_stages(policy: OpenVLAPolicy, request: Request) -> dict[str, Work]:
+def count_stages(policy: VLAPolicy, request: Request) -> dict[str, Work]:
     """Run one inference of `policy` and return the work of each of its stages."""
     with Ledger(policy.model.parameters()) as ledger:
         policy.reporting(ledger.done).infer(request)

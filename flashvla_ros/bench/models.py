@@ -12,13 +12,15 @@ import torch
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.table import load
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import build_empty
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.model import OpenVLA
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt
 from flashvla_ros.vla.random_checkpoint import LLAMA_VOCABULARY, config_of_size
+from flashvla_ros.vla.step import VLAPolicy
 from flashvla_ros.vla.tokenizer import build_tokenizer
 
 SIZES = ("tiny", "mid", "7b")
@@ -27,7 +29,7 @@ INSTRUCTION = "open the drawer"
 _STATISTICS = "random"
 
 
-def load_subject(name: str, settings: ModelSettings) -> OpenVLAPolicy:
+def load_subject(name: str, settings: ModelSettings) -> VLAPolicy:
     """Return the policy that is measured.
 
     Args:
@@ -42,7 +44,7 @@ def load_subject(name: str, settings: ModelSettings) -> OpenVLAPolicy:
     if name != DEMO and not Path(name).expanduser().is_dir():
         raise CheckpointError(f"--model is a checkpoint folder or one of {DEMO}, {', '.join(SIZES)}, got {name!r}")
     folder = "" if name == DEMO else name
-    return OpenVLAPolicy.load(ModelSettings(**{**vars(settings), "checkpoint": folder}))
+    return load(ModelSettings(**{**vars(settings), "checkpoint": folder}))
 
 
 def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size: int = 7) -> OpenVLAPolicy:
@@ -73,7 +75,7 @@ def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size
 
 
 @torch.no_grad()
-def _fill(model: OpenVLA) -> None:
+def _fill(model: PrismaticVLM) -> None:
     """Draw weights such that signals keep their size through the layers, as random checkpoints on disk have them."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     for name, parameter in model.requires_grad_(False).named_parameters():
@@ -88,7 +90,7 @@ def _fill(model: OpenVLA) -> None:
     head[config.action_vocab_size :] = 0.0
 
 
-def _check_memory(model: OpenVLA, backend: Backend) -> None:
+def _check_memory(model: PrismaticVLM, backend: Backend) -> None:
     """Refuse weights that this machine cannot hold: on the CPU the system would end the process instead."""
     if backend.device.type != "cpu":
         return
@@ -102,7 +104,7 @@ def _check_memory(model: OpenVLA, backend: Backend) -> None:
         )
 
 
-def describe(policy: OpenVLAPolicy) -> dict[str, object]:
+def describe(policy: VLAPolicy) -> dict[str, object]:
     """Return the sizes that decide what a step costs."""
     config, llama = policy.model.config, policy.model.config.llama()
     count = {

@@ -31,8 +31,8 @@ from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings, Settings, find
 from flashvla_ros.core.types import Draft, FloatArray, Inference, IntArray, Observation
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
+from flashvla_ros.vla.step import VLAPolicy
 
 _FRAMES = 2
 _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters that are options too
@@ -49,12 +49,11 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     return Session(policy, settings, rows, trace, observations).run(args)
 
 
-def _eager(policy: OpenVLAPolicy) -> OpenVLAPolicy:
+def _eager(policy: VLAPolicy) -> VLAPolicy:
     """Return the same model on the plain engine: transformers' modules, the reference of the others."""
     if policy.backend.engine == "eager":
         return policy
-    backend = dataclasses.replace(policy.backend, engine="eager")
-    return OpenVLAPolicy(policy.model, policy.processor, policy.prompts, policy.codec, backend)
+    return policy.on(dataclasses.replace(policy.backend, engine="eager"))
 
 
 class Session:
@@ -70,7 +69,7 @@ class Session:
 
     def __init__(
         self,
-        policy: OpenVLAPolicy,
+        policy: VLAPolicy,
         settings: Settings,
         rows: Sequence[Configuration],
         trace: Sequence[TraceStep],

@@ -22,6 +22,12 @@ class ModelSettings:
     checkpoint: str = row(
         "", "Folder of a checkpoint in OpenVLA's Hugging Face layout; empty: the demo policy.", fixed=True
     )
+    architecture: str = row(
+        "auto",
+        "What makes an action of the network's output; auto: what the files in the checkpoint's folder say.",
+        choices=("auto", "openvla"),
+        fixed=True,
+    )
     unnorm_key: str = row(
         "", "Data set of norm_stats whose statistics un-normalise actions; empty: the only one.", fixed=True
     )

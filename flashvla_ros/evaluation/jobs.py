@@ -122,9 +122,9 @@ _WORLDS: dict[int, Any] = {}  # by size of the image
 
 @functools.cache
 def _policy(settings: ModelSettings) -> Any:
-    from flashvla_ros.vla.policy import OpenVLAPolicy  # in the workers only: a parent that fans out needs no torch
+    from flashvla_ros.vla.arch.table import load  # in the workers only: a parent that fans out needs no torch
 
-    policy = OpenVLAPolicy.load(settings)
+    policy = load(settings)
     policy.warm_up(Settings().pruning)
     return policy
 

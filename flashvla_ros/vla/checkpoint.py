@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
 from flashvla_ros.vla.keys import EMBEDDING, HEAD, entries
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.weights import StoredWeights, read_weights
 
 STATISTICS = "dataset_statistics.json"
@@ -27,6 +29,11 @@ _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _OFT_MODULES = ("action_head", "noisy_action_projector", "proprio_projector", "vision_backbone")
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
+
+
+def checkpoint_folder(settings: ModelSettings) -> Path:
+    """Return the folder of ``model.checkpoint``, that of the demo policy where it is empty."""
+    return Path(settings.checkpoint).expanduser() if settings.checkpoint else share_path("models", "demo")
 
 
 def load_config(folder: Path) -> OpenVLAConfig:
@@ -105,7 +112,7 @@ def load_model(
     dtype: torch.dtype,
     attention: str = "sdpa",
     progress: Progress | None = None,
-) -> OpenVLA:
+) -> PrismaticVLM:
     """Build the model without memory and fill it from the folder's shards, each tensor straight on its device."""
     model = build_empty(config, attention)
     known = entries(model)
@@ -157,7 +164,7 @@ def _check_tied(stored: StoredWeights, embedding: Tensor, device: torch.device) 
             )
 
 
-def build_empty(config: OpenVLAConfig, attention: str = "sdpa") -> OpenVLA:
+def build_empty(config: OpenVLAConfig, attention: str = "sdpa") -> PrismaticVLM:
     """Build the model without memory for its weights."""
     with torch.device("meta"):
-        return OpenVLA(config, attention)
+        return PrismaticVLM(config, attention)

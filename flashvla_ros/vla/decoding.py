@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.model import OpenVLA, Rotary, kept_rows, likeliest, take_rows
+from flashvla_ros.vla.model import PrismaticVLM, Rotary, kept_rows, likeliest, take_rows
 from flashvla_ros.vla.pruning.probe import run_before_pruning
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
@@ -75,7 +75,7 @@ def untimed(_stage: str) -> None:
 
 
 def prefill(
-    model: OpenVLA, visual: Tensor, query: Query, size: int, *, done: Callable[[str], None] = untimed
+    model: PrismaticVLM, visual: Tensor, query: Query, size: int, *, done: Callable[[str], None] = untimed
 ) -> Prefill:
     """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
 
@@ -117,7 +117,7 @@ def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Ten
     return take_rows(hidden, rows), (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
 
 
-def decode(model: OpenVLA, start: Prefill, count: int, known: Tensor | None = None) -> Tensor:
+def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None = None) -> Tensor:
     """Return the `count` most likely tokens [count], on the model's device, each fed back to predict the next.
 
     As in the official code the choice is over the whole vocabulary, not over the action tokens alone. Where the logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
@@ -22,7 +22,7 @@ class Entry:
     Attributes:
         official: Its name in the checkpoint.
         shape: Its shape, here and there.
-        ours: The parameter of :class:`OpenVLA` that it fills.
+        ours: The parameter of :class:`PrismaticVLM` that it fills.
     """
 
     official: str
@@ -30,7 +30,7 @@ class Entry:
     ours: str
 
 
-def entries(model: OpenVLA) -> dict[str, Entry]:
+def entries(model: PrismaticVLM) -> dict[str, Entry]:
     """Return the entries of every official tensor that `model` uses, by official name; a tied head is not one."""
     tied = model.config.tied
     found = [

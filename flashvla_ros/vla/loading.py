@@ -55,30 +55,30 @@ def check_before_loading(settings: Settings) -> None:
         SettingsError: It sees another number of cameras.
     """
     if len(settings.camera.names) > 1:  # with one there is nothing to say that could not wait
-        from flashvla_ros.vla.checkpoint import load_config
+        from flashvla_ros.vla.checkpoint import checkpoint_folder, load_config
         from flashvla_ros.vla.config import check_cameras
-        from flashvla_ros.vla.policy import checkpoint_folder
 
         check_cameras(settings.camera.names, load_config(checkpoint_folder(settings.model)))
 
 
 def load_policy(settings: Settings) -> LoadedPolicy:
-    """Load the OpenVLA checkpoint that the settings name, or the demo policy, and warm it up.
+    """Load the checkpoint that the settings name, or the demo policy, and warm it up.
 
     Raises:
-        CheckpointError: The folder is not a complete OpenVLA checkpoint, or does not fit into memory.
+        CheckpointError: The folder is not a complete checkpoint, or does not fit into memory.
         SettingsError: This machine or this checkpoint cannot do what the settings ask.
     """
     check_before_loading(settings)
     # Torch takes seconds to import: only a node that loads a model pays for it.
     import torch
 
+    from flashvla_ros.vla.arch.table import load
+    from flashvla_ros.vla.checkpoint import checkpoint_folder
     from flashvla_ros.vla.config import check_cameras
     from flashvla_ros.vla.gripper import check_gripper
-    from flashvla_ros.vla.policy import OpenVLAPolicy, checkpoint_folder
     from flashvla_ros.vla.pruning.select import check_layer
 
-    policy = OpenVLAPolicy.load(settings.model)
+    policy = load(settings.model)
     depth = len(policy.model.layers)
 
     def check(changed: Settings) -> None:

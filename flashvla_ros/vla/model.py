@@ -29,7 +29,7 @@ class Cache(Protocol):
         ...
 
 
-class OpenVLA(nn.Module):
+class PrismaticVLM(nn.Module):
     """The network. Its sequence is [BOS, N visual tokens, rest of the prompt, action tokens].
 
     Args:

@@ -10,7 +10,7 @@ from checkpoints import write_checkpoint
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 
 
 @pytest.fixture(scope="session")

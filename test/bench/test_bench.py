@@ -22,7 +22,7 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings, find
 from flashvla_ros.core.types import Inference
 from flashvla_ros.gate.decision import decide
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.random_checkpoint import config_of_size
 
 NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)

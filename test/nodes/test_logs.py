@@ -14,7 +14,7 @@ def test_what_the_package_logs_reaches_the_nodes_log_once(capfd):
         forward_to_ros(get_logger("flashvla"))
         forward_to_ros(get_logger("left.flashvla"))
         for level in (logging.INFO, logging.WARNING, logging.ERROR, logging.INFO):
-            logging.getLogger("flashvla_ros.vla.policy").log(level, "reading %s, file %d of %d", "a.safetensors", 1, 3)
+            logging.getLogger("flashvla_ros.vla.step").log(level, "reading %s, file %d of %d", "a.safetensors", 1, 3)
     finally:
         package.handlers, package.level, package.propagate = before
     text = "".join(capfd.readouterr())

@@ -19,8 +19,8 @@ from torch import Tensor
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import ImageArray, Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.decoding import prefill
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.query import Query
 

@@ -30,9 +30,9 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.vla import checkpoint as checkpoint_module
 from flashvla_ros.vla import processor as processor_module
 from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.keys import Entry, entries
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
 
 KEY = DATA_SETS["fused"][0]

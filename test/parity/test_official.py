@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.center_crop import center_crop
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.processor import ImageProcessor
 from flashvla_ros.vla.tokenizer import PAD, load_tokenizer
 

@@ -15,9 +15,9 @@ from flashvla_ros.evaluation.modes import BUILT_IN
 from flashvla_ros.sim.perturbation import INSTRUCTION_SWITCH, plan_episode
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.sim.tasks import TASKS
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.checkpoint import load_config
 from flashvla_ros.vla.config import DINOV2, SIGLIP
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from training.architecture import DATASET, action_statistics
 
 try:

@@ -15,8 +15,8 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.evaluation.meta import fingerprint, known_tasks
-from flashvla_ros.vla.model import OpenVLA
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
@@ -131,7 +131,7 @@ def test_validation_episodes_are_never_drawn(data: Path) -> None:
 
 def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrations]:
     frames, meta = load(data)
-    model = OpenVLA(demo_config(config.size))
+    model = PrismaticVLM(demo_config(config.size))
     demonstrations = Demonstrations(frames, meta["instructions"], model.config, demo_tokenizer(INSTRUCTIONS))
     return Trainer(config, model), demonstrations
 

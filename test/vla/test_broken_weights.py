@@ -20,9 +20,9 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.loading import load_policy
 from flashvla_ros.vla.model import NOTHING, likeliest
-from flashvla_ros.vla.policy import OpenVLAPolicy
 
 SEEN = Observation({"camera": np.full((96, 96, 3), 90, dtype=np.uint8)}, "open the drawer", stamp_s=0.0)
 HEAD = "language_model.lm_head.weight"

@@ -13,7 +13,7 @@ from torch import Tensor
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.keys import EMBEDDING, HEAD
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.tokenizer import build_tokenizer
 from training.forcing import action_logits
 from training.saving import save_checkpoint
@@ -32,11 +32,11 @@ def folder(original, tmp_path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "copy"))
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> OpenVLA:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> PrismaticVLM:
     return load_model(folder, load_config(folder), CPU, dtype)
 
 
-def answer(model: OpenVLA, pixels: Tensor, *ids: Tensor) -> Tensor:
+def answer(model: PrismaticVLM, pixels: Tensor, *ids: Tensor) -> Tensor:
     return action_logits(model, model.visual_tokens(pixels), *ids)
 
 

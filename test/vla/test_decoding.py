@@ -7,7 +7,7 @@ from checkpoints import random_model, tiny_config
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.decoding import decode, prefill
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.query import Query
 from training.forcing import action_logits
@@ -18,7 +18,7 @@ SIMILARITY = torch.rand(16, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture(scope="module")
-def model() -> OpenVLA:
+def model() -> PrismaticVLM:
     return random_model(tiny_config())
 
 
@@ -28,7 +28,7 @@ def visual(model) -> torch.Tensor:
         return model.visual_tokens(torch.randn(1, 6, 56, 56, generator=torch.Generator().manual_seed(1)))
 
 
-def run(model: OpenVLA, visual: torch.Tensor, pruning: PruningSettings, count: int = 5):
+def run(model: PrismaticVLM, visual: torch.Tensor, pruning: PruningSettings, count: int = 5):
     with torch.inference_mode():
         start = prefill(model, visual, Query(PROMPT[0].tolist(), pruning, similarity=SIMILARITY), count)
         return start, decode(model, start, count)
@@ -94,8 +94,8 @@ def test_pruned_decoding_is_what_training_with_dropped_tokens_sees(model, visual
     assert tokens.tolist() == logits[0].argmax(-1).tolist()
 
 
-def same_weights(model: OpenVLA, attention: str) -> OpenVLA:
-    other = OpenVLA(model.config, attention).eval()
+def same_weights(model: PrismaticVLM, attention: str) -> PrismaticVLM:
+    other = PrismaticVLM(model.config, attention).eval()
     other.load_state_dict(model.state_dict())
     return other
 

@@ -16,8 +16,8 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Inference
 from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.draft import judge, usable_tokens
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
 NONE = PruningSettings(method="none")

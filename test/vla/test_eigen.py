@@ -11,7 +11,7 @@ from torch import Tensor
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning import scores, select
 from flashvla_ros.vla.pruning.eigen import eigh_by_lapack, eigh_by_products
 from flashvla_ros.vla.pruning.scores import contribution_along

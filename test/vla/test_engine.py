@@ -19,6 +19,7 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.engine.attention import SdpaAttention
@@ -27,7 +28,6 @@ from flashvla_ros.vla.engine.buffers import Upload
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls, Run
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.engine.static import StaticEngine
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.query import Query
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, ImageArray, Observation
-from flashvla_ros.vla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning import select
 from flashvla_ros.vla.pruning.scores import information_contribution
 

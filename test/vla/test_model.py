@@ -5,7 +5,7 @@ import torch
 from checkpoints import random_model, tiny_config
 from torch.testing import assert_close
 
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from training.forcing import action_logits, pad_prompts
 
 PROMPT = [1, *range(300, 310)]
@@ -21,7 +21,7 @@ def prompts(count: int = 2) -> torch.Tensor:
 
 
 def forced(
-    model: OpenVLA, pixels: torch.Tensor, *arguments: torch.Tensor, **masks: torch.Tensor | None
+    model: PrismaticVLM, pixels: torch.Tensor, *arguments: torch.Tensor, **masks: torch.Tensor | None
 ) -> torch.Tensor:
     return action_logits(model, model.visual_tokens(pixels), *arguments, **masks)
 
@@ -30,7 +30,7 @@ def forced(
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_forward_equals_transformers_bit_for_bit(fused, attention):
     source = random_model(tiny_config(fused=fused))
-    model = OpenVLA(source.config, attention)
+    model = PrismaticVLM(source.config, attention)
     model.load_state_dict(source.state_dict())
     pixels = images(6 if fused else 3)
     with torch.inference_mode():
@@ -102,7 +102,7 @@ def test_padding_between_bos_and_text_changes_nothing():
 
 
 def test_every_parameter_learns():
-    model = OpenVLA(tiny_config())
+    model = PrismaticVLM(tiny_config())
     keep = torch.tensor([[0, 3, 4, 11], [1, 2, 14, 15]])
     logits = forced(model, images(6), prompts(), ACTIONS, keep=keep)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ACTIONS.flatten()).backward()

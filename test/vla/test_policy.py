@@ -13,8 +13,8 @@ from flashvla_ros.core.errors import CheckpointError, ObservationError, Settings
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.policy import OpenVLAPolicy
 
 NONE = PruningSettings(method="none")
 ICS = PruningSettings(method="ics", keep_ratio=0.5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings, find
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.probe import TokenStates, run_before_pruning
 from flashvla_ros.vla.pruning.scores import information_contribution, row_norm
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count, top_k
@@ -84,11 +84,13 @@ PROMPT = torch.tensor([[1, *range(300, 312)]])
 
 
 @pytest.fixture(scope="module")
-def model() -> OpenVLA:
+def model() -> PrismaticVLM:
     return random_model(tiny_config())
 
 
-def look(model: OpenVLA, layer: int, visual: torch.Tensor | None = None, key: int = 0, seed: int = 0) -> TokenStates:
+def look(
+    model: PrismaticVLM, layer: int, visual: torch.Tensor | None = None, key: int = 0, seed: int = 0
+) -> TokenStates:
     """What the methods see of 16 visual tokens in front of a layer."""
     visual = tokens(16, 32, seed) if visual is None else visual
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
 from flashvla_ros.vla.pruning.probe import TokenStates, run_before_pruning
 from flashvla_ros.vla.pruning.scores import centred, information_contribution
@@ -91,19 +91,19 @@ def test_dart(count, text, seed, data):
 
 
 @pytest.fixture(scope="module")
-def model() -> OpenVLA:
+def model() -> PrismaticVLM:
     return random_model(tiny_config())
 
 
 @pytest.fixture(scope="module")
-def eager(model) -> OpenVLA:
+def eager(model) -> PrismaticVLM:
     """The same weights, with the attention implementation that returns its weights."""
-    other = OpenVLA(model.config, "eager").eval()
+    other = PrismaticVLM(model.config, "eager").eval()
     other.load_state_dict(model.state_dict())
     return other
 
 
-def look(model: OpenVLA, layer: int, visual: torch.Tensor, similarity: torch.Tensor | None = None) -> TokenStates:
+def look(model: PrismaticVLM, layer: int, visual: torch.Tensor, similarity: torch.Tensor | None = None) -> TokenStates:
     with torch.inference_mode():
         hidden = model.embed(visual[None], PROMPT)
         rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
@@ -116,7 +116,7 @@ def choose(method: str, seen: TokenStates, k: int, **changes) -> list[int]:
         return METHODS[method].select(seen, k, PruningSettings(method=method, **changes)).tolist()
 
 
-def eager_weights(eager: OpenVLA, visual: torch.Tensor) -> list[torch.Tensor]:
+def eager_weights(eager: PrismaticVLM, visual: torch.Tensor) -> list[torch.Tensor]:
     """Attention weights [H, L, L] of each layer, as transformers' own forward returns them."""
     with torch.inference_mode():
         output = eager.language_model(inputs_embeds=eager.embed(visual[None], PROMPT), output_attentions=True)
@@ -140,7 +140,7 @@ def test_attention_with_fewer_key_heads():
     config = tiny_config()
     config.text_config.update(sizes)
     grouped = random_model(config)
-    other = OpenVLA(config, "eager").eval()
+    other = PrismaticVLM(config, "eager").eval()
     other.load_state_dict(grouped.state_dict())
     visual = rows(COUNT, WIDTH, 0)
     seen = look(grouped, 2, visual)

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.decoding import decode, prefill
-from flashvla_ros.vla.policy import OpenVLAPolicy
 from flashvla_ros.vla.query import Query
 from flashvla_ros.vla.sizes import model_size
 

@@ -14,7 +14,7 @@ from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.engine.static import StaticEngine
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.query import Query
 
 _GRAPH_GRANULARITY = 16  # prompt tokens: padding costs rows, and each new bucket a slow step
@@ -68,7 +68,7 @@ class EagerEngine:
         size: Tokens of an action.
     """
 
-    def __init__(self, model: OpenVLA, size: int) -> None:
+    def __init__(self, model: PrismaticVLM, size: int) -> None:
         self._model = model
         self._size = size
 
@@ -86,7 +86,7 @@ class EagerEngine:
         return decode(self._model, start, self._size, settled)
 
 
-def make_engine(model: OpenVLA, size: int, backend: Backend) -> Engine:
+def make_engine(model: PrismaticVLM, size: int, backend: Backend) -> Engine:
     """Return the engine that the backend names, for actions of `size` tokens."""
     if backend.engine == "eager":
         return EagerEngine(model, size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 
 _SPARE = 4  # tokens that recording the decoding step writes behind those of an action
 
@@ -54,7 +54,7 @@ class PromptBuffers:
         rotary: Cosines and sines [1, slots, D].
     """
 
-    def __init__(self, model: OpenVLA, prompt: int, size: int) -> None:
+    def __init__(self, model: PrismaticVLM, prompt: int, size: int) -> None:
         llama, embedding = model.config.llama(), model.language_model.model.embed_tokens.weight
         device, count, layers = embedding.device, model.config.visual_tokens, len(model.layers)
         self.prompt, self.rows = prompt, count + prompt

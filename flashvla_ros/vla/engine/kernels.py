@@ -15,7 +15,7 @@ from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.engine.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.lean import LeanDecoder
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.probe import LayerStates, TokenStates, token_states
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.query import Query
@@ -34,7 +34,7 @@ class Kernels:
         visual: [1, N, d] visual tokens, which it writes.
     """
 
-    def __init__(self, model: OpenVLA, attention: StaticAttention, decoder: LeanDecoder) -> None:
+    def __init__(self, model: PrismaticVLM, attention: StaticAttention, decoder: LeanDecoder) -> None:
         self._model, self._attention, self._decoder = model, attention, decoder
         weight, config = decoder.embedding, model.config
         side = config.towers[0].image_size

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flashvla_ros.vla.model import OpenVLA, Rotary, likeliest
+from flashvla_ros.vla.model import PrismaticVLM, Rotary, likeliest
 
 # Queries [1, H, L, D], keys and values [1, G, L, D] → [1, H, L, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -91,7 +91,7 @@ class LeanDecoder:
         compiled: Compile what stands before and after attention, once for all layers.
     """
 
-    def __init__(self, model: OpenVLA, *, compiled: bool = False) -> None:
+    def __init__(self, model: PrismaticVLM, *, compiled: bool = False) -> None:
         decoder = model.language_model.model
         before, after = before_attention, after_attention
         if compiled:

@@ -20,7 +20,7 @@ from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import Recorder, Run
 from flashvla_ros.vla.engine.kernels import Kernels
 from flashvla_ros.vla.engine.lean import LeanDecoder
-from flashvla_ros.vla.model import OpenVLA
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
 
@@ -89,7 +89,7 @@ class StaticEngine:
 
     def __init__(
         self,
-        model: OpenVLA,
+        model: PrismaticVLM,
         size: int,
         attention: StaticAttention,
         recorder: Recorder,

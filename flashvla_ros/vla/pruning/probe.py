@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flashvla_ros.vla.model import Cache, OpenVLA, Rotary
+from flashvla_ros.vla.model import Cache, PrismaticVLM, Rotary
 from flashvla_ros.vla.query import Query
 
 
@@ -26,7 +26,7 @@ class Projections:
         rotary: Rotary embedding of these L positions.
     """
 
-    model: OpenVLA
+    model: PrismaticVLM
     index: int
     entering: Tensor
     rotary: Rotary
@@ -101,7 +101,7 @@ class LayerStates(NamedTuple):
 
 
 def run_before_pruning(
-    model: OpenVLA, hidden: Tensor, query: Query, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
+    model: PrismaticVLM, hidden: Tensor, query: Query, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
 ) -> tuple[Tensor, TokenStates]:
     """Run the decoder's layers before ``pruning.layer``; also return what a method may look at.
 
@@ -112,7 +112,7 @@ def run_before_pruning(
         hidden: [1, L, d] embedded [BOS, N visual tokens, rest of the prompt, draft].
         query: Whose prompt and draft these are.
         rotary: Of the L positions.
-        mask: As :meth:`OpenVLA.causal_mask` gives it.
+        mask: As :meth:`PrismaticVLM.causal_mask` gives it.
         cache: Takes the keys and values.
     """
     layer, count = query.pruning.layer, hidden.shape[1] - len(query.ids)
@@ -124,7 +124,7 @@ def run_before_pruning(
     return hidden, token_states(model, visual, states.first(count + len(query.prompt)), rotary, query)
 
 
-def token_states(model: OpenVLA, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> TokenStates:
+def token_states(model: PrismaticVLM, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> TokenStates:
     """Return what a method may look at in front of ``pruning.layer``.
 
     Args:

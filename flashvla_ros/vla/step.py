@@ -1,7 +1,8 @@
-"""The policy that runs an OpenVLA checkpoint: the one place where its parts are put together."""
+"""One inference as all architectures run it: images, prompt and visual tokens, then what is their own."""
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 import itertools
@@ -9,23 +10,22 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.errors import ActionError, CheckpointError, ObservationError
-from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
-from flashvla_ros.core.types import Draft, ImageArray, Inference, IntArray, Observation
+from flashvla_ros.core.types import Draft, FloatArray, ImageArray, Inference, IntArray, Observation
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.checkpoint import Progress, load_config, load_model
-from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
-from flashvla_ros.vla.engine.base import Start, make_engine
-from flashvla_ros.vla.model import NOTHING, OpenVLA
+from flashvla_ros.vla.checkpoint import Progress, load_model
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.engine.base import make_engine
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
@@ -36,54 +36,55 @@ _LOG = logging.getLogger(__name__)
 _WARM_UP_INSTRUCTION = "pick up the object"
 
 
-class OpenVLAPolicy:
-    """Implements :class:`flashvla_ros.core.policy.Policy`. The same request gives the same result."""
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an architecture makes of one observation; see :class:`flashvla_ros.core.types.Inference`."""
+
+    action: FloatArray
+    normalized: FloatArray
+    tokens: IntArray
+    kept: IntArray | None
+    draft_tokens: int = 0
+    draft_accepted: int = 0
+    draft_near: int = 0
+
+
+class VLAPolicy(abc.ABC):
+    """Implements :class:`flashvla_ros.core.policy.Policy`. The same request gives the same result.
+
+    Args:
+        model: The network, in evaluation mode.
+        processor: Of its images.
+        prompts: Of its instructions.
+        backend: What it runs on.
+        tokens: Most tokens that are decoded after the prompt.
+
+    Attributes:
+        codec: From what the network says to actions in the robot's units.
+    """
+
+    codec: ActionCodec
 
     def __init__(
-        self, model: OpenVLA, processor: ImageProcessor, prompts: PromptEncoder, codec: ActionCodec, backend: Backend
+        self, model: PrismaticVLM, processor: ImageProcessor, prompts: PromptEncoder, backend: Backend, *, tokens: int
     ) -> None:
         self.model = model
         self.processor = processor
         self.prompts = prompts
-        self.codec = codec
         self.backend = backend
-        self.engine = make_engine(model, codec.size, backend)
+        self.engine = make_engine(model, tokens, backend)
+        self._tokens = tokens
         self._on_stage: Callable[[str], None] = lambda _stage: None
         self._prompt: tuple[str, list[int]] | None = None
 
-    @classmethod
-    def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OpenVLAPolicy:
-        """Load the checkpoint that `settings` name, or the demo policy, onto its device.
-
-        Progress goes to the log unless `progress` takes it.
-
-        Raises:
-            CheckpointError: The folder is not a complete OpenVLA checkpoint, or does not fit into memory.
-            SettingsError: This machine lacks the device or attention implementation.
-        """
-        started = time.monotonic()
-        folder = checkpoint_folder(settings)
-        config = load_config(folder)
-        codec = ActionCodec.from_config(config, settings.unnorm_key)
-        processor = dataclasses.replace(ImageProcessor.from_folder(folder, config), crop_area=settings.center_crop)
-        longest = min(config.llm_max_length, config.llama().max_position_embeddings)
-        prompts = PromptEncoder(load_tokenizer(folder), longest - config.visual_tokens - codec.size)
-        backend = Backend.resolve(settings)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        try:
-            report = progress or _log_progress
-            model = load_model(folder, config, backend.device, backend.dtype, backend.attention, report)
-        except torch.OutOfMemoryError as error:
-            raise CheckpointError(f"{folder} does not fit into the memory of {backend.device}") from error
-        seconds = time.monotonic() - started
-        _LOG.info("loaded %s in %.1f s: %s %s", folder, seconds, backend.device, backend.dtype)
-        return cls(model, processor, prompts, codec, backend)
-
     @property
+    @abc.abstractmethod
     def action_size(self) -> int:
         """D, the number of action dimensions."""
-        return self.codec.size
+
+    @abc.abstractmethod
+    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
+        """Run the decoder over the visual tokens [1, N, d] and make an action of what it says."""
 
     @property
     def cameras(self) -> int:
@@ -95,10 +96,16 @@ class OpenVLAPolicy:
         """N, the number of visual tokens before pruning."""
         return self.model.config.visual_tokens
 
-    def reporting(self, on_stage: Callable[[str], None]) -> OpenVLAPolicy:
+    def reporting(self, on_stage: Callable[[str], None]) -> Self:
         """Return the same policy, on the same model and engine, that calls `on_stage` with each stage as it ends."""
         policy = copy.copy(self)
         policy._on_stage = on_stage
+        return policy
+
+    def on(self, backend: Backend) -> Self:
+        """Return the same policy on the same model with another engine."""
+        policy = copy.copy(self)
+        policy.backend, policy.engine = backend, make_engine(self.model, self._tokens, backend)
         return policy
 
     def warm_up(self, pruning: PruningSettings, instruction: str = "") -> None:
@@ -134,8 +141,8 @@ class OpenVLAPolicy:
             return self._infer(request)
 
     def _infer(self, request: Request) -> Inference:
-        observation, pruning, draft = request.observation, request.pruning, request.draft
-        stages = _Stages(self.backend, self._on_stage)
+        observation, pruning = request.observation, request.pruning
+        stages = Stages(self.backend, self._on_stage)
         device = self.backend.device
         images = _checked_images(observation, self.cameras)
         squares = [self.processor.to_square(image, device, slot) for slot, image in enumerate(images)]
@@ -145,35 +152,17 @@ class OpenVLAPolicy:
         stages.done("preprocess")
         visual = self.engine.visual_tokens(pixels)
         stages.done("vision")
-        key = round(observation.stamp_s * 1e9)
-        drafted = usable_tokens(draft, self.action_size, self.model.config.llama().vocab_size)
-        query = Query(prompt, pruning, drafted, key, similarity)
-        start = self.engine.prefill(visual, query, done=stages.done)
-        stages.done("prefill")
-        verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
-        tokens, kept = _to_host(self.engine.decode(start, verdict.tokens), start.kept)
-        stages.done("decode")
-        _check_tokens(tokens)
-        normalized = self.codec.decode(tokens)[None]
+        query = Query(prompt, pruning, key=round(observation.stamp_s * 1e9), similarity=similarity)
+        answer = self._answer(visual, query, request, stages)
         return Inference(
-            action=self.codec.unnormalize(normalized),
-            normalized=normalized,
-            tokens=tokens,
-            kept=kept,
+            **vars(answer),
             visual_tokens=self.visual_tokens,
             timings_s=stages.seconds(),
             picture=picture,
-            draft_tokens=len(drafted),
-            draft_accepted=verdict.accepted,
-            draft_near=verdict.near,
             visible_boxes={
                 name: self.processor.visible_box(*image.shape[:2]) for name, image in observation.images.items()
             },
         )
-
-    def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Start) -> Verdict:
-        """Compare the draft with the model's own choices; apart from the end, the one place where the host waits."""
-        return judge(drafted, start.choices.tolist(), draft, self.codec)
 
     def _compare(
         self, squares: list[Tensor], pruning: PruningSettings, previous: Inference | None
@@ -195,7 +184,7 @@ class OpenVLAPolicy:
         return self._prompt[1]
 
 
-class _Stages:
+class Stages:
     """Seconds that each stage of one inference took: on CUDA those of the device, which is never waited for between."""
 
     def __init__(self, backend: Backend, on_stage: Callable[[str], None]) -> None:
@@ -228,26 +217,33 @@ class _Stages:
         return totals
 
 
-def _to_host(tokens: Tensor, kept: Tensor | None) -> tuple[IntArray, IntArray | None]:
-    """Copy both in one transfer."""
-    if kept is None:
-        return tokens.cpu().numpy().copy(), None
-    both = torch.cat([tokens, kept]).cpu().numpy()
-    return both[: len(tokens)], both[len(tokens) :]
+def load_parts(
+    folder: Path, config: OpenVLAConfig, settings: ModelSettings, tokens: int, progress: Progress | None
+) -> tuple[PrismaticVLM, ImageProcessor, PromptEncoder, Backend]:
+    """Load what all architectures have: network, image processor, prompts, and the backend that the network is on.
 
-
-def _check_tokens(tokens: IntArray) -> None:
-    """Refuse an action of which the model's logits say nothing: the command made of it would look like any other."""
-    if (tokens == NOTHING).any():
-        raise ActionError(
-            f"the logits of action token {int((tokens == NOTHING).argmax())} are not finite or all equal, so the model "
-            f"says nothing: its weights are broken, or too large for model.dtype; the command is withheld"
-        )
-
-
-def checkpoint_folder(settings: ModelSettings) -> Path:
-    """Return the folder of ``model.checkpoint``, that of the demo policy where it is empty."""
-    return Path(settings.checkpoint).expanduser() if settings.checkpoint else share_path("models", "demo")
+    Args:
+        folder: Of the checkpoint.
+        config: Of the checkpoint.
+        settings: Device, type, attention, threads and the centre crop.
+        tokens: Rows that must fit behind prompt and visual tokens.
+        progress: Told of each file; None: the log is.
+    """
+    started = time.monotonic()
+    processor = dataclasses.replace(ImageProcessor.from_folder(folder, config), crop_area=settings.center_crop)
+    longest = min(config.llm_max_length, config.llama().max_position_embeddings)
+    prompts = PromptEncoder(load_tokenizer(folder), longest - config.visual_tokens - tokens)
+    backend = Backend.resolve(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        report = progress or _log_progress
+        model = load_model(folder, config, backend.device, backend.dtype, backend.attention, report)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(f"{folder} does not fit into the memory of {backend.device}") from error
+    seconds = time.monotonic() - started
+    _LOG.info("loaded %s in %.1f s: %s %s", folder, seconds, backend.device, backend.dtype)
+    return model, processor, prompts, backend
 
 
 def _log_progress(file: str, number: int, count: int) -> None:
