@@ -10,7 +10,13 @@ import yaml
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.files import MEGABYTE, read_text
 
-_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml: the same, slower
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # without libyaml: the same, slower
+    """Reads what ``ros2 launch`` writes for a node, too: the tag of a tuple, which is a list for rcl."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_yaml_seq)
+_LOADER: type[Any] = _Loader
 _MOST_BYTES = 4 * MEGABYTE
 _MOST_NODES = 200_000
 _DEEPEST = 100

@@ -62,6 +62,13 @@ def test_a_section_is_for_the_nodes_that_rcl_gives_it_to(tmp_path: Path, section
         assert of_package(path, node) == of_rcl(path, node), node
 
 
+def test_a_tuple_as_launch_writes_it_is_a_list_as_for_rcl(tmp_path: Path) -> None:
+    values = "- -1.0\n    - -2.0\n"
+    path = write(tmp_path / "a.yaml", f"/**:\n  ros__parameters:\n    limits.lower: !!python/tuple\n    {values}")
+    assert of_package(path, NODES[0]) == {"limits.lower": (-1.0, -2.0)}
+    assert tuple(of_rcl(path, NODES[0])["limits.lower"]) == (-1.0, -2.0)
+
+
 @pytest.mark.parametrize(
     "text",
     [
