@@ -182,7 +182,11 @@ class GuardNode(Node):
         if stop.values is not None:
             header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self.settings.command.frame_id)
             self._command.publish(message_of(self.settings.command.type, stop.values, self._guard.spec, header))
-        self.get_logger().error(f"stopped, {stop.cause}: {stop.detail}")
+        line = f"stopped, {stop.cause}: {stop.detail}"
+        if stop.cause is Reason.DEACTIVATED:
+            self.get_logger().info(line)
+        else:  # two calls: rclpy ties a severity to the line that logs
+            self.get_logger().error(line)
         self._report_at = 0.0
 
     def _report(self, now_s: float) -> None:
