@@ -42,11 +42,13 @@ _PERIOD_S = 0.1  # of the camera
 _START_S = 600.0  # longest wait for the first command
 _PARAMETERS: Mapping[str, Value] = {
     "node.autostart": True,
+    "control.inference_timeout_s": 0.9,
+    "control.max_image_age_s": 1.0,
     "limits.lower": (-0.01, -0.01, -0.01, -1.0),  # [m] in action.dt_s, 0.1 s
     "limits.upper": (0.01, 0.01, 0.01, 1.0),
     "limits.max_step": (0.005, 0.005, 0.005, 2.0),
 }
-PROMISE = Promise(speed=0.1, step=0.05, image_age_s=1.0, held_s=0.5 + 2.0 + 0.1 + 0.5)  # time-outs, pace, grace
+PROMISE = Promise(speed=0.1, step=0.05, image_age_s=1.0, held_s=0.5 + 0.9 + 0.1 + 0.5)  # time-outs, pace, grace
 
 
 class Witness(OwnNode):

@@ -59,7 +59,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "gate.scene_floor": (0.0, 20.0),
     "gate.scene_patches": (0, 8),
     "control.image_timeout_s": (1.0, 4.0),
-    "control.inference_timeout_s": (2.0, 10.0),
+    "control.inference_timeout_s": (1.0, 2.4),
 }
 _LEFT_ALONE = ("command.", "control.")  # choices of these say whether the robot moves at all
 

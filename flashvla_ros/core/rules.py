@@ -107,3 +107,13 @@ def gripper_is_declared(action: Sequence[float], command: Sequence[float]) -> No
         raise SettingsError(
             "command.gripper needs action.gripper: set it to the values that open and close the gripper"
         )
+
+
+def slowest_step_is_answered(max_image_age_s: float, inference_timeout_s: float) -> None:
+    """Require that an image may be as old as a step may take: a model that takes long would never move the robot."""
+    if 0.0 < max_image_age_s <= inference_timeout_s:
+        raise SettingsError(
+            f"control.max_image_age_s ({max_image_age_s:g}) must be above control.inference_timeout_s "
+            f"({inference_timeout_s:g}), or 0 to answer images of any age: else a step that takes its time is computed "
+            f"and never commanded"
+        )

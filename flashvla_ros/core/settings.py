@@ -208,9 +208,9 @@ class ControlSettings:
         2.0, "Time a step may take before the robot is stopped and its result dropped.", unit="s", low=0.02, high=600.0
     )
     max_image_age_s: float = row(
-        1.0,
-        "Age by its stamp beyond which an image is not answered, on arrival and when its command is ready; the "
-        "camera's clock must agree with this machine's; 0: any.",
+        2.5,
+        "Age by its stamp beyond which an image is not answered, on arrival and when its command is ready; one as far "
+        "ahead of this machine's clock is refused too; above control.inference_timeout_s, or 0: any.",
         unit="s",
         low=0.0,
         high=600.0,
@@ -423,6 +423,7 @@ class Settings:
         rules.deviation_is_absolute(self.control.max_deviation, names, kinds)
         rules.gripper_is_declared(self.action.gripper, self.command.gripper)
         rules.one_robot_model(limits.urdf, limits.robot_description)
+        rules.slowest_step_is_answered(self.control.max_image_age_s, self.control.inference_timeout_s)
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:
         """Return a copy with some parameters replaced; nothing is changed where one of them is refused."""

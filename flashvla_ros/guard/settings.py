@@ -27,7 +27,7 @@ class WatchSettings:
         0.5, "Silence after a command that moves the robot, after which it is stopped.", unit="s", low=0.02, high=60.0
     )
     max_age_s: float = row(
-        1.0,
+        2.5,
         "Oldest observation that a command may answer, by its stamp, where its type carries one; 0: any.",
         unit="s",
         low=0.0,

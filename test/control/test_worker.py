@@ -375,7 +375,7 @@ def test_nothing_answers_an_image_that_has_become_too_old(rig: Rig) -> None:
     rig.go.set()
     rig.wait(rig.stops, 1)
     assert rig.stops[0].cause is Reason.IMAGE_TIMEOUT
-    assert "control.max_image_age_s is 1" in rig.stops[0].detail
+    assert "control.max_image_age_s is 2.5" in rig.stops[0].detail
     assert len(rig.steps) == 1
     rig.worker.settings = settings_of(max_image_age_s=0.0)
     rig.step()

@@ -96,6 +96,17 @@ def test_crossed_limits_are_refused_by_dimension():
         Settings().with_values({"limits.lower": [0, 1, 0, 0], "limits.upper": [0, 0, 0, 0]})
 
 
+def test_a_step_that_takes_as_long_as_it_may_is_commanded():
+    """Else a slow model is computed for ever and never moves the robot."""
+    control = Settings().control
+    assert control.max_image_age_s > control.inference_timeout_s
+    words = r"control.max_image_age_s \(2.5\) must be above control.inference_timeout_s \(5\), or 0"
+    with pytest.raises(SettingsError, match=words):
+        Settings().with_values({"control.inference_timeout_s": 5.0})
+    for age_s in (6.0, 0.0):
+        Settings().with_values({"control.inference_timeout_s": 5.0, "control.max_image_age_s": age_s})
+
+
 def test_a_camera_may_have_a_namespace():
     names = ("left_arm/wrist", "/ceiling", "Front2")
     assert Settings().with_values({"camera.names": names}).camera.names == names

@@ -37,6 +37,7 @@ CALM = {
     "control__frozen_image_s": 0.0,  # most tests show one grey picture
     "control__image_timeout_s": 30.0,  # and a machine with other work may take its time
     "control__inference_timeout_s": 30.0,
+    "control__max_image_age_s": 60.0,
     "control__state_timeout_s": 30.0,
 }
 PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine

@@ -125,7 +125,7 @@ def test_a_checkpoint_that_sees_one_camera_refuses_two_before_it_is_read():
 )
 def test_a_camera_on_another_clock_is_refused_in_both_directions(make, ahead_s, words):
     """By a clock that is ahead an old image looks new, so that control.max_image_age_s could not hold."""
-    bench = make(camera__names=[]).start()
+    bench = make(camera__names=[], control__inference_timeout_s=30.0, control__max_image_age_s=31.0).start()
     stamp = bench.node.get_clock().now().to_msg()
     stamp.sec += ahead_s
     picture = encode_image(np.full((8, 8, 3), 100, np.uint8), Header(stamp=stamp))

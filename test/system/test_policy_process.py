@@ -29,6 +29,7 @@ from flashvla_ros.nodes.process import PARENT_VARIABLE
 pytestmark = pytest.mark.timeout(600)  # each starts a model; far less where the machine is idle
 
 NODE = [sys.executable, "-m", "flashvla_ros.nodes.policy_node"]
+OLD_IMAGES = ("-p", "control.max_image_age_s:=60")
 
 
 class Robot:
@@ -95,7 +96,7 @@ def robot() -> Iterator[Robot]:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, name):
     arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
-    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
+    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
     process = subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
     try:
         robot.show_until(lambda: len(robot.gates) >= 5 and bool(robot.commands), timeout_s=300)
@@ -115,7 +116,7 @@ def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, n
 
 def start_node(folder: Path) -> subprocess.Popen[str]:
     arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(folder / 'model')}"]
-    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
+    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
     return subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
 
 
@@ -157,7 +158,7 @@ def test_an_emergency_stop_while_the_process_stands_still_is_latched_and_no_old_
 
 def test_the_death_of_the_launching_process_stops_the_robot(robot, tmp_path):
     arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
-    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30"]
+    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
     launcher = (
         "import os, subprocess, sys\n"
         f"subprocess.run(sys.argv[1:], env={{**os.environ, {PARENT_VARIABLE!r}: str(os.getpid())}}, check=False)\n"
