@@ -22,8 +22,8 @@ from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from flashvla_ros.bringup.processes import Bringup, Process
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.bringup.processes import Bringup, Process, refuse_unknown
+from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.nodes.process import PARENT_VARIABLE
 
@@ -53,7 +53,7 @@ OWN_ARGUMENTS = {
 
 def start(context: LaunchContext) -> list[Node | RegisterEventHandler]:
     """Turn the arguments into processes; when one of them ends, all end."""
-    _refuse_unknown(sys.argv)
+    refuse_unknown(sys.argv, __file__, (*ARGUMENTS, *OWN_ARGUMENTS))
     text = {name: LaunchConfiguration(name).perform(context) for name in (*ARGUMENTS, *OWN_ARGUMENTS)}
     text["params"] = text.pop("params_file") or text["params"]
     rviz = text.pop("rviz").lower() == "true"
@@ -95,17 +95,6 @@ def _end_all(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
     if event.returncode:  # launch then shuts down as well, and its own exit code is 1
         raise FlashVLAError(f"{event.process_name} ended with exit code {event.returncode}")
     return EmitEvent(event=Shutdown(reason=f"{event.process_name} has ended"))
-
-
-def _refuse_unknown(words: list[str]) -> None:
-    """Refuse what the command line gives and nothing reads; launch itself would take it without a word."""
-    if not any(word.endswith("bringup.launch.py") for word in words):
-        return  # another launch file includes this one, and the arguments are its own
-    known = {*ARGUMENTS, *OWN_ARGUMENTS}
-    given = [word.partition(":=")[0] for word in words if ":=" in word and not word.startswith("-")]
-    for name in given:
-        if name not in known:
-            raise SettingsError(f"there is no launch argument {name!r}; there are {', '.join(sorted(known))}")
 
 
 def generate_launch_description() -> LaunchDescription:

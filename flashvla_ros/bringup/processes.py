@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flashvla_ros.cli.parameter_files import read_parameters
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.nodes.interfaces import UNGUARDED
@@ -214,6 +214,25 @@ _MODULES = {
     "robot_node": "flashvla_ros.nodes.robot_node",
     "guard_node": "flashvla_ros.guard.node",
 }
+
+
+def refuse_unknown(words: Sequence[str], file: str, known: Sequence[str]) -> None:
+    """Refuse arguments that a launch file does not have; launch itself takes them without a word.
+
+    Args:
+        words: The command line.
+        file: The launch file. Where another one includes it, the words are that one's, and all are let pass.
+        known: Names of its arguments.
+
+    Raises:
+        SettingsError: Names one, and what it may have been meant to be.
+    """
+    if not any(Path(word).name == Path(file).name for word in words):
+        return
+    for word in words:
+        name, given, _ = word.partition(":=")
+        if given and not word.startswith("-") and name not in known:
+            raise SettingsError(unknown_name("launch argument", name, known))
 
 
 def _listed(value: Value) -> Any:

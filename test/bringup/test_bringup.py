@@ -9,7 +9,7 @@ import rclpy
 from rclpy.context import Context
 from rclpy.node import Node
 
-from flashvla_ros.bringup.processes import Bringup, Process
+from flashvla_ros.bringup.processes import Bringup, Process, refuse_unknown
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.guard.settings import ROWS, GuardSettings
@@ -137,6 +137,15 @@ def test_text_of_a_launch_argument_becomes_a_value_or_one_line():
         Bringup.from_text({"episodes": "three"})
     with pytest.raises(FlashVLAError, match="autostart must be true or false, got 'yes'"):
         Bringup.from_text({"autostart": "yes"})
+
+
+def test_a_launch_argument_that_nothing_reads_is_refused_by_name():
+    here, known = "/share/flashvla_ros/launch/bringup.launch.py", ("task", "params_file", "camera")
+    command = ["/bin/ros2", "launch", "flashvla_ros", "bringup.launch.py"]
+    refuse_unknown([*command, "--debug", "task:=drawer-open", "camera:=front:=/a wrist:=/b"], here, known)
+    with pytest.raises(FlashVLAError, match="no launch argument 'parms_file'; did you mean params_file"):
+        refuse_unknown([*command, "task:=a", "parms_file:=arm.yaml"], here, known)
+    refuse_unknown(["ros2", "launch", "my_robot", "robot.launch.py", "arm:=left"], here, known)  # which includes ours
 
 
 def test_all_nodes_are_in_the_namespace_with_their_log_level():
