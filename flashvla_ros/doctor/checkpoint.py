@@ -1,4 +1,4 @@
-"""A checkpoint folder: what it is, what is missing, its action space, memory need and budgets. Loads no weights."""
+"""A checkpoint folder: what it is, what is missing or broken, its action space, memory need and budgets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import available_memory
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.checkpoint import build_empty, load_config
+from flashvla_ros.vla.checkpoint import build_empty, check_values, load_config
 from flashvla_ros.vla.config import DINOV2, OpenVLAConfig, check_cameras
 from flashvla_ros.vla.gripper import check_gripper, describe_gripper
 from flashvla_ros.vla.keys import entries
@@ -32,7 +32,7 @@ _FASTEST_M_S = 3.0  # of an arm's hand
 
 
 def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
-    """Look at everything in the folder that a node would need, as far as it can be told without loading weights."""
+    """Look at everything in the folder that a node would need; no more than one weight is in memory at a time."""
     yield ok("checkpoint", str(folder))
     try:
         config = load_config(folder)
@@ -40,7 +40,7 @@ def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
         yield Finding.failure_of("config", error)
         return
     yield ok("model", describe(config))
-    yield _weights(folder, config)
+    yield _weights(folder, config, settings)
     yield from _inputs(folder, config, settings)
     yield from _actions(config, settings)
     yield _memory(config, settings)
@@ -68,17 +68,22 @@ def describe(config: OpenVLAConfig) -> str:
     )
 
 
-def _weights(folder: Path, config: OpenVLAConfig) -> Finding:
+def _weights(folder: Path, config: OpenVLAConfig, settings: Settings) -> Finding:
     try:
-        stored = read_weights(folder)
-        stored.check(entries(build_empty(config)), config)
+        dtype = Backend.resolve(settings.model).dtype
+    except FlashVLAError:  # told with the memory
+        dtype = torch.float32
+    try:
+        stored, known = read_weights(folder), entries(build_empty(config))
+        stored.check(known, config)
+        check_values(stored, known, config, dtype)
     except CheckpointError as error:
         return Finding.failure_of("weights", error)
     parameters = sum(tensor.parameters for tensor in stored.tensors.values())
     nbytes = sum(tensor.nbytes for tensor in stored.tensors.values())
     types = "/".join(sorted({tensor.dtype for tensor in stored.tensors.values()}))
     files = f"{len(stored.files)} file{'s' if len(stored.files) > 1 else ''}"
-    return ok("weights", f"complete: {_count(parameters)} parameters, {_size(nbytes)} of {types} in {files}")
+    return ok("weights", f"complete and finite: {_count(parameters)} parameters, {_size(nbytes)} of {types} in {files}")
 
 
 def _inputs(folder: Path, config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:

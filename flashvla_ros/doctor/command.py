@@ -22,7 +22,7 @@ from flashvla_ros.doctor.settings import check_settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``doctor``."""
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="look at this checkpoint alone, without loading its weights"
+        "--checkpoint", type=Path, metavar="DIR", help="look at this checkpoint alone, and read its weights once"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as if the node had this value of a parameter"

@@ -8,7 +8,7 @@ device; every problem is one :class:`CheckpointError`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
-from flashvla_ros.vla.keys import EMBEDDING, HEAD, entries
+from flashvla_ros.vla.keys import EMBEDDING, HEAD, Entry, entries
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.weights import StoredWeights, read_weights
 
@@ -122,21 +122,40 @@ def load_model(
     for number, file in enumerate(stored.files, start=1):
         if progress is not None:
             progress(file.name, number, len(stored.files))
-        names = [name for name in known if stored.tensors[name].file == file]
-        finite: dict[str, Tensor] = {}
-        for name, tensor in stored.read(file, names, device):
-            # A copy even where nothing changes: the file is mapped, and may be overwritten while the model runs.
-            converted = tensor.to(dtype, copy=tensor.device.type == "cpu")
-            if converted.numel():
-                finite[name] = torch.stack(torch.aminmax(converted)).isfinite().all()
-            loaded[known[name].ours] = converted
-        _check_finite(file, finite, dtype)
+        loaded.update((known[name].ours, tensor) for name, tensor in _values(stored, file, known, device, dtype))
     model.load_state_dict(loaded, strict=False, assign=True)
     if config.tied and HEAD in stored.tensors:
         _check_tied(stored, loaded[EMBEDDING], device)
     model.tie()
     model.restore_buffers(device)
     return model.eval().requires_grad_(False)
+
+
+def check_values(stored: StoredWeights, known: Mapping[str, Entry], config: OpenVLAConfig, dtype: torch.dtype) -> None:
+    """Read every weight once, one at a time, by the rules of :func:`load_model`.
+
+    Raises:
+        CheckpointError: Names weights that are not finite in `dtype`, or a tied projection that is not.
+    """
+    cpu = torch.device("cpu")
+    for file in stored.files:
+        for name, tensor in _values(stored, file, known, cpu, dtype):
+            if config.tied and HEAD in stored.tensors and known[name].ours == EMBEDDING:
+                _check_tied(stored, tensor, cpu)
+
+
+def _values(
+    stored: StoredWeights, file: Path, known: Mapping[str, Entry], device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield one file's tensors by their official names; refuse in the end what is not finite."""
+    finite: dict[str, Tensor] = {}
+    for name, tensor in stored.read(file, [name for name in known if stored.tensors[name].file == file], device):
+        # A copy even where nothing changes: the file is mapped, and may be overwritten while the model runs.
+        converted = tensor.to(dtype, copy=tensor.device.type == "cpu")
+        if converted.numel():
+            finite[name] = torch.stack(torch.aminmax(converted)).isfinite().all()
+        yield name, converted
+    _check_finite(file, finite, dtype)
 
 
 def _check_finite(file: Path, finite: Mapping[str, Tensor], dtype: torch.dtype) -> None:

@@ -20,6 +20,8 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Observation
+from flashvla_ros.doctor.checkpoint import check_checkpoint
+from flashvla_ros.doctor.finding import Level
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.loading import load_policy
 from flashvla_ros.vla.model import NOTHING, likeliest
@@ -57,8 +59,11 @@ def demo(folder: Path, change: Change) -> ModelSettings:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_do_not_load(name, value, tmp_path):
     settings = demo(tmp_path / "broken", one_value(name, value))
-    with pytest.raises(CheckpointError, match=rf"not finite in float32, in {name}: copy the file again"):
+    with pytest.raises(CheckpointError, match=rf"not finite in float32, in {name}: copy the file again") as refusal:
         OpenVLAPolicy.load(settings)
+    found = {one.name: one for one in check_checkpoint(Path(settings.checkpoint), Settings(model=settings))}
+    assert found["weights"].level is Level.FAILURE
+    assert found["weights"].text == str(refusal.value)
 
 
 @pytest.fixture(params=["eager", "static"])
