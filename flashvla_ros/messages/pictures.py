@@ -17,7 +17,7 @@ from flashvla_ros.core.errors import ObservationError
 
 MOST_PIXELS = 2**25  # just above 7680 x 4320
 _MOST_SCANS = 16  # passes over a progressive JPEG; encoders make about ten
-_MOST_SEGMENTS = 1000  # in front of a JPEG's size
+_MOST_SEGMENTS = 1000  # in front of a JPEG's size, and behind it
 _MOST_HEADER = 2**20  # bytes of them
 _MOST_CHUNKS = 2**16  # of a PNG
 _MOST_TEXTS = 8  # compressed texts and profiles of a PNG, each of which may unfold to 8 MB
@@ -27,6 +27,9 @@ _JPEG = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")
 _SCAN = b"\xff\xda"
 _SIZE_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_IN_SCAN = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # any but the restarts, which encoders strew over a scan
+_BETWEEN_SCANS = {0xC4, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE}  # tables, scans, and what applications add
+_END = 0xD9
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}  # have no length
 
 
@@ -43,7 +46,8 @@ def decode_picture(data: bytes, *, as_stored: bool = False) -> np.ndarray[Any, A
     if data.startswith(_PNG):
         height, width = _png_size(data)
     elif data.startswith(_JPEG):
-        height, width = _jpeg_size(data)
+        height, width, position = _jpeg_size(data)
+        _check_scans(data, position)
     else:
         raise ObservationError("it is neither JPEG nor PNG (a stream of video, such as H.264, is not read)")
     check_size(height, width)
@@ -69,7 +73,8 @@ def check_size(height: int, width: int) -> None:
         raise ObservationError(f"an image may have {MOST_PIXELS} pixels at most, got {width} x {height}")
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
+def _jpeg_size(data: bytes) -> tuple[int, int, int]:
+    """Return height, width, and the position of the next marker."""
     if (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise ObservationError(f"it has {scans} scans, of which {_MOST_SCANS} are the most: they would take too long")
     position = 2
@@ -83,9 +88,25 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         segment = data[position : position + 7]
         if found[1][0] in _SIZE_MARKERS and len(segment) == 7:
             height, width = struct.unpack_from(">HH", segment, 3)
-            return height, width
+            return height, width, position + int.from_bytes(segment[:2], "big")
         position += int.from_bytes(segment[:2], "big")
     raise ObservationError("it is a JPEG without a size in front of its data")
+
+
+def _check_scans(data: bytes, position: int) -> None:
+    """Refuse a JPEG whose compressed data has a marker that cannot stand there.
+
+    Damage shows that way only where it makes such a marker: the data has no checksum, and OpenCV does not hand on what
+    libjpeg notices.
+    """
+    for _ in range(_MOST_SEGMENTS):
+        found = _IN_SCAN.search(data, position)
+        if found is None or found[1][0] == _END:
+            return
+        if found[1][0] not in _BETWEEN_SCANS:
+            raise ObservationError(f"it is damaged: its compressed data has the marker 0x{found[1][0]:02X}")
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    raise ObservationError(f"it is a JPEG of more than {_MOST_SEGMENTS} parts")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

@@ -180,6 +180,7 @@ TEXT = zlib.compress(bytes(7_000_000), 9)
         ),
         (JPEG[:2] + b"\xff" * 50_000_000, "without a size"),
         (JPEG[:2] + b"\xff\xe0\x00\x02" * 2_000_000 + JPEG[2:], "without a size"),
+        (JPEG[:-2] + b"\xff\xe0\x00\x02" * 2_000_000 + JPEG[-2:], "more than 1000 parts"),
         (PROGRESSIVE[:-2] + LAST_SCAN * 50 + b"\xff\xd9", "60 scans, of which 16 are the most"),
         (PNG[:33] + b"\0\0\0\0tEXt\0\0\0\0" * 100_000 + PNG[33:], "more than 65536 parts"),
         (PNG[:33] + (struct.pack(">I", len(TEXT) + 3) + b"zTXta\0\0" + TEXT + bytes(4)) * 900 + PNG[33:], "many texts"),
@@ -210,6 +211,16 @@ def test_the_largest_picture_is_decoded() -> None:
 def test_a_raw_image_is_bounded_alike() -> None:
     with pytest.raises(ObservationError, match="33554432 pixels at most, got 8000 x 8000"):
         decode_image(Image(height=8000, width=8000, step=8000, encoding="mono8"))
+
+
+def test_a_jpeg_with_a_marker_inside_of_its_data_is_refused() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for more in ((), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)):
+        whole = cv2.imencode(".jpg", noise, more)[1].tobytes()
+        assert decode_compressed(compressed("jpeg", whole)).shape == noise.shape
+        middle = len(whole) // 2
+        with pytest.raises(ObservationError, match="damaged: its compressed data has the marker 0xC0"):
+            decode_compressed(compressed("jpeg", whole[:middle] + b"\xff\xc0" + whole[middle + 2 :]))
 
 
 @settings(max_examples=300, deadline=None)
