@@ -285,7 +285,13 @@ def test_every_parameter_file_is_accepted_by_the_table_the_command_and_the_docto
     assert [finding.text for finding in findings if finding.level is Level.FAILURE] == []
 
 
-# The walk through the code.
+# The walk through the code, and the table of findings.
+
+
+def test_every_test_that_the_findings_name_exists() -> None:
+    named = re.findall(r"`([a-z_]+/\w+\.py)::(\w+)`", page(ROOT / "docs" / "findings.md"))
+    assert len(named) > 100
+    assert [one for one in named if f"def {one[1]}(" not in page(ROOT / "test" / one[0])] == []
 
 
 def test_every_file_and_name_of_the_architecture_exists() -> None:
