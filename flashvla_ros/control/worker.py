@@ -7,11 +7,12 @@ returns.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from flashvla_ros.control import safety
 from flashvla_ros.control.mailbox import Mailbox
@@ -57,7 +58,7 @@ class Worker:
 
     Args:
         stepper: The control step; nobody else may use it while the worker lives.
-        settings: Settings of the first step.
+        settings: Returns those in force, whose holder replaces them as a whole, and within :meth:`changing`.
         on_step: Gets every result that is to be published.
         on_stop: Gets every new stop, on whichever thread noticed it.
         on_fault: Gets every exception of a step; the robot is stopped by then.
@@ -70,7 +71,7 @@ class Worker:
     def __init__(
         self,
         stepper: Stepper,
-        settings: Settings,
+        settings: Callable[[], Settings],
         *,
         on_step: Callable[[StepResult], None],
         on_stop: Callable[[Stop], None],
@@ -79,7 +80,7 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         stamp_clock: Callable[[], float] | None = None,
     ) -> None:
-        self.settings = settings  # replaced as a whole, read once per step: a step never sees half of a change
+        self._settings = settings
         self._stepper = stepper
         self._on_step, self._on_stop, self._on_fault = on_step, on_stop, on_fault
         self._positions = positions or self._observed
@@ -100,6 +101,11 @@ class Worker:
         self.late = 0  # results dropped because their epoch had ended
         self.frozen = False  # a camera shows the same picture again and again, says the watchdog
         self.held = False  # no guard would pass a command on
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._settings()
 
     @property
     def state(self) -> State:
@@ -179,15 +185,16 @@ class Worker:
                 self._state, self._stop = State.STOPPED, Stop(cause, detail, self._stop_command(positions), positions)
                 self._on_stop(self._stop)
 
-    def apply(self, settings: Settings) -> None:
-        """Put new settings in force; a robot that moves is stopped before a dry run begins."""
+    @contextlib.contextmanager
+    def changing(self, settings: Settings) -> Iterator[None]:
+        """Hand on nothing while `settings` come into force; a robot that moves is stopped before a dry run begins."""
         with self._lock:
             if settings.control.dry_run and not self.settings.control.dry_run:
                 self.discard()  # a step under way may have been made to be sent
                 if self._state is State.RUNNING:
                     self.stop(Reason.DRY_RUN, "control.dry_run is true: commands are computed and not sent")
                 self._published = None  # whatever else may command it now, a stop of ours must not
-            self.settings = settings
+            yield
 
     def reset(self) -> None:
         """Forget everything seen so far and release a latched stop; a robot that moves is stopped.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -43,7 +44,7 @@ class RefusedParameterError(ParameterNotDeclaredException):
 
 
 class NodeParameters:
-    """Declares the table on a node and keeps :attr:`settings` equal to the node's parameters.
+    """Declares the table on a node and holds the settings in force, equal to the node's parameters.
 
     A set is checked against a candidate built from the snapshot (nothing changes where it is refused) and swapped in
     after rclpy has stored it. Reading :attr:`settings` from another thread needs no lock: it is one reference.
@@ -54,14 +55,14 @@ class NodeParameters:
         node: Node,
         *,
         check: Callable[[Settings], None] = _nothing,
-        on_change: Callable[[Settings], None] = _nothing,
+        changing: Callable[[Settings], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Declare every parameter with the values given at start.
 
         Args:
             node: Whose parameters they become.
             check: Raises SettingsError for a candidate that the table allows but this node cannot do.
-            on_change: Gets every new snapshot.
+            changing: Gets every new snapshot; it comes into force within the context that this returns.
 
         Raises:
             SettingsError: A value given at start is unknown, of the wrong type, out of range or at odds with another.
@@ -72,7 +73,7 @@ class NodeParameters:
             declare(node, table.find(name), value)
         self.node = node
         self._check_candidate = check
-        self._on_change = on_change
+        self._changing = changing
         node.add_pre_set_parameters_callback(self._convert)
         node.add_on_set_parameters_callback(self._check)
         node.add_post_set_parameters_callback(self._apply)
@@ -110,10 +111,11 @@ class NodeParameters:
         before = self.settings.values()
         values = {name: value for name, value in _known_values(parameters).items() if before[name] != value}
         if values:  # ros2 param load sets each one by itself, most of them to what they are
-            self.settings = self.settings.with_values(values)
+            settings = self.settings.with_values(values)
             words = ", ".join(f"{name} = {value}" for name, value in values.items())
             self.node.get_logger().info(f"from the next step on: {words}")
-            self._on_change(self.settings)
+            with self._changing(settings):
+                self.settings = settings
 
 
 def describe(row: Row) -> ParameterDescriptor:

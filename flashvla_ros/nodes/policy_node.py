@@ -6,8 +6,9 @@ stops the robot and keeps the model; cleanup frees it.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -56,7 +57,7 @@ class PolicyNode(LifecycleNode):
         self.failure = self.transition_error = ""
         self.loading = self.finished = False
         self._factory = factory
-        self._table = NodeParameters(self, check=self._check_settings, on_change=self._on_settings)
+        self._table = NodeParameters(self, check=self._check_settings, changing=self._changing)
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
         self._unlimited: list[str] = []  # what was last said to have no limits
@@ -114,7 +115,7 @@ class PolicyNode(LifecycleNode):
         self._warn_unlimited(settings)
         self._publish_settings(self._loaded)
         self._runner = Runner(
-            stepper, settings, self._outputs, logger, self._inputs.positions, stamp_clock=self._stamp_s
+            stepper, lambda: self.settings, self._outputs, logger, self._inputs.positions, stamp_clock=self._stamp_s
         )
         self._runner.start()
         if self._emergency.pressed:
@@ -209,12 +210,14 @@ class PolicyNode(LifecycleNode):
         if self._loaded:
             self._loaded.check(settings)
 
-    def _on_settings(self, settings: Settings) -> None:
+    @contextlib.contextmanager
+    def _changing(self, settings: Settings) -> Iterator[None]:
+        with self._runner.worker.changing(settings) if self._runner else contextlib.nullcontext():
+            yield
         if self._loaded:
             self._publish_settings(self._loaded)
         if self._runner:
             self._warn_unlimited(settings)
-            self._runner.worker.apply(settings)
 
     def _warn_unlimited(self, settings: Settings) -> None:
         """Say which dimensions nothing bounds, once: a file that was not read, or for another node, shows there."""

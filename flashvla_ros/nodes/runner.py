@@ -33,7 +33,7 @@ class Runner:
     def __init__(
         self,
         stepper: Stepper,
-        settings: Settings,
+        settings: Callable[[], Settings],
         outputs: Outputs,
         logger: RcutilsLogger,
         positions: Callable[[], Mapping[str, float]],

@@ -29,9 +29,10 @@ class Bench:
         self.stops: list[Stop] = []
         self.stepped, self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
         self.go.set()
+        self.settings = Settings().with_values(values or {"gate.mode": "off"})
         self.worker = Worker(
             stepper or Stepper(ScriptedPolicy(before=self._before), SPEC),
-            Settings().with_values(values or {"gate.mode": "off"}),
+            lambda: self.settings,
             on_step=lambda _: self.stepped.release(),
             on_stop=self.stops.append,
             on_fault=lambda error: pytest.fail(str(error)),
@@ -143,13 +144,13 @@ def test_a_scene_at_rest_is_not_frozen_before_the_robot_is_commanded(bench: Benc
 
 
 def test_zero_allows_a_frozen_camera_at_once(bench: Bench) -> None:
-    bench.worker.settings = Settings().with_values({"control.image_timeout_s": 60.0})
+    bench.settings = Settings().with_values({"control.image_timeout_s": 60.0})
     bench.watchdog.image_arrived("front")
     bench.step()
     bench.now_s += 2.1
     bench.watchdog.image_arrived("front", same=True)
     assert bench.worker.frozen
-    bench.worker.settings = Settings().with_values({"control.frozen_image_s": 0.0})
+    bench.settings = Settings().with_values({"control.frozen_image_s": 0.0})
     bench.watchdog.image_arrived("front", same=True)
     assert not bench.worker.frozen
 
@@ -165,7 +166,7 @@ def test_a_stop_that_is_due_comes_before_the_image_that_ends_its_cause(bench: Be
 @pytest.mark.parametrize("rate_hz", [0.0, 0.5])
 def test_a_command_that_nothing_follows_has_an_end(bench: Bench, rate_hz: float) -> None:
     values = {"image_timeout_s": 0.5, "inference_timeout_s": 2.0, "rate_hz": rate_hz}
-    bench.worker.settings = Settings().with_values({f"control.{name}": value for name, value in values.items()})
+    bench.settings = Settings().with_values({f"control.{name}": value for name, value in values.items()})
     bench.step()
     allowed_s = 2.5 + (2.0 if rate_hz else 0.0)
     elapsed_s = 0.0
@@ -181,7 +182,7 @@ def test_a_command_that_nothing_follows_has_an_end(bench: Bench, rate_hz: float)
 def test_a_new_time_out_holds_at_once(bench: Bench) -> None:
     bench.watchdog.image_arrived("front")
     bench.step()
-    bench.worker.settings = Settings().with_values({"control.image_timeout_s": 2.0})
+    bench.settings = Settings().with_values({"control.image_timeout_s": 2.0})
     assert bench.look_after(1.9) == []
     assert bench.look_after(0.2) == [Reason.IMAGE_TIMEOUT]
 
@@ -214,9 +215,10 @@ def test_a_model_that_hangs_at_its_first_step_is_noticed_too(bench: Bench) -> No
 
 def test_it_looks_by_itself_once_started() -> None:
     stopped = threading.Event()
+    settings = Settings().with_values({"control.image_timeout_s": 0.02})
     worker = Worker(
         Stepper(ScriptedPolicy(), SPEC),
-        Settings().with_values({"control.image_timeout_s": 0.02}),
+        lambda: settings,
         on_step=lambda _: None,
         on_stop=lambda _: stopped.set(),
         on_fault=lambda error: pytest.fail(str(error)),

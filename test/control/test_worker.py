@@ -37,9 +37,10 @@ class Rig:
         self._changed = threading.Condition()
         self._fail = fail
         self.policy = ScriptedPolicy(actions, before=self._before)
+        self.settings = Settings()
         self.worker = Worker(
             Stepper(self.policy, SPEC),
-            Settings(),
+            lambda: self.settings,
             on_step=lambda result: self._note(self.steps, result),
             on_stop=lambda stop: self._note(self.stops, stop),
             on_fault=lambda error: self._note(self.faults, error),
@@ -53,6 +54,10 @@ class Rig:
         assert self.go.wait(LONG_S)
         if self._fail:
             self._fail(call)
+
+    def change(self, settings: Settings) -> None:
+        with self.worker.changing(settings):
+            self.settings = settings
 
     def _note(self, log: list[Any], item: Any) -> None:
         with self._changed:
@@ -79,7 +84,7 @@ class Rig:
         while self.entered.acquire(blocking=False):
             pass
         self.go.clear()
-        self.worker.settings = Settings().with_values({"gate.mode": "off"})
+        self.settings = Settings().with_values({"gate.mode": "off"})
         self.post()
         assert self.entered.acquire(timeout=LONG_S)
 
@@ -124,7 +129,7 @@ def test_while_the_model_runs_only_the_newest_observation_waits(rig: Rig) -> Non
 
 def test_new_settings_take_effect_at_the_next_step(rig: Rig) -> None:
     rig.step(2)
-    rig.worker.settings = Settings().with_values({"gate.delta": 0.9, "gate.mode": "off"})
+    rig.settings = Settings().with_values({"gate.delta": 0.9, "gate.mode": "off"})
     rig.step(1)
     assert rig.steps[-1].decision.settings.delta == 0.9
     assert rig.steps[-1].decision.reason is Reason.MODE_OFF
@@ -135,7 +140,7 @@ def test_the_rate_is_kept_and_the_observation_taken_is_the_newest_when_its_turn_
 ) -> None:
     now_s = [100.0]
     rig = make_rig(clock=lambda: now_s[0])
-    rig.worker.settings = Settings().with_values({"control.rate_hz": 10.0})
+    rig.settings = Settings().with_values({"control.rate_hz": 10.0})
     rig.step(1)
     for _ in range(3):
         rig.post()
@@ -144,7 +149,7 @@ def test_the_rate_is_kept_and_the_observation_taken_is_the_newest_when_its_turn_
     rig.wait(rig.steps, 2)
     assert rig.steps[1].observation.stamp_s == rig._stamp_s
     rig.post()
-    rig.worker.settings = Settings()  # a rate of 0 lifts the limit while the worker waits
+    rig.settings = Settings()  # a rate of 0 lifts the limit while the worker waits
     rig.wait(rig.steps, 3)
 
 
@@ -221,7 +226,7 @@ def test_an_exception_of_the_policy_stops_the_robot_and_the_worker_lives_on(make
             raise RuntimeError("CUDA error")
 
     rig = make_rig(fail=fail)
-    rig.worker.settings = Settings().with_values({"gate.mode": "off"})
+    rig.settings = Settings().with_values({"gate.mode": "off"})
     rig.step(2)
     for count in (1, 2):
         rig.post()
@@ -285,7 +290,7 @@ def test_stops_and_resets_from_many_threads_never_let_an_old_result_through(rig:
         note(log, item)
 
     rig._note = check  # type: ignore[method-assign]
-    rig.worker.settings = Settings().with_values({"gate.mode": "off"})
+    rig.settings = Settings().with_values({"gate.mode": "off"})
 
     def disturb() -> None:
         for _ in range(100):
@@ -319,7 +324,7 @@ def test_settings_replaced_while_the_model_runs_are_in_force_for_its_command(rig
     calls = rig.policy.calls
     rig.hang()
     changed = rig.worker.settings.with_values({"gate.delta": 0.9, "limits.upper": (0.001, 1.0, 1.0, 1.0)})
-    rig.worker.settings = changed
+    rig.settings = changed
     rig.go.set()
     rig.wait(rig.steps, 2)
     assert rig.steps[1].settings is changed
@@ -332,7 +337,7 @@ def test_other_pruning_while_the_model_runs_asks_it_again(rig: Rig) -> None:
     rig.step()
     calls = rig.policy.calls
     rig.hang()
-    rig.worker.settings = rig.worker.settings.with_values({"pruning.keep_ratio": 0.25})
+    rig.settings = rig.worker.settings.with_values({"pruning.keep_ratio": 0.25})
     rig.go.set()
     rig.wait(rig.steps, 2)
     assert rig.steps[1].settings.pruning.keep_ratio == 0.25
@@ -344,7 +349,7 @@ def test_discard_drops_what_is_under_way_and_keeps_the_memory(rig: Rig) -> None:
     rig.hang()
     rig.post()
     rig.worker.discard()
-    rig.worker.settings = Settings()
+    rig.settings = Settings()
     rig.post("close the drawer")
     rig.go.set()
     rig.wait(rig.steps, 3)
@@ -377,7 +382,7 @@ def test_nothing_answers_an_image_that_has_become_too_old(rig: Rig) -> None:
     assert rig.stops[0].cause is Reason.IMAGE_TIMEOUT
     assert "control.max_image_age_s is 2.5" in rig.stops[0].detail
     assert len(rig.steps) == 1
-    rig.worker.settings = settings_of(max_image_age_s=0.0)
+    rig.settings = settings_of(max_image_age_s=0.0)
     rig.step()
     assert len(rig.steps) == 2
 
@@ -409,7 +414,7 @@ def settings_of(**values: Any) -> Settings:
 def test_a_dry_run_begins_with_a_stop_and_nothing_is_stopped_in_it(rig: Rig) -> None:
     rig.step()
     assert rig.worker.in_force is not None
-    rig.worker.apply(settings_of(dry_run=True))
+    rig.change(settings_of(dry_run=True))
     assert [stop.cause for stop in rig.stops] == [Reason.DRY_RUN]
     assert rig.stops[0].detail == "control.dry_run is true: commands are computed and not sent"
     assert rig.stops[0].command is not None
@@ -419,14 +424,14 @@ def test_a_dry_run_begins_with_a_stop_and_nothing_is_stopped_in_it(rig: Rig) -> 
     assert rig.steps[-1].settings.control.dry_run
     rig.worker.stop(Reason.IMAGE_TIMEOUT, "silent")
     assert rig.stops[-1].command is None  # something else may be moving the robot
-    rig.worker.apply(settings_of())
+    rig.change(settings_of())
     rig.step()
     assert rig.worker.in_force is not None
 
 
 def test_a_step_under_way_is_not_sent_once_a_dry_run_began(rig: Rig) -> None:
     rig.hang()
-    rig.worker.apply(settings_of(dry_run=True))
+    rig.change(settings_of(dry_run=True))
     rig.go.set()
     rig.step()
     assert [result.settings.control.dry_run for result in rig.steps] == [True]
@@ -449,9 +454,10 @@ def test_a_stop_starts_from_where_the_robot_is_now() -> None:
     stops: list[Stop] = []
     positions = {"elbow": 0.25}
     stepped = threading.Semaphore(0)
+    settings = Settings()
     worker = Worker(
         Stepper(ScriptedPolicy(actions=[[1.0]]), ActionSpec(("elbow",), (ActionKind.ABSOLUTE,), 0.1)),
-        Settings(),
+        lambda: settings,
         on_step=lambda _: stepped.release(),
         on_stop=stops.append,
         on_fault=lambda error: pytest.fail(str(error)),

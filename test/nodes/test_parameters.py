@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,7 @@ def test_a_bad_value_at_start_is_named(context, tmp_path, yaml, words):
 
 def test_a_set_that_changes_nothing_is_not_told(node):
     changes: list[Settings] = []
-    client = Client(NodeParameters(node, on_change=changes.append).node)
+    client = Client(NodeParameters(node, changing=lambda settings: nullcontext(changes.append(settings))).node)
     for value in (0.9, 0.9, 1, 1.0):
         assert client.set("gate.delta", value).successful
     client.close()

@@ -109,8 +109,13 @@ def test_the_robot_stops(engine):
     spec = ActionSpec(("x", "y", "z", "gripper"), (ActionKind.DELTA,) * 3 + (ActionKind.GRIPPER,), 0.1)
     faults: list[Exception] = []
     steps: list[object] = []
+    settings = Settings()
     worker = Worker(
-        Stepper(policy, spec), Settings(), on_step=steps.append, on_stop=lambda _stop: None, on_fault=faults.append
+        Stepper(policy, spec),
+        lambda: settings,
+        on_step=steps.append,
+        on_stop=lambda _stop: None,
+        on_fault=faults.append,
     )
     worker.start()
     worker.post(SEEN)
