@@ -1,4 +1,4 @@
-# make setup | bringup | test | lint | docs      ARGS="…" goes to the command or to pytest
+# make setup | setup-libero | bringup | test | lint | docs      ARGS="…" goes to the command or to pytest
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -8,13 +8,16 @@ READY := $(VENV)/ready-$(or $(ROS_DISTRO),wheels)
 OVERLAY := $(if $(ROS_DISTRO),. $(VENV)/share/flashvla_ros/local_setup.bash &&)
 SHELL := /bin/bash
 
-.PHONY: setup bringup test lint docs clean
+.PHONY: setup setup-libero bringup test lint docs clean
 
 setup: $(READY)
 
 $(READY): scripts/setup.sh setup.py setup.cfg pyproject.toml package.xml CMakeLists.txt $(wildcard requirements/* msg/*)
 	@VENV=$(VENV) scripts/setup.sh
 	@touch $@
+
+setup-libero: setup
+	$(PYTHON) -m pip --disable-pip-version-check install --no-deps -r requirements/libero.txt
 
 bringup: setup
 	@$(OVERLAY) $(VENV)/bin/flashvla-ros bringup $(ARGS)

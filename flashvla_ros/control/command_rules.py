@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.types import EULER_NAMES, POSE_NAMES, POSITION_NAMES, QUATERNION_NAMES, ActionKind, ActionSpec
@@ -77,3 +77,12 @@ def _array(_spec: ActionSpec, kinds: Mapping[str, ActionKind]) -> None:
 
 
 _RULES = {"TwistStamped": _twist, "PoseStamped": _pose, "JointTrajectory": _trajectory, "Float64MultiArray": _array}
+
+
+def gripper_scale(said: Sequence[float], sent: Sequence[float]) -> Callable[[float], float]:
+    """Return what maps the action's [open, closed] to that of the topic, in proportion between them."""
+    if not said or not sent:
+        return lambda value: value
+    (opens, closes), (open_sent, closed_sent) = said, sent
+    slope = (closed_sent - open_sent) / (closes - opens)
+    return lambda value: open_sent + slope * (value - opens)

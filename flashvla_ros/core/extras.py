@@ -24,4 +24,6 @@ def remedy(extra: str) -> str:
     """Return the command that installs an extra of setup.cfg."""
     if extra == "ros":
         return "source /opt/ros/<distribution>/setup.bash, or pip install -r requirements/ros.txt in a clone"
+    if extra == "libero":  # without what its packages ask for: see the file
+        return "make setup-libero, or pip install --no-deps -r requirements/libero.txt, in a clone"
     return f"pip install {shlex.join(EXTRAS[extra])}"

@@ -15,7 +15,7 @@ from rclpy.duration import Duration
 from std_msgs.msg import Float64, Float64MultiArray, Header, MultiArrayDimension
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from flashvla_ros.control.command_rules import check_command, rotation_names
+from flashvla_ros.control.command_rules import check_command, gripper_scale, rotation_names
 from flashvla_ros.control.targets import joint_positions, started_from
 from flashvla_ros.core.rotations import normalised, quaternion_of
 from flashvla_ros.core.settings import CommandSettings
@@ -139,7 +139,7 @@ def make_encoder(
     """
     check_command(settings.type, spec)
     gripper = next((index for index, kind in enumerate(spec.kinds) if kind is ActionKind.GRIPPER), None)
-    scale = _gripper_scale(gripper_ends, settings.gripper)
+    scale = gripper_scale(gripper_ends, settings.gripper)
     message_type, encoder_of = COMMANDS[settings.type]
     encode = encoder_of(spec, [index for index in range(spec.size) if index != gripper])
 
@@ -148,12 +148,3 @@ def make_encoder(
         return Command(encode(action, header, positions), closing)
 
     return message_type, encoder
-
-
-def _gripper_scale(said: Sequence[float], sent: Sequence[float]) -> Callable[[float], float]:
-    """Return what maps the action's [open, closed] to that of the topic, in proportion between them."""
-    if not said or not sent:
-        return lambda value: value
-    (opens, closes), (open_sent, closed_sent) = said, sent
-    slope = (closed_sent - open_sent) / (closes - opens)
-    return lambda value: open_sent + slope * (value - opens)

@@ -10,8 +10,8 @@ from rclpy.node import Node
 from std_msgs.msg import Header, String
 
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.sim.description import HAND, ROOT, LinkPose
-from flashvla_ros.sim.world import World
+from flashvla_ros.sim.description import ROOT, LinkPose
+from flashvla_ros.sim.worlds import AnyWorld
 
 try:
     from tf2_msgs.msg import TFMessage
@@ -33,14 +33,15 @@ class RobotFrames:
         self._frames = node.create_publisher(TFMessage, "/tf", 10) if TFMessage is not None else None
         self._described = False
 
-    def publish(self, world: World, stamp: Time) -> None:
+    def publish(self, world: AnyWorld, stamp: Time) -> None:
         """Publish where the arm is now; its description once."""
         if not self._described:
             self._description.publish(String(data=world.scene.urdf()))
             self._described = True
         header = Header(stamp=stamp, frame_id=ROOT)
         poses = world.scene.link_poses()
-        self._hand.publish(PoseStamped(header=header, pose=next(_pose(link) for link in poses if link.name == HAND)))
+        hand = next(_pose(link) for link in poses if link.name == world.scene.hand)
+        self._hand.publish(PoseStamped(header=header, pose=hand))
         if self._frames is not None:
             self._frames.publish(TFMessage(transforms=[_transform(header, link) for link in poses]))
 

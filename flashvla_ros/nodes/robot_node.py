@@ -35,8 +35,9 @@ from flashvla_ros.nodes.parameters import describe, given_at_start
 from flashvla_ros.nodes.process import leave, run_node
 from flashvla_ros.nodes.robot_frames import RobotFrames
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
+from flashvla_ros.sim.libero.protocol import CAMERAS
 from flashvla_ros.sim.settings import ROBOT_PARAMETERS, RobotSettings
-from flashvla_ros.sim.world import World
+from flashvla_ros.sim.worlds import make_world
 
 RESEND_S = 2.0  # an image without an answer is published again after this long in lock-step
 SETTLE_S = 0.05  # given to the policy in lock-step to take in an instruction before the image that goes with it
@@ -75,17 +76,18 @@ class RobotNode(Node):
         self.settings = _settings(self)
         self.failure = ""
         self.finished = self.loading = False
-        self._world = World(self.settings.image_size)
+        settings = self.settings
+        self._world = make_world(settings.task, settings.image_size, settings.render, settings.cameras)
         self._tick_s = 1.0 / self.settings.rate_hz
         self._phase = Phase.CONNECTING
         self._index = 0
         self._episode: Episode | None = None
         self._reset: Future[Any] | None = None
         self._reset_deadline = 0.0
-        self._pixels: ImageArray = np.zeros((0, 0, 3), dtype=np.uint8)
+        self._pixels: dict[str, ImageArray] = {}
         self._sim_time_ns = NANOSECONDS
         self._stamp_ns = self._first_stamp_ns = 0  # of the last image, and of the first one of the episode
-        self._velocity: FloatArray = np.zeros(3)
+        self._velocity: FloatArray = np.zeros(self._world.axes)
         self._gripper = -1.0
         self._answered = self._gripper_answered = self._answered_once = False
         self._by_hand = ""  # an instruction from outside, which stays until the next one
@@ -94,8 +96,11 @@ class RobotNode(Node):
         self._open_topics()
 
     def _open_topics(self) -> None:
-        image_topic = f"{self.settings.camera}/image" if self.settings.camera else "image"
-        self._images = self.create_publisher(Image, image_topic, interfaces.IMAGE.qos)
+        cameras = CAMERAS if self.settings.cameras > 1 else [self.settings.camera]
+        topics = {name: f"{name}/image" if name else "image" for name in cameras}
+        self._images = {
+            name: self.create_publisher(Image, topic, interfaces.IMAGE.qos) for name, topic in topics.items()
+        }
         self._joints = self.create_publisher(JointState, interfaces.JOINT_STATES.name, interfaces.JOINT_STATES.qos)
         self._instructions = self.create_publisher(String, interfaces.INSTRUCTION.name, interfaces.INSTRUCTION.qos)
         self.create_subscription(String, interfaces.INSTRUCTION.name, self._on_instruction, interfaces.INSTRUCTION.qos)
@@ -133,7 +138,8 @@ class RobotNode(Node):
                 self._free_step()
 
     def _connected(self) -> bool:
-        readers, writers = self._images.get_subscription_count(), self._commands.get_publisher_count()
+        readers = all(publisher.get_subscription_count() for publisher in self._images.values())
+        writers = self._commands.get_publisher_count()
         return bool(readers and writers and self._grippers.get_publisher_count())
 
     # Episodes.
@@ -144,11 +150,11 @@ class RobotNode(Node):
             plan = dataclasses.replace(plan, instruction=self._by_hand, switch_instruction="", switch_step=0)
         episode = Episode(self._world, plan)
         self._episode = episode
-        self._velocity, self._gripper = np.zeros(3), -1.0
+        self._velocity, self._gripper = np.zeros(self._world.axes), -1.0
         self._phase = Phase.STARTING
         self._command_at = time.monotonic()
         self._announce_instruction(episode, EpisodeStatus.STARTED)
-        self._pixels = self._world.render()
+        self._pixels = self._world.images()
         self._publish_frame()
         self._first_stamp_ns = self._stamp_ns
 
@@ -157,12 +163,12 @@ class RobotNode(Node):
         episode = self._episode
         if episode is None:
             return
-        if episode.step(action_from_command(velocity, gripper, self._tick_s)):
+        if episode.step(action_from_command(velocity, gripper, self._tick_s, self._world.unit)):
             self._announce_instruction(episode, EpisodeStatus.CHANGED)
         if episode.ended:
             self._end_episode(episode)
         else:
-            self._pixels = self._world.render()
+            self._pixels = self._world.images()
             self._publish_frame()
 
     def _on_instruction(self, message: String) -> None:
@@ -202,17 +208,17 @@ class RobotNode(Node):
             self._publish_frame()
             return
         still = time.monotonic() - self._command_at > self.settings.command_timeout_s
-        self._advance(np.zeros(3) if still else self._velocity, self._gripper)
+        self._advance(np.zeros_like(self._velocity) if still else self._velocity, self._gripper)
 
     def _on_command(self, message: TwistStamped) -> None:
         stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
         if self._phase not in (Phase.STARTING, Phase.RUNNING) or stamp < self._first_stamp_ns:
             return  # the answer to an image of the episode before
-        linear = message.twist.linear
+        linear, angular = message.twist.linear, message.twist.angular
         if self.settings.lock_step and stamp != self._stamp_ns:
             return
         self._answered = self._answered_once = True
-        self._velocity = np.array([linear.x, linear.y, linear.z])
+        self._velocity = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])[: self._world.axes]
         self._command_at = time.monotonic()
         self._phase = Phase.RUNNING
         self._lock_step()
@@ -254,7 +260,9 @@ class RobotNode(Node):
             JointState(header=Header(stamp=stamp, frame_id="base_link"), name=names, position=positions)
         )
         self._frames.publish(self._world, stamp)
-        self._images.publish(encode_image(self._pixels, Header(stamp=stamp, frame_id=self.settings.camera or "camera")))
+        pictures = list(zip(self._images.items(), self._pixels.values(), strict=True))
+        for (name, publisher), picture in reversed(pictures):  # the first camera's image asks for the command
+            publisher.publish(encode_image(picture, Header(stamp=stamp, frame_id=name or "camera")))
 
     def _announce_instruction(self, episode: Episode, event: int) -> None:
         self._publish_instruction()

@@ -14,7 +14,8 @@ from flashvla_ros.sim.simulator import mujoco
 
 ROOT = "base_link"  # MuJoCo's world, in whose axes the arm is commanded
 HAND = "hand"
-# Largest speed [rad/s] and torque [N m] of Sawyer's joints by its data sheet; the fingers' [m/s, N] are nominal.
+# Largest speed [rad/s] and torque [N m] of Sawyer's and Panda's joints by their data sheets; the fingers' [m/s, N] are
+# nominal.
 _DRIVES = {
     "right_j0": (1.74, 80.0),
     "right_j1": (1.328, 80.0),
@@ -23,6 +24,8 @@ _DRIVES = {
     "right_j4": (3.485, 9.0),
     "right_j5": (3.485, 9.0),
     "right_j6": (4.545, 9.0),
+    **{f"robot0_joint{number}": (2.175, 87.0) for number in range(1, 5)},
+    **{f"robot0_joint{number}": (2.61, 12.0) for number in range(5, 8)},
 }
 _FINGER = (0.1, 20.0)
 _KINDS = {int(mujoco.mjtJoint.mjJNT_HINGE): "revolute", int(mujoco.mjtJoint.mjJNT_SLIDE): "prismatic"}
@@ -42,9 +45,9 @@ def link_poses(model: Any, data: Any) -> list[LinkPose]:
     return [LinkPose(model.body(i).name, data.xpos[i].copy(), np.roll(data.xquat[i], -1)) for i in _links(model)]
 
 
-def urdf(model: Any) -> str:
-    """Return the arm as a URDF: links with a cylinder to each child, joints with their ranges."""
-    robot = ET.Element("robot", name="sawyer")
+def urdf(model: Any, name: str) -> str:
+    """Return the arm as a URDF of this name: links with a cylinder to each child, joints with their ranges."""
+    robot = ET.Element("robot", name=name)
     ET.SubElement(robot, "link", name=ROOT)
     for body in _links(model):
         link = ET.SubElement(robot, "link", name=model.body(body).name)

@@ -10,13 +10,11 @@ from numpy.typing import ArrayLike
 
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.sim.settings import ACTION_SIZE, METRES_PER_UNIT, RobotSettings
+from flashvla_ros.sim.settings import METRES_PER_UNIT, RobotSettings
 from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
 
 if TYPE_CHECKING:
-    from flashvla_ros.sim.world import World
-
-HOLD_STEPS = 5  # success must last this long; Meta-World counts a single step
+    from flashvla_ros.sim.worlds import AnyWorld
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +57,10 @@ class Episode:
     Attributes:
         instruction: In force now.
         steps: Control steps so far.
-        success: The instruction in force has been accomplished for the last :data:`HOLD_STEPS` steps.
+        success: The instruction in force has been accomplished for as many steps as its task says.
     """
 
-    def __init__(self, world: World, plan: EpisodePlan) -> None:
+    def __init__(self, world: AnyWorld, plan: EpisodePlan) -> None:
         if plan.max_steps < 1:
             raise SimulationError(f"an episode needs at least one step, got max_steps={plan.max_steps}")
         self.plan = plan
@@ -81,7 +79,7 @@ class Episode:
     @property
     def success(self) -> bool:
         """See the attributes of the class."""
-        return self._held >= HOLD_STEPS
+        return self._held >= self.judge.hold_steps
 
     @property
     def ended(self) -> bool:
@@ -94,7 +92,7 @@ class Episode:
         self._held = 0
 
     def step(self, action: FloatArray) -> bool:
-        """Apply an action [4] in [-1, 1] and return whether the instruction has changed with it."""
+        """Apply an action [D] of the world and return whether the instruction has changed with it."""
         self._world.step(action)
         self.steps += 1
         changed = self.steps == self.plan.switch_step
@@ -104,20 +102,21 @@ class Episode:
         return changed
 
 
-def action_from_command(velocity: ArrayLike, gripper: float, tick_s: float) -> FloatArray:
-    """Return the action [4] that moves the set point of the hand at `velocity` for one tick.
+def action_from_command(
+    velocity: ArrayLike, gripper: float, tick_s: float, unit: float = METRES_PER_UNIT
+) -> FloatArray:
+    """Return the action that moves the set point of the hand at `velocity` for one tick: [4], or [7] with rotation.
 
     As a robot's driver should, it treats a value that is not finite as no motion.
 
     Args:
-        velocity: [3] in m/s.
+        velocity: [3] in m/s, or [6] with a rotation.
         gripper: -1 is open, 1 is closed.
         tick_s: Length of a control step in seconds.
+        unit: Of the world: what an action of 1 moves in one tick.
     """
-    action = np.empty(ACTION_SIZE)
     with np.errstate(over="ignore"):  # infinite is what it should be
-        action[:3] = np.asarray(velocity, dtype=np.float64) * tick_s / METRES_PER_UNIT
-    action[3] = gripper
-    if not np.isfinite(action[:3]).all():
-        action[:3] = 0.0
-    return np.clip(np.nan_to_num(action), -1.0, 1.0)
+        motion = np.asarray(velocity, dtype=np.float64) * tick_s / unit
+    if not np.isfinite(motion).all():
+        motion = np.zeros_like(motion)
+    return np.clip(np.nan_to_num([*motion, gripper]), -1.0, 1.0)

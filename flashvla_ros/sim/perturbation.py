@@ -9,24 +9,25 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flashvla_ros.core.errors import SimulationError, unknown_name
 from flashvla_ros.core.types import ImageArray
 from flashvla_ros.sim.episode import EpisodePlan
+from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.tasks import Task, find_task, scene_tasks
 
 if TYPE_CHECKING:
     from flashvla_ros.sim.scene import Camera
-    from flashvla_ros.sim.world import World
 
 NONE = "none"
 INSTRUCTION_SWITCH = "instruction_switch"
 SWITCH_STEPS = (20, 100)  # a new instruction comes between these steps
 # The object jumps between these steps: scripted experts touch it after step 68, 57, 47 and 17 at the earliest.
 JUMP_STEPS: Mapping[str, tuple[int, int]] = {"drawer": (5, 50), "window": (5, 45), "button": (5, 40), "door": (5, 15)}
+ANYWHERE = (NONE, "camera_noise", "frame_drops", "latency")  # of the camera and the command, whatever the scene
 JUMP_M = 0.05  # shortest jump
 LIGHT_STEPS = (10, 60)
 
@@ -45,7 +46,7 @@ class Perturbation:
     def __init__(self, plan: EpisodePlan) -> None:
         self.plan = plan
 
-    def disturb(self, world: World, step: int) -> None:
+    def disturb(self, world: Any, step: int) -> None:
         """Change the world before the image of a step is rendered."""
 
     def image(self, image: ImageArray, step: int) -> ImageArray:
@@ -58,7 +59,7 @@ class Perturbation:
         del step
         return False
 
-    def end(self, world: World) -> None:
+    def end(self, world: Any) -> None:
         """Undo what a reset of the world does not undo."""
 
     def _rng(self, step: int = 0) -> np.random.Generator:
@@ -81,7 +82,7 @@ class ObjectJump(Perturbation):
         super().__init__(plan)
         self.change_step = int(self._rng().integers(*JUMP_STEPS[plan.task.scene]))
 
-    def disturb(self, world: World, step: int) -> None:
+    def disturb(self, world: Any, step: int) -> None:
         """Draw placements as a reset does until one is far enough away."""
         if step != self.change_step:
             return
@@ -101,7 +102,7 @@ class Lighting(Perturbation):
         self.change_step = int(rng.integers(*LIGHT_STEPS))
         self.factor = float(rng.uniform(0.6, 0.8) if rng.random() < 0.5 else rng.uniform(1.3, 1.8))
 
-    def disturb(self, world: World, step: int) -> None:
+    def disturb(self, world: Any, step: int) -> None:
         """Set the lights once."""
         if step == self.change_step:
             world.scene.set_light(self.factor)
@@ -127,7 +128,7 @@ class CameraShake(Perturbation):
         super().__init__(plan)
         self._steady: Camera | None = None
 
-    def disturb(self, world: World, step: int) -> None:
+    def disturb(self, world: Any, step: int) -> None:
         """Move the camera from where it belongs."""
         camera = self._steady = self._steady or world.camera
         x, y, z, azimuth, elevation, distance = self._rng(step).normal(0.0, [3e-3, 3e-3, 3e-3, 0.4, 0.4, 3e-3])
@@ -140,7 +141,7 @@ class CameraShake(Perturbation):
             distance=camera.distance + distance,
         )
 
-    def end(self, world: World) -> None:
+    def end(self, world: Any) -> None:
         """Put the camera back."""
         world.camera = self._steady or world.camera
 
@@ -189,8 +190,13 @@ def find_perturbation(name: str) -> type[Perturbation]:
 
 
 def can_perturb(task: Task, perturbation: str) -> bool:
-    """Say whether a perturbation makes sense for a task: an instruction can only change where the scene has others."""
+    """Say whether a perturbation makes sense for a task: an instruction can only change where the scene has others.
+
+    LIBERO's scenes are disturbed by suites of their own, such as ``libero_object_swap``; here only what is not in them.
+    """
     find_perturbation(perturbation)
+    if is_libero(task.name):
+        return perturbation in ANYWHERE
     return perturbation != INSTRUCTION_SWITCH or len(scene_tasks(task.scene)) > 1
 
 
@@ -202,7 +208,9 @@ def plan_episode(task_name: str, seed: int, perturbation: str = NONE) -> Episode
     """
     task = find_task(task_name)
     if not can_perturb(task, perturbation):
-        raise SimulationError(f"{task_name} is alone in its scene, so its instruction cannot change: leave it out")
+        if perturbation == INSTRUCTION_SWITCH:
+            raise SimulationError(f"{task_name} is alone in its scene, so its instruction cannot change: leave it out")
+        raise SimulationError(f"{perturbation} makes no sense for {task_name}: it can have {', '.join(ANYWHERE)}")
     if perturbation != INSTRUCTION_SWITCH:
         return EpisodePlan(task, seed, task.instruction, task.max_steps, perturbation=perturbation)
     first = next(row for row in scene_tasks(task.scene) if row is not task)

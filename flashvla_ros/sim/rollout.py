@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashvla_ros.control.assembler import Assembler
+from flashvla_ros.control.command_rules import gripper_scale
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Observation
@@ -23,9 +24,7 @@ from flashvla_ros.sim.perturbation import Perturbation, find_perturbation
 from flashvla_ros.sim.settings import RobotSettings
 
 if TYPE_CHECKING:
-    from flashvla_ros.sim.world import World
-
-CAMERA = "image"
+    from flashvla_ros.sim.worlds import AnyWorld
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ class _Answer:
 
 
 def roll_out(
-    world: World,
+    world: AnyWorld,
     stepper: Stepper,
     plan: EpisodePlan,
     settings: Settings,
@@ -96,16 +95,22 @@ def roll_out(
     tick_s = settings.action.dt_s
     episode, perturbation = Episode(world, plan), find_perturbation(plan.perturbation)(plan)
     stepper.reset()
-    robot, assembler = _Robot(tick_s), Assembler([CAMERA], lambda: settings)
+    robot = _Robot(world, settings)
+    assembler: Assembler | None = None
     answers: list[_Answer] = []
     free_at = 0.0  # when the model can take the next image, in steps
 
     def look(step: int) -> Observation | None:
+        nonlocal assembler
         if perturbation.drops(step):
             return None
+        images, now_s = world.images(), step * tick_s
+        if assembler is None:
+            assembler = Assembler(images, lambda: settings)
         assembler.take_instruction(episode.instruction)
-        image = perturbation.image(world.render(), step)
-        return assembler.take_image(CAMERA, image, step * tick_s, step * tick_s)
+        for camera in reversed(assembler.cameras):  # the first one's image completes the observation
+            observation = assembler.take_image(camera, perturbation.image(images[camera], step), now_s, now_s)
+        return observation
 
     try:
         while not episode.ended:
@@ -129,23 +134,27 @@ def roll_out(
 class _Robot:
     """Follows the last command that has arrived, and stands still where that is too old, as the robot node does."""
 
-    def __init__(self, tick_s: float) -> None:
-        self._tick_s = tick_s
+    def __init__(self, world: AnyWorld, settings: Settings) -> None:
+        self._tick_s = tick_s = settings.action.dt_s
+        self._axes, self._unit = world.axes, world.unit
+        self._gripper = gripper_scale(settings.action.gripper, settings.command.gripper)
         self._patience = RobotSettings().command_timeout_s / tick_s
         self._coming: collections.deque[tuple[float, FloatArray]] = collections.deque()
-        self._arrived, self._command = 0.0, np.array([0.0, 0.0, 0.0, -1.0])
+        self._arrived, self._gripped = 0.0, -1.0
+        self._motion: FloatArray = np.zeros(self._axes)
 
     def receive(self, command: FloatArray, due: float) -> None:
-        """Take a command [4] that arrives at `due`, in steps."""
+        """Take a command [D] that arrives at `due`, in steps."""
         self._coming.append((due, command))
 
     def action(self, now: float) -> FloatArray:
-        """Return the action [4] up to `now`, the end of this step."""
+        """Return the action of the world up to `now`, the end of this step."""
         while self._coming and self._coming[0][0] < now:
-            self._arrived, self._command = self._coming.popleft()
+            self._arrived, command = self._coming.popleft()
+            self._motion, self._gripped = command[: self._axes], self._gripper(float(command[-1]))
         still = now - 1 - self._arrived > self._patience
-        velocity = np.zeros(3) if still else self._command[:3] / self._tick_s
-        return action_from_command(velocity, self._command[3], self._tick_s)
+        velocity = np.zeros(self._axes) if still else self._motion / self._tick_s
+        return action_from_command(velocity, self._gripped, self._tick_s, self._unit)
 
 
 def _without_image(result: StepResult) -> StepResult:

@@ -7,7 +7,6 @@ success and feeds its scripted expert by Meta-World's own code, so an instructio
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 import weakref
 from typing import Any
@@ -19,7 +18,7 @@ from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim import description
 from flashvla_ros.sim.settings import ACTION_SIZE
-from flashvla_ros.sim.simulator import ALL_V3_ENVIRONMENTS, metaworld, mujoco
+from flashvla_ros.sim.simulator import ALL_V3_ENVIRONMENTS, metaworld, mujoco, plain_renderer
 from flashvla_ros.sim.tasks import Task, scene_tasks
 
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/evaluation.md
@@ -61,6 +60,8 @@ class Scene:
         placement_range: Least and greatest placement [3], which a reset draws from evenly.
     """
 
+    hand = description.HAND
+
     def __init__(self, task: Task, render_size: int) -> None:
         self._tasks = scene_tasks(task.scene)
         self._environments = {row.name: _environment(row) for row in self._tasks}
@@ -80,7 +81,7 @@ class Scene:
         self._body_positions = self._model.body_pos.copy()
         self._action: FloatArray = np.zeros(ACTION_SIZE)
         self._active = first
-        self._renderer = _renderer(self._model, render_size)
+        self._renderer = plain_renderer(self._model, render_size)
         # also at exit, where the interpreter would free EGL after its modules are gone
         self.close = weakref.finalize(self, self._renderer.close)
         self._options = mujoco.MjvOption()
@@ -182,7 +183,7 @@ class Scene:
 
     def urdf(self) -> str:
         """Return the arm as a URDF."""
-        return description.urdf(self._model)
+        return description.urdf(self._model, "sawyer")
 
     def link_poses(self) -> list[description.LinkPose]:
         """Return where the arm's links are."""
@@ -201,18 +202,3 @@ def _environment(task: Task) -> Any:
     environment._freeze_rand_vec = True
     environment._partially_observable = False
     return environment
-
-
-def _renderer(model: Any, size: int) -> Any:
-    model.vis.quality.offsamples = 0
-    model.vis.global_.offwidth = model.vis.global_.offheight = size
-    try:
-        renderer = mujoco.Renderer(model, size, size)
-    except Exception as error:  # EGL has no error type of its own: PyOpenGL, ctypes and MuJoCo each raise theirs
-        raise SimulationError(
-            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); "
-            "install the Debian packages libegl1 and libgl1-mesa-dri"
-        ) from error
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0
-    return renderer

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 
+from flashvla_ros.core.errors import SettingsError, SimulationError
 from flashvla_ros.core.parameter import Parameter, row, rows_of
-from flashvla_ros.sim.tasks import TASKS
+from flashvla_ros.sim.tasks import check_name
 
 ACTION_SIZE = 4  # dx, dy, dz, gripper
+CAMERA = "image"  # its only one, where nobody names it
 METRES_PER_UNIT = 0.01  # Meta-World moves the hand's set point by this much for an action of 1
 SIZE_LIMITS = (16, 1024)  # side of an image in pixels
+
+
+def _task_name(parameter: str, value: str) -> None:
+    try:
+        check_name(value)
+    except SimulationError as error:
+        raise SettingsError(f"{parameter}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class RobotSettings:
     """Parameters of the robot node, all fixed at start. Training draws its seeds from 10⁹ on, so no scene is shared."""
 
-    task: str = row("drawer-open", "Task of the episodes.", choices=tuple(TASKS))
+    task: str = row(
+        "drawer-open", "Task of the episodes; LIBERO's are suite/number, libero_object/3.", validator=_task_name
+    )
     instruction: str = row("", "Instruction in other words; empty: the task's own.")
     seed: int = row(0, "Seed of the first episode's scene; each further episode takes the next.", low=0, high=9 * 10**8)
     episodes: int = row(0, "Number of episodes; 0: until the node is stopped.", low=0, high=10**6)
@@ -29,6 +40,14 @@ class RobotSettings:
     )
     image_size: int = row(108, "Side of the images.", unit="px", low=SIZE_LIMITS[0], high=SIZE_LIMITS[1])
     camera: str = row("", "Camera name; images go to <camera>/image, and to image where it is empty.")
+    render: str = row(
+        "official",
+        "LIBERO's images; official: those of OpenVLA's evaluation; fast: for a policy that was trained with them.",
+        choices=("official", "fast"),
+    )
+    cameras: int = row(
+        1, "LIBERO's cameras; of 2 the topics are agentview/image and robot0_eye_in_hand/image.", low=1, high=2
+    )
     command_timeout_s: float = row(
         0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.extras import remedy
@@ -19,4 +20,29 @@ except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError
         "the Debian packages libegl1 and libgl1-mesa-dri"
     ) from error
 
-__all__ = ["ALL_V3_ENVIRONMENTS", "metaworld", "mujoco"]
+__all__ = ["ALL_V3_ENVIRONMENTS", "metaworld", "mujoco", "plain_renderer", "renderer"]
+
+
+def renderer(model: Any, size: int) -> Any:
+    """Return MuJoCo's renderer of square images.
+
+    Raises:
+        SimulationError: There is no headless OpenGL.
+    """
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
+    try:
+        return mujoco.Renderer(model, size, size)
+    except Exception as error:  # EGL has no error type of its own: PyOpenGL, ctypes and MuJoCo each raise theirs
+        raise SimulationError(
+            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); "
+            "install the Debian packages libegl1 and libgl1-mesa-dri"
+        ) from error
+
+
+def plain_renderer(model: Any, size: int) -> Any:
+    """Return a renderer without multisampling, shadows and reflections, which cost a processor most."""
+    model.vis.quality.offsamples = 0
+    plain = renderer(model, size)
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        plain.scene.flags[flag] = 0
+    return plain

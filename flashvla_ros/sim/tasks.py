@@ -1,4 +1,4 @@
-"""What the simulated robot can be asked to do: one row per task, Meta-World's names, plain instructions.
+"""What the simulated robot can be asked to do: one row per task of Meta-World's, and LIBERO's by suite and number.
 
 Tasks of one scene share one MuJoCo model, so that nothing but the instruction tells them apart. Nothing here imports
 MuJoCo: command lines list the tasks without paying for it.
@@ -9,6 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 from flashvla_ros.core.errors import SimulationError, unknown_name
+from flashvla_ros.sim.libero.library import task_files
+from flashvla_ros.sim.libero.protocol import base_suite, is_libero, split_task
+
+HOLD_STEPS = 5  # success must last this long; Meta-World counts a single step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +24,14 @@ class Task:
         instruction: What the policy is told.
         scene: Tasks with the same scene share one MuJoCo model.
         max_steps: Control steps after which the episode has failed.
+        hold_steps: Steps that success must last.
     """
 
     name: str
     instruction: str
     scene: str
     max_steps: int = 250
+    hold_steps: int = HOLD_STEPS
 
     @property
     def environment(self) -> str:
@@ -46,10 +52,22 @@ TASKS: dict[str, Task] = {
 }
 
 
-def find_task(name: str) -> Task:
-    """Return the row of a task, or raise :class:`SimulationError` with the names that are close to it."""
-    if name not in TASKS:
+def check_name(name: str) -> None:
+    """Refuse a name that no task can have, without LIBERO: :class:`SimulationError` with those close to it."""
+    if is_libero(name):
+        split_task(name)
+    elif name not in TASKS:
         raise SimulationError(unknown_name("task", name, TASKS))
+
+
+def find_task(name: str) -> Task:
+    """Return the row of a task, or raise :class:`SimulationError` with the names that are close to it.
+
+    A task of LIBERO, such as ``libero_object/3``, is alone in its scene and done at the first success.
+    """
+    if is_libero(name):
+        return Task(name, task_files(name).instruction, name, base_suite(name).max_steps, hold_steps=1)
+    check_name(name)
     return TASKS[name]
 
 

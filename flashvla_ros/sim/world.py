@@ -9,18 +9,25 @@ from numpy.typing import ArrayLike
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim.scene import Camera, Scene
-from flashvla_ros.sim.settings import ACTION_SIZE, SIZE_LIMITS
+from flashvla_ros.sim.settings import ACTION_SIZE, CAMERA, METRES_PER_UNIT, SIZE_LIMITS
 from flashvla_ros.sim.tasks import find_task
 
 
 class World:
     """A robot in one of Meta-World's scenes. Not thread-safe; one OpenGL context per scene used.
 
+    Attributes:
+        axes: Numbers of a command beside the gripper: x, y, z.
+        unit: Metres of a command over a tick that are an action of 1.
+
     Args:
         image_size: Side of the square images, in pixels.
         supersample: Images are rendered this many times larger and averaged down, which keeps positions below a pixel
             visible to a policy and costs less than multisampling without a GPU.
     """
+
+    axes = ACTION_SIZE - 1
+    unit = METRES_PER_UNIT
 
     def __init__(self, image_size: int = 108, supersample: int = 2, camera: Camera | None = None) -> None:
         if not SIZE_LIMITS[0] <= image_size <= SIZE_LIMITS[1]:
@@ -58,6 +65,10 @@ class World:
         size = (self._image_size, self._image_size)
         image = cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
         return image.astype(np.uint8, copy=False)
+
+    def images(self) -> dict[str, ImageArray]:
+        """Return each camera's image by its name."""
+        return {CAMERA: self.render()}
 
     def success(self, task: str) -> bool:
         """Say whether a task of the present scene is accomplished at this instant, as Meta-World judges it."""

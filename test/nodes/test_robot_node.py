@@ -249,7 +249,7 @@ def test_the_robot_says_what_it_is_and_where_its_hand_is(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("parameter", "value", "words"),
     [
-        ("task", "drawer-shut", "task must be one of"),
+        ("task", "drawer-shut", "task: there is no task"),
         ("rate_hz", 0.0, "rate_hz must be from 0.1 to 200"),
         ("image_size", 4, "image_size must be from 16 to 1024"),
         ("sed", 3, "did you mean seed"),
@@ -277,7 +277,7 @@ def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("-p", "task:=fly"), "task must be one of"), (("--params-file", "missing.yaml"), "missing.yaml")],
+    [(("-p", "task:=fly"), "task: there is no task"), (("--params-file", "missing.yaml"), "missing.yaml")],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
     process = start_process(*arguments)

@@ -16,8 +16,9 @@ try:
 except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-from flashvla_ros.sim.episode import HOLD_STEPS, Episode, EpisodePlan, action_from_command
+from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
 from flashvla_ros.sim.settings import RobotSettings
+from flashvla_ros.sim.tasks import HOLD_STEPS
 
 STILL = np.array([0.0, 0.0, 0.0, -1.0])
 
