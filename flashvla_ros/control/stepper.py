@@ -22,7 +22,8 @@ from flashvla_ros.core.policy import Policy, Request, TimedPolicy
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
-from flashvla_ros.gate.decision import GateDecision, decide
+from flashvla_ros.gate.calibration import CalibrationState, Trial, after_step, entering, is_off, try_reuse
+from flashvla_ros.gate.decision import GateDecision, decide, measure
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 
 _OF_DECISION = (
@@ -54,6 +55,9 @@ class StepResult:
         resets: Number of resets before this step.
         step: Number of this step, from 0, since the stepper was made.
         speed_scale: Share of the policy's motion in the command, 0 to 1.
+        calibration: What calibration knew as the step began; None where it is off.
+        trial: What it made of the step.
+        off: Whether a reuse was, or would have been, another action than the model's; None where that is not known.
     """
 
     observation: Observation
@@ -67,6 +71,9 @@ class StepResult:
     resets: int
     step: int
     speed_scale: float = 1.0
+    calibration: CalibrationState | None = None
+    trial: Trial | None = None
+    off: bool | None = None
 
     @property
     def inference_s(self) -> float:
@@ -103,6 +110,7 @@ class StepperState:
         speed_scale: Share of the policy's motion that was in it.
         resets: Number of resets so far.
         step: Number of the next step.
+        calibration: What the thresholds have learnt; resets and new instructions leave it.
     """
 
     memory: GateMemory = dataclasses.field(default_factory=GateMemory)
@@ -114,6 +122,7 @@ class StepperState:
     speed_scale: float = 0.0
     resets: int = 0
     step: int = 0
+    calibration: CalibrationState = dataclasses.field(default_factory=CalibrationState)
 
 
 class Stepper:
@@ -150,8 +159,8 @@ class Stepper:
         """
         started_s = self._clock()
         state, current = _entering(self.state, settings), GateInput.of(observation)
-        decision = decide(state.memory, current, settings.gate)
-        inference = state.inference
+        calibration, trial, decision = self._decide(state, current, settings)
+        inference, off = state.inference, None
         if decision.reuse and inference is not None:
             memory = state.memory.after_reuse(current)
         else:
@@ -161,6 +170,7 @@ class Stepper:
                 inference = self._infer(observation, settings, self._draft(current, settings))
             result = FreshResult.of(inference, current, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
+            off = is_off(trial, result, settings) if trial and trial.candidate else None
         action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
         command, clamped, speed_scale = self._command(action, state, observation, settings)
         self.state = StepperState(
@@ -173,6 +183,7 @@ class Stepper:
             speed_scale=speed_scale,
             resets=state.resets,
             step=state.step + 1,
+            calibration=after_step(calibration, trial, off, settings.calibration) if trial else calibration,
         )
         return StepResult(
             observation=observation,
@@ -186,7 +197,19 @@ class Stepper:
             resets=state.resets,
             step=state.step,
             speed_scale=speed_scale,
+            calibration=calibration if trial else None,
+            trial=trial,
+            off=off,
         )
+
+    def _decide(
+        self, state: StepperState, current: GateInput, settings: Settings
+    ) -> tuple[CalibrationState, Trial | None, GateDecision]:
+        if settings.gate.calibration == "off":
+            return state.calibration, None, decide(state.memory, current, settings.gate)
+        calibration = entering(state.calibration, current.instruction, settings)
+        measured = measure(state.memory, current, settings.gate)
+        return calibration, *try_reuse(state.memory, measured, calibration, settings, self.spec.dt_s)
 
     def reset(self, cause: Reason = Reason.RESET) -> None:
         """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
@@ -212,6 +235,8 @@ class Stepper:
             return None
         if self.state.memory.interrupted_by(current, settings.gate.stale_gap_s) is not None:
             return None
+        if settings.gate.calibration == "online":  # a near miss would hide that a reuse is off
+            return Draft(inference.tokens)
         return Draft(inference.tokens, decode.accept_bins, decode.max_near)
 
     def _infer(self, observation: Observation, settings: Settings, draft: Draft | None) -> Inference:
@@ -247,7 +272,8 @@ def _entering(state: StepperState, settings: Settings) -> StepperState:
 
 def _same_model(one: Settings, other: Settings) -> bool:
     """Whether two settings ask the same of the model."""
-    return one.pruning == other.pruning and one.decode == other.decode
+    same_draft = one.decode == other.decode and one.gate.calibration == other.gate.calibration
+    return one.pruning == other.pruning and same_draft
 
 
 def in_force(command: FloatArray, elapsed_s: float, dt_s: float) -> FloatArray:

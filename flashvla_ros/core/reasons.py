@@ -53,6 +53,10 @@ class Reason(enum.StrEnum):
     PRUNING_CHANGED = "pruning_changed"
     OVERLAP = "overlap"
 
+    # Where the thresholds calibrate themselves (gate.calibration).
+    LEARNING = "learning"  # nothing may be reused yet, or not any more
+    AUDIT = "audit"  # this would be a reuse; the model runs to see what it would have cost
+
 
 # What empties the gate's memory; the step that follows names it.
 EMPTYING = frozenset(

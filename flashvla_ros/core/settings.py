@@ -119,6 +119,12 @@ class GateSettings:
         "off: always infer; paper: angle, overlap and reuse cap alone; guarded: every guard.",
         choices=("off", "paper", "guarded"),
     )
+    calibration: str = row(
+        "off",
+        "off: δ, ε₁ and reuse cap are the parameters below; online: they move by themselves so that calibration.risk "
+        "holds, and cannot be set.",
+        choices=("off", "online"),
+    )
     delta: float = row(
         0.5,
         "δ: least chance-corrected overlap of the last two fresh sets of kept tokens that allows reuse.",
@@ -184,6 +190,32 @@ class GateSettings:
     scene_patches: int = row(
         2, "Number of changed patches that makes a changed scene; 0 switches this guard off.", low=0, high=4096
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSettings:
+    """How the gate's thresholds keep themselves right."""
+
+    risk: float = row(
+        0.05,
+        "ε: share of the control steps, in the long run, that may reuse an action that the model would not repeat.",
+        low=0.001,
+        high=0.5,
+    )
+    tolerance: float = row(
+        0.2,
+        "Largest difference of any dimension between a reused action and the model's own that counts as the same.",
+        unit="normalised",
+        low=0.0,
+        high=2.0,
+    )
+    audit_rate: float = row(
+        0.1, "Share of the steps to be reused at which the model runs all the same.", low=0.01, high=1.0
+    )
+    confidence: float = row(0.95, "Confidence of what is said to be certified at a step.", low=0.5, high=0.9999)
+    min_delta: float = row(0.0, "Least δ that may come into force.", low=0.0, high=1.0)
+    max_angle_deg: float = row(40.0, "Greatest ε₁ that may come into force.", unit="deg", low=0.0, high=180.0)
+    max_reuse: int = row(4, "Greatest reuse cap that may come into force.", low=0, high=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,6 +433,7 @@ class Settings:
     pruning: PruningSettings = PruningSettings()
     decode: DecodeSettings = DecodeSettings()
     gate: GateSettings = GateSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     control: ControlSettings = ControlSettings()
     limits: LimitsSettings = LimitsSettings()
     action: ActionSettings = ActionSettings()

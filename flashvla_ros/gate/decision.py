@@ -123,7 +123,11 @@ def decide(memory: GateMemory, current: GateInput, settings: GateSettings) -> Ga
         settings: Mode and thresholds of this step.
     """
     measured = measure(memory, current, settings)
-    reason = judge(memory, measured, settings)
+    return report(memory, measured, judge(memory, measured, settings), settings)
+
+
+def report(memory: GateMemory, measured: GateMeasurements, reason: Reason, settings: GateSettings) -> GateDecision:
+    """Return a decision with what it was made on."""
     reuse = reason is Reason.REUSE
     return GateDecision(
         reason=reason,

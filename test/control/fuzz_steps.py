@@ -146,7 +146,7 @@ class Fuzz:
 
     def _check(self, result: StepResult, before: StepperState) -> None:
         """Hold one result to what docs/safety.md and docs/gate.md promise."""
-        command, limits, gate = result.command, self.settings.limits, self.settings.gate
+        command, limits, gate = result.command, self.settings.limits, result.decision.settings
         self.reasons[str(result.decision.reason)] += 1
         self.clamped += bool(result.clamped.any())
         assert np.isfinite(command).all(), "a command is not finite"
@@ -225,6 +225,7 @@ class Fuzz:
                 "gate.max_angle_deg": float(rng.choice([5.0, 30.0, 180.0])),
                 "gate.max_reuse": int(rng.integers(0, 6)),
                 "gate.fresh_between": int(rng.integers(1, 4)),
+                "gate.calibration": str(rng.choice(["off", "online"])),
                 "gate.max_age_s": float(rng.choice([0.0, 0.2, 1.0])),
                 "gate.scene_patches": int(rng.integers(0, 4)),
                 "gate.gripper_margin": float(rng.choice([0.0, 0.2])),

@@ -229,6 +229,9 @@ def random_settings(rng: np.random.Generator) -> Settings:
             "limits.lower": pick((), (-0.003,) * 4),
             "limits.upper": pick((), (0.003,) * 4),
             "limits.max_step": pick((), (0.001,) * 4),
+            "gate.calibration": pick("off", "off", "online"),
+            "calibration.risk": 0.5,
+            "calibration.audit_rate": pick(0.3, 1.0),
         }
     )
 
@@ -257,7 +260,7 @@ def test_every_reuse_is_inside_its_caps(seed: int) -> None:
     results: list[StepResult] = []
     in_a_row, fresh_since = 0, math.inf
     for result, elapsed_s, reset in random_run(seed):
-        decision, gate = result.decision, result.settings.gate
+        decision, gate = result.decision, result.decision.settings
         if result.fresh:
             in_a_row, fresh_since = 0, fresh_since + 1
         else:

@@ -1,0 +1,280 @@
+"""Thresholds that keep themselves right: how permissive the gate may be, and what may be claimed of it.
+
+A reuse is *off* where the model would have said something else, by more than ``calibration.tolerance``. On a fresh step
+that is known for free. A step that would be reused is audited with probability p: the model runs, its action is
+commanded, and the step counts as fresh.
+
+**Rule A** (conformal decision theory, arXiv 2310.05921, with inverse-probability weights as in 2503.10345) moves the
+permissiveness λ by η (ε - loss / p), where an audited step was off, and up by η ε otherwise. λ ≤ 0 never reuses, so λ
+stays above -η / p, and summing up gives E[mean loss] ≤ ε + (λ₁ / η + 1 / p) / T over T steps, whatever the world does.
+λ rises only on steps of a moving robot that it decided itself, else an idle hour would be spent on the next motion.
+
+**Rule B** (betting, Waudby-Smith & Ramdas 2024) says which λ of a grid have a risk below ε: each bets against its own
+losses, and is certified once its wealth reaches 1 / (1 - confidence) and all smaller ones are. A second bet, on the
+opposite, revokes. The claim starts again with another instruction or other ``calibration.*``; λ is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.settings import CalibrationSettings, PruningSettings, Settings
+from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, report
+from flashvla_ros.gate.memory import FreshResult, GateMemory
+from flashvla_ros.gate.score import NEVER, angle_decides, cap_of, most_permissive, need, thresholds
+
+LEVELS: FloatArray = np.arange(1, 21) / 20.0  # the grid of λ that rule B judges, safest first
+STEP = 0.05  # η / p: one audit that was off throws λ back by this much
+REVOKED = math.log(1e4)  # the mean run to a false revocation is at least 10,000 steps
+_NONE: FloatArray = np.zeros(len(LEVELS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What λ makes of one step, before the model is asked.
+
+    Attributes:
+        need: The least λ that would reuse, :data:`.score.NEVER` where none would: a guard decided, not λ.
+        reason: Why the step is reused, or why the model runs.
+        counted: λ decided, and the robot moves: λ may rise.
+        candidate: The fresh result that a reuse repeats, where λ decided.
+        row: Its row that would be in force.
+    """
+
+    need: float
+    reason: Reason
+    counted: bool
+    candidate: FreshResult | None = None
+    row: int = 0
+
+    @property
+    def would_reuse(self) -> bool:
+        """Whether the step is reused, or would be without its audit."""
+        return self.reason in (Reason.REUSE, Reason.AUDIT)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CalibrationState:
+    """What calibration carries from one step to the next; of constant size, never changed in place.
+
+    Attributes:
+        permissiveness: λ, from just below 0 to 1.
+        coins: Coins that were tossed so far.
+        steps: Steps since the claim began at which λ could rise.
+        chances: Steps since then that were reused, or would have been without their audit.
+        audits: Those of them that were audited.
+        off: Audited ones whose reuse would have been off.
+        certified: Number of :data:`LEVELS` that are certified, from the safest on.
+        wealth: [G] logarithm of what each level has won on being safe.
+        alarm: [G] logarithm of what it has won on not being safe, since it was certified.
+        claim: What the claim is about: instruction and settings.
+    """
+
+    permissiveness: float = 0.0
+    coins: int = 0
+    steps: int = 0
+    chances: int = 0
+    audits: int = 0
+    off: int = 0
+    certified: int = 0
+    wealth: FloatArray = dataclasses.field(default_factory=_NONE.copy)
+    alarm: FloatArray = dataclasses.field(default_factory=_NONE.copy)
+    claim: str = ""
+
+    @property
+    def certified_level(self) -> float:
+        """The greatest λ that is certified; 0 where none is."""
+        return float(LEVELS[self.certified - 1]) if self.certified else 0.0
+
+    @property
+    def off_per_reuse(self) -> tuple[float, float, float]:
+        """Share of the reuses that are off, by the audits, and its 95 % Wilson interval; NaN before the first."""
+        return _wilson(self.off, self.audits)
+
+    @property
+    def off_per_step(self) -> tuple[float, float, float]:
+        """The same as a share of the steps at which λ could rise."""
+        share = self.chances / self.steps if self.steps else math.nan
+        value, low, high = (share * rate for rate in self.off_per_reuse)
+        return value, low, high
+
+    def packed(self) -> FloatArray:
+        """Return everything but the claim as one array, for a message; :meth:`unpacked` is the way back."""
+        scalars = [getattr(self, name) for name in _SCALARS]
+        return np.concatenate([scalars, self.wealth, self.alarm])
+
+    @classmethod
+    def unpacked(cls, values: Sequence[float], claim: str) -> CalibrationState:
+        """Return what :meth:`packed` packed.
+
+        Raises:
+            ValueError: It is of another size, or not finite.
+        """
+        array = np.asarray(values, dtype=np.float64)
+        if len(array) != len(_SCALARS) + 2 * len(LEVELS) or not np.isfinite(array).all():
+            raise ValueError("not a state of this version's calibration")
+        scalars = dict(zip(_SCALARS, array.tolist(), strict=False))
+        counts = {name: int(value) for name, value in scalars.items() if name != "permissiveness"}
+        wealth, alarm = array[len(_SCALARS) :].reshape(2, -1)
+        return cls(scalars["permissiveness"], **counts, wealth=wealth, alarm=alarm, claim=claim)
+
+
+_SCALARS = ("permissiveness", "coins", "steps", "chances", "audits", "off", "certified")
+
+
+def entering(state: CalibrationState, instruction: str, settings: Settings) -> CalibrationState:
+    """Return the state as a step begins: the claim starts again where it was about something else."""
+    claim = claim_of(instruction, settings.calibration, settings.pruning)
+    return state if claim == state.claim else CalibrationState(state.permissiveness, state.coins, claim=claim)
+
+
+@functools.lru_cache(maxsize=16)
+def claim_of(instruction: str, allowed: CalibrationSettings, pruning: PruningSettings) -> str:
+    """Return what is claimed something of, in words that differ where it does."""
+    return f"{instruction}\n{allowed}\n{pruning}"
+
+
+def try_reuse(
+    memory: GateMemory, measured: GateMeasurements, state: CalibrationState, settings: Settings, dt_s: float
+) -> tuple[Trial, GateDecision]:
+    """Decide one step at the permissiveness of `state`.
+
+    The guards of the gate are never relaxed: λ decides among steps that they allow.
+
+    Args:
+        memory: What the gate remembers of the steps before.
+        measured: What the step is judged on.
+        state: Of this step, see :func:`entering`.
+        settings: In force.
+        dt_s: Spacing of a chunk's rows.
+    """
+    allowed, comparison = settings.calibration, measured.comparison
+    in_force = thresholds(state.permissiveness, settings.gate, allowed)
+    reason = judge(memory, measured, most_permissive(settings.gate, allowed))
+    if reason is not Reason.REUSE:
+        return Trial(NEVER, reason, counted=False), report(memory, measured, reason, in_force)
+    least = need(comparison, memory.reused_in_a_row, allowed)
+    reason = _verdict(least, memory, measured, state, settings)
+    still = comparison.either_small or settings.control.dry_run or settings.control.speed_scale == 0.0
+    row = _row(memory.last, measured.age_s, dt_s)
+    return Trial(least, reason, not still, memory.last, row), report(memory, measured, reason, in_force)
+
+
+def _verdict(
+    least: float,
+    memory: GateMemory,
+    measured: GateMeasurements,
+    state: CalibrationState,
+    settings: Settings,
+) -> Reason:
+    """Reuse, audit, or the threshold that forbids it."""
+    allowed = settings.calibration
+    if state.permissiveness <= 0.0:
+        return Reason.LEARNING
+    if least <= state.permissiveness:
+        return Reason.AUDIT if coin(state.coins) < allowed.audit_rate else Reason.REUSE
+    if memory.reused_in_a_row >= cap_of(state.permissiveness, allowed):
+        return Reason.MAX_REUSE
+    return Reason.ANGLE if angle_decides(measured.comparison, allowed) else Reason.OVERLAP
+
+
+def _row(candidate: FreshResult | None, age_s: float, dt_s: float) -> int:
+    if candidate is None:
+        return 0
+    return min(max(round(age_s / dt_s), 0), len(candidate.motion) - 1)
+
+
+def is_off(trial: Trial, fresh: FreshResult, settings: Settings) -> bool:
+    """Say whether the action that a reuse would have repeated is another one than the model's own.
+
+    Both are compared before limits and speed, in normalised units, at the instant of the step.
+    """
+    old, tolerance = trial.candidate, settings.calibration.tolerance
+    if old is None or old.motion.shape[1:] != fresh.motion.shape[1:]:
+        return False
+    if old.motion.shape[1] and np.abs(fresh.motion[0] - old.motion[trial.row]).max() > tolerance:
+        return True
+    before, after = old.gripper[trial.row], fresh.gripper[0]
+    change = np.abs(after - before)
+    middle, still = settings.gate.gripper_middle, settings.gate.gripper_still
+    flips = (np.sign(after - middle) != np.sign(before - middle)) & (change > still)
+    return bool((flips | (change > max(tolerance, still))).any())
+
+
+def after_step(
+    state: CalibrationState, trial: Trial, off: bool | None, allowed: CalibrationSettings
+) -> CalibrationState:
+    """Return the state after a step.
+
+    Args:
+        state: Before it.
+        trial: What was decided.
+        off: Whether the reuse was off, or would have been; None where the model was not run.
+        allowed: The settings of calibration.
+    """
+    if trial.need == NEVER:
+        return state
+    risk, rate = allowed.risk, allowed.audit_rate
+    audited, chance = trial.reason is Reason.AUDIT, trial.would_reuse
+    gain = risk if trial.counted else 0.0  # an idle robot earns nothing
+    loss = float(bool(off)) / rate if audited else 0.0
+    weight = 1.0 / rate if chance else 1.0  # a fresh step is always seen
+    losses = np.where(trial.need <= LEVELS, weight * bool(off), 0.0).astype(np.float64)
+    certified, wealth, alarm = _claimed(state, losses, gain, allowed)
+    return CalibrationState(
+        permissiveness=min(1.0, state.permissiveness + STEP * rate * (gain - loss)),
+        coins=state.coins + chance,
+        steps=state.steps + trial.counted,
+        chances=state.chances + chance,
+        audits=state.audits + audited,
+        off=state.off + (audited and bool(off)),
+        certified=certified,
+        wealth=wealth,
+        alarm=alarm,
+        claim=state.claim,
+    )
+
+
+def _claimed(
+    state: CalibrationState, losses: FloatArray, gain: float, allowed: CalibrationSettings
+) -> tuple[int, FloatArray, FloatArray]:
+    """Bet once more for every level, and certify or revoke: the levels certified, wealth and alarm."""
+    bet = 0.5 / max(1.0 / allowed.audit_rate - allowed.risk, 1.0)
+    wealth = state.wealth + np.log1p(bet * (gain - losses))
+    # Wealth on the opposite never falls below 1, so that a long quiet time does not hide a shift.
+    alarm = np.maximum(state.alarm, 0.0) + np.log1p(bet * (losses - allowed.risk))
+    certified, enough = state.certified, -math.log1p(-allowed.confidence)
+    if certified and alarm[:certified].max() >= REVOKED:
+        certified = int(np.argmax(alarm[:certified] >= REVOKED))
+        wealth[certified:] = 0.0
+    while certified < len(LEVELS) and wealth[certified] >= enough:
+        alarm[certified] = 0.0
+        certified += 1
+    return certified, wealth, alarm
+
+
+def coin(number: int) -> float:
+    """Return the toss of a number, in [0, 1): SplitMix64, which sees no frame and no clock and repeats."""
+    mask = 2**64 - 1
+    value = (number + 1) * 0x9E3779B97F4A7C15 & mask
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & mask
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
+    return ((value ^ value >> 31) >> 11) / 2.0**53
+
+
+def _wilson(hits: int, trials: int) -> tuple[float, float, float]:
+    """Share and 95 % score interval (Wilson 1927)."""
+    if not trials:
+        return math.nan, math.nan, math.nan
+    z, share = 1.959964, hits / trials
+    scale = 1.0 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1.0 - share) / trials + z * z / (4.0 * trials * trials))
+    return share, max(middle - half, 0.0), min(middle + half, 1.0)

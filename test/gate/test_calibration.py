@@ -1,0 +1,279 @@
+"""Online calibration: its bound, its claims, and each rule that they rest on, broken on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import SPEC, ScriptedPolicy, make_observation
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from benchmarks.calibration import online, risk_of, steps, stream
+from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
+from flashvla_ros.gate import calibration
+from flashvla_ros.gate.calibration import LEVELS, CalibrationState, Trial, coin
+from flashvla_ros.gate.decision import FreshComparison, judge
+from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
+from flashvla_ros.gate.score import NEVER, most_permissive, need, thresholds
+
+Rule = Callable[..., CalibrationState]
+RIGHT = calibration.after_step
+RISK, RATE = 0.05, 0.2
+ONLINE = online(RATE, RISK)
+
+
+# Each rule, right and broken.
+
+
+def unweighted(state: CalibrationState, trial: Trial, off: bool | None, allowed: Any) -> CalibrationState:
+    """An audit stands for itself alone, not for the steps that were not audited."""
+    return RIGHT(state, trial, off, dataclasses.replace(allowed, audit_rate=1.0))
+
+
+def uncapped(state: CalibrationState, trial: Trial, off: bool | None, allowed: Any) -> CalibrationState:
+    after = RIGHT(state, trial, off, allowed)
+    if after.permissiveness < 1.0:
+        return after
+    return dataclasses.replace(after, permissiveness=state.permissiveness + calibration.STEP * RATE * RISK)
+
+
+def unrevoked(state: CalibrationState, trial: Trial, off: bool | None, allowed: Any) -> CalibrationState:
+    return RIGHT(dataclasses.replace(state, alarm=np.full(len(LEVELS), -1e9)), trial, off, allowed)
+
+
+def winding(state: CalibrationState, trial: Trial, off: bool | None, allowed: Any) -> CalibrationState:
+    return RIGHT(state, dataclasses.replace(trial, counted=True), off, allowed)
+
+
+def mean_loss(rule: Rule, count: int = 5000) -> float:
+    """From λ = 0, in a world that gets three times as hard half-way."""
+    run = steps(ONLINE, stream(count, 1, lambda index: 3.0 if index > count // 2 else 1.0), after=rule)
+    return float(np.mean([trial.would_reuse and off for _, trial, off in run]))
+
+
+def loss_after_a_quiet_time(rule: Rule) -> float:
+    """Nothing was off for long; then every second reuse is."""
+    start = CalibrationState(0.9)
+    quiet = [(0.5, False, False)] * 2000
+    *_, (state, _, _) = steps(ONLINE, iter(quiet), state=start, after=rule)
+    bad = [(0.95, index % 2 == 0, False) for index in range(300)]
+    run = steps(ONLINE, iter(bad), state=state, after=rule)
+    return float(np.mean([trial.would_reuse and off for _, trial, off in run]))
+
+
+def risk_still_claimed(rule: Rule) -> float:
+    """Risk of what is certified long after the world became harder."""
+    sure = CalibrationState(0.6)
+    run = steps(ONLINE, stream(9000, 2, lambda index: 6.0 if index > 3000 else 1.0), state=sure, after=rule)
+    claims = [state.certified_level for state, _, _ in run]
+    assert claims[3000] > 0.4
+    return risk_of(claims[-1], 6.0)
+
+
+def level_after_idling(rule: Rule) -> float:
+    """Minutes in which the robot stands still."""
+    *_, (state, _, _) = steps(ONLINE, iter([(0.1, False, True)] * 1500), state=CalibrationState(0.3), after=rule)
+    return state.permissiveness
+
+
+PROPERTIES = [
+    (mean_loss, unweighted, RISK + 0.02),
+    (loss_after_a_quiet_time, uncapped, 0.15),
+    (risk_still_claimed, unrevoked, 2 * RISK),
+    (level_after_idling, winding, 0.3),
+]
+
+
+@pytest.mark.parametrize(("figure", "broken", "most"), PROPERTIES, ids=lambda value: getattr(value, "__name__", ""))
+def test_each_rule_holds_and_is_needed(figure: Callable[[Rule], float], broken: Rule, most: float) -> None:
+    assert figure(RIGHT) <= most
+    assert figure(broken) > most
+
+
+def test_no_unsafe_level_is_certified_in_a_world_that_stays_as_it_is() -> None:
+    """Ten short runs: at 95 % confidence three unsafe ones or more would be rarer than one in eighty."""
+    unsafe = 0
+    for seed in range(10):
+        claims = [state.certified_level for state, _, _ in steps(ONLINE, stream(1500, seed, lambda _: 1.0))]
+        unsafe += risk_of(max(claims), 1.0) > RISK
+    assert unsafe < 3
+
+
+@given(
+    worlds=st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), min_size=1, max_size=300),
+    risk=st.floats(0.001, 0.5),
+    rate=st.floats(0.01, 1.0),
+)
+@profile(max_examples=40, deadline=None)
+def test_whatever_the_world_does_the_weighted_loss_is_bounded(
+    worlds: list[tuple[float, bool, bool]], risk: float, rate: float
+) -> None:
+    """The telescoped sum: what the proof rests on, exactly, on each path."""
+    settings, total, counted = online(rate, risk), 0.0, 0
+    for state, trial, off in steps(settings, iter(worlds)):
+        total += (trial.reason is Reason.AUDIT and off) / rate
+        counted += trial.counted
+        assert -calibration.STEP <= state.permissiveness <= 1.0
+        assert total <= counted * risk + 1.0 / rate + 1e-6
+        assert 0 <= state.certified <= len(LEVELS)
+        assert np.isfinite(state.packed()).all()
+
+
+@given(level=st.floats(0.001, 1), angle=st.floats(0, 50), overlap=st.floats(-1, 1), reused=st.integers(0, 5))
+@profile(max_examples=200, deadline=None)
+def test_the_need_is_where_the_thresholds_begin_to_allow_reuse(
+    level: float, angle: float, overlap: float, reused: int
+) -> None:
+    allowed, gate = ONLINE.calibration, GateSettings()
+    comparison = FreshComparison(angle, 1.0, overlap)
+    least = need(comparison, reused, allowed)
+    at = thresholds(level - 0.3 * reused, gate, allowed)
+    inside = angle <= at.max_angle_deg * (1 + 1e-9) and overlap >= at.delta - 1e-9 and level > 0.3 * reused
+    assert inside or least > level - 1e-9
+    if least <= level - 1e-9:
+        assert inside
+
+
+def test_a_more_permissive_level_reuses_wherever_a_stricter_one_does() -> None:
+    levels = [thresholds(level, GateSettings(), ONLINE.calibration) for level in (0.0, *LEVELS)]
+    for strict, loose in itertools.pairwise(levels):
+        assert loose.delta < strict.delta
+        assert loose.max_angle_deg > strict.max_angle_deg
+        assert loose.max_reuse >= strict.max_reuse
+    assert levels[0].max_reuse == 0
+    assert levels[-1] == most_permissive(GateSettings(), ONLINE.calibration)
+
+
+def test_coins_are_fair_and_no_frame_moves_them() -> None:
+    tosses = np.array([coin(number) for number in range(20_000)])
+    assert abs((tosses < 0.1).mean() - 0.1) < 0.007
+    assert abs(np.corrcoef(tosses[1:], tosses[:-1])[0, 1]) < 0.02
+    assert ((tosses >= 0) & (tosses < 1)).all()
+
+
+def test_a_state_survives_its_message_and_a_foreign_one_is_refused() -> None:
+    *_, (state, _, _) = steps(ONLINE, stream(500, 3, lambda _: 1.0))
+    again = CalibrationState.unpacked(state.packed().tolist(), state.claim)
+    np.testing.assert_array_equal(again.packed(), state.packed())
+    assert (again.coins, again.claim, again.off_per_step) == (state.coins, state.claim, state.off_per_step)
+    for wrong in ([0.0], [math.nan, *state.packed()[1:]]):
+        with pytest.raises(ValueError, match="not a state"):
+            CalibrationState.unpacked(wrong, "")
+
+
+def test_memory_is_constant() -> None:
+    sizes = {state.packed().nbytes for state, _, _ in steps(ONLINE, stream(300, 4, lambda _: 1.0))}
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "off"),
+    [
+        ((0.5, 0.0, 0.0, 1.0), (0.65, 0.0, 0.0, 1.0), False),
+        ((0.5, 0.0, 0.0, 1.0), (0.75, 0.0, 0.0, 1.0), True),
+        ((0.5, 0.0, 0.0, 1.0), (0.5, 0.0, 0.0, -1.0), True),
+        ((0.5, 0.0, 0.0, 0.006), (0.5, 0.0, 0.0, -0.006), False),  # a gripper without effort: within gripper_still
+        ((0.5, 0.0, 0.0, 0.05), (0.5, 0.0, 0.0, -0.05), True),  # it changes sides
+    ],
+)
+def test_a_reuse_is_off_where_the_model_says_something_else(
+    before: tuple[float, ...], after: tuple[float, ...], off: bool
+) -> None:
+    seen = GateInput("go", 0.0, np.zeros((1, 1, 1, 3), np.float32))
+
+    def fresh(action: tuple[float, ...]) -> FreshResult:
+        return FreshResult(seen, np.array([action[:3]]), np.array([action[3:]]), None, 8, PruningSettings())
+
+    trial = Trial(0.1, Reason.AUDIT, counted=True, candidate=fresh(before))
+    assert calibration.is_off(trial, fresh(after), ONLINE) is off
+
+
+def test_of_a_chunk_the_row_in_force_is_compared() -> None:
+    seen = GateInput("go", 0.0, np.zeros((1, 1, 1, 3), np.float32))
+    old = FreshResult(seen, np.array([[0.1], [0.2], [0.9]]), np.ones((3, 0)), None, 8, PruningSettings())
+    new = FreshResult(seen, np.array([[0.9], [0.0], [0.0]]), np.ones((3, 0)), None, 8, PruningSettings())
+    for row, off in ((0, True), (1, True), (2, False)):
+        assert calibration.is_off(Trial(0.1, Reason.AUDIT, True, old, row), new, ONLINE) is off
+
+
+# In the control step.
+
+
+def run(stepper: Stepper, count: int, settings: Settings, start_s: float = 1.0) -> Iterator[Any]:
+    for step in range(count):
+        yield stepper.step(make_observation(start_s + 0.1 * step), settings)
+
+
+def test_from_a_cold_start_it_learns_then_reuses_and_audits() -> None:
+    policy = ScriptedPolicy()
+    stepper = Stepper(policy, SPEC)
+    results = list(run(stepper, 400, online(0.2, 0.3)))
+    reasons = [result.decision.reason for result in results]
+    assert reasons[:3] == [Reason.START, Reason.TOO_FEW_FRESH, Reason.LEARNING]
+    assert {Reason.REUSE, Reason.AUDIT, Reason.MAX_REUSE} <= set(reasons)
+    audited = [result for result in results if result.decision.reason is Reason.AUDIT]
+    assert all(result.fresh and result.off is False and result.decision.reused_in_a_row == 0 for result in audited)
+    share = len(audited) / sum(reason in (Reason.AUDIT, Reason.REUSE) for reason in reasons)
+    assert 0.1 < share < 0.3
+    assert policy.calls == sum(result.fresh for result in results)
+    after_audit = results[reasons.index(Reason.AUDIT) + 1]
+    assert after_audit.decision.age_s <= 0.1 + 1e-9  # the audit is what a reuse repeats now
+
+
+def test_a_run_repeats_itself_and_an_undone_step_leaves_nothing() -> None:
+    settings = online(0.2, 0.3)
+    one, other = Stepper(ScriptedPolicy(), SPEC), Stepper(ScriptedPolicy(), SPEC)
+    for left, right in zip(run(one, 200, settings), run(other, 200, settings), strict=True):
+        before = other.state
+        other.step(make_observation(1000.0), settings)
+        other.state = before
+        assert left.decision.reason is right.decision.reason
+    np.testing.assert_array_equal(one.state.calibration.packed(), other.state.calibration.packed())
+
+
+def test_a_new_instruction_begins_the_claim_anew_and_keeps_the_level() -> None:
+    settings, stepper = online(0.2, 0.3), Stepper(ScriptedPolicy(), SPEC)
+    list(run(stepper, 200, settings))
+    before = stepper.state.calibration
+    assert before.certified > 0
+    stepper.reset()
+    assert stepper.state.calibration is before
+    stepper.step(make_observation(100.0, "close the drawer"), settings)
+    after = stepper.state.calibration
+    assert (after.permissiveness, after.coins) == (before.permissiveness, before.coins)
+    assert (after.certified, after.steps, after.audits) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("values", [{"control.dry_run": True}, {"control.speed_scale": 0.0}, {"gate.mode": "off"}])
+def test_a_robot_that_does_not_move_teaches_nothing(values: dict[str, Any]) -> None:
+    stepper = Stepper(ScriptedPolicy(), SPEC)
+    list(run(stepper, 50, online(0.2, 0.3).with_values(values)))
+    assert stepper.state.calibration.permissiveness == 0.0
+
+
+def test_guards_are_never_relaxed_and_do_not_count() -> None:
+    memory = GateMemory()
+    trial, decision = calibration.try_reuse(
+        memory, calibration.GateMeasurements(interrupted_by=Reason.RESET), CalibrationState(1.0), ONLINE, 0.1
+    )
+    assert (trial.need, trial.counted, decision.reason) == (NEVER, False, Reason.RESET)
+    assert judge(memory, calibration.GateMeasurements(interrupted_by=Reason.RESET), ONLINE.gate) is Reason.RESET
+    assert RIGHT(CalibrationState(1.0), trial, None, ONLINE.calibration).permissiveness == 1.0
+
+
+def test_a_draft_is_checked_for_exact_tokens_while_reuse_is_judged_by_it() -> None:
+    settings = online(0.2, 0.3).with_values({"decode.mode": "draft", "decode.accept_bins": 5})
+    policy = ScriptedPolicy()
+    list(run(Stepper(policy, SPEC), 20, settings))
+    drafts = [request.draft for request in policy.requests if request.draft]
+    assert drafts
+    assert {draft.accept_bins for draft in drafts} == {0}
