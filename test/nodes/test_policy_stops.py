@@ -18,7 +18,10 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
+from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.messages.images import decode_image
 from flashvla_ros.msg import GateStatus
+from flashvla_ros.nodes import inputs
 
 MakeBench = Callable[..., PolicyBench]
 NAN = float("nan")
@@ -186,6 +189,30 @@ def test_an_emergency_stop_holds_until_reset(make):
     answer = bench.call(bench.reset, Trigger.Request())
     assert (answer.success, answer.message) == (True, "emergency stop released, memory emptied")
     assert bench.step().decision == GateStatus.INFER
+
+
+def test_a_button_that_bounces_stops_the_robot_while_a_picture_is_decoded(make, monkeypatch):
+    """It has a thread of its own, however long a picture takes; the command is on its way before that ends."""
+    bench = make().start()
+    bench.step()
+
+    def decode(message):
+        for _ in range(1000):  # at 100 Hz
+            for pressed in (True, False):
+                bench.emergency_stop.publish(Bool(data=pressed))
+                time.sleep(0.005)
+            if bench.node._runner.stops:
+                return decode_image(message)
+        raise ObservationError("nothing stopped the robot")
+
+    monkeypatch.setattr(inputs, "decode_image", decode)
+    bench.show()
+    bench.until(lambda: stops(bench), "the stop action")
+    bench.spin(0.2)
+    assert len(bench.gates) == 1
+    status = bench.report()
+    assert status.stop_reason.startswith("emergency_stop")
+    assert status.rejected == 0
 
 
 @pytest.mark.parametrize("configured", [True, False])
