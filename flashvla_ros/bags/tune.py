@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from flashvla_ros.bags import sweep
+from flashvla_ros.bags import proposals, sweep
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.report import write_report
@@ -39,12 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, default=Path("tune.html"), help="report to write (%(default)s)")
     parser.add_argument("--yaml", type=Path, default=Path("tune.yaml"), help="parameters to write (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row here as well")
+    proposals.add_arguments(parser)
     add_source_arguments(parser)
     add_fanout_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Tune and report; returns the exit code."""
+    if args.limits or args.monitors:
+        return proposals.run(args)
     thresholds = values("delta", args.delta), values("max_angle_deg", args.angle), values("max_reuse", args.reuse)
     fan = {"jobs": args.jobs, "ray": args.ray, "ray_gpus": args.ray_gpus}
     tuning = tune(args.bags, Source.of(args), thresholds, args.max_error, **fan)

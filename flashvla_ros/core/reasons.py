@@ -25,6 +25,7 @@ class Reason(enum.StrEnum):
     DRY_RUN = "dry_run"
     DEACTIVATED = "deactivated"
     GUARD = "guard"
+    MONITOR = "monitor"
 
     # Why the guard stopped the robot; no step of the policy has these.
     SILENCE = "silence"
@@ -73,6 +74,7 @@ EMPTYING = frozenset(
         Reason.DRY_RUN,
         Reason.DEACTIVATED,
         Reason.GUARD,
+        Reason.MONITOR,
     }
 )
 

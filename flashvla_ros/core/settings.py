@@ -310,6 +310,26 @@ class ControlSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class MonitorSettings:
+    """What the commands of a policy that is lost look like; ``flashvla-ros tune --monitors`` finds the thresholds."""
+
+    window_s: float = row(2.0, "Time that the monitors look back.", unit="s", low=0.1, high=60.0)
+    max_reversals: float = row(
+        1.0, "Share of the motions that turn back against the one before, above which it warns.", low=0.0, high=1.0
+    )
+    max_oscillation: float = row(
+        1.0, "1 - distance covered / length of the path of the window, above which it warns.", low=0.0, high=1.0
+    )
+    max_still_s: float = row(
+        0.0, "Time without motion while commands come, after which it warns; 0: any.", unit="s", low=0.0, high=600.0
+    )
+    min_confidence: float = row(
+        0.0, "Probability of the least certain action token, below which it warns.", low=0.0, high=1.0
+    )
+    stop: bool = row(False, "Stop the robot, once for each window, instead of warning alone.")
+
+
+@dataclasses.dataclass(frozen=True)
 class LimitsSettings:
     """Bounds of every command, one value per action dimension; an empty list sets none."""
 
@@ -435,6 +455,7 @@ class Settings:
     gate: GateSettings = GateSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     control: ControlSettings = ControlSettings()
+    monitor: MonitorSettings = MonitorSettings()
     limits: LimitsSettings = LimitsSettings()
     action: ActionSettings = ActionSettings()
     command: CommandSettings = CommandSettings()

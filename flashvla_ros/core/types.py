@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -76,6 +77,7 @@ class Inference:
         draft_tokens: Tokens of a draft that were checked.
         draft_accepted: Those that were accepted, up to the first that was not.
         draft_near: Those accepted though the model's own choice was another bin close by.
+        confidence: Probability of the least certain action token, 0 to 1; NaN where the policy does not say.
         visible_boxes: What the patches of each camera cover of its image; a camera that is left out is seen whole.
     """
 
@@ -90,6 +92,7 @@ class Inference:
     draft_tokens: int = 0
     draft_accepted: int = 0
     draft_near: int = 0
+    confidence: float = math.nan
     visible_boxes: Mapping[str, Box] = dataclasses.field(default_factory=dict)
 
 

@@ -16,6 +16,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from flashvla_ros.control.limits import unlimited
+from flashvla_ros.control.monitors import Signs
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.worker import State
@@ -249,6 +250,8 @@ class PolicyNode(LifecycleNode):
             crowded=self._crowded(),
             latency_budget_s=self.settings.control.latency_budget_s,
             names=self._spec.names,
+            signs=runner.monitor.signs if runner else Signs(),
+            alarm=runner.alarm if runner else "",
         )
         return health, runner.tally if runner else Tally()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from flashvla_ros.control.monitors import SignMonitor
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.watchdog import Watchdog
@@ -27,6 +28,8 @@ class Runner:
         watchdog: What stops the robot when a camera or the model falls silent.
         tally: Counts and latencies of the steps.
         stops: Times the robot was stopped.
+        monitor: Watches the commands for signs of a policy that is lost.
+        alarm: Which of its thresholds are exceeded, in words; empty where none is.
         positions: Returns where the robot is.
     """
 
@@ -54,6 +57,8 @@ class Runner:
         )
         self.watchdog = Watchdog(self.worker)
         self.tally = Tally()
+        self.monitor = SignMonitor(stepper.spec)
+        self.alarm = ""
         self.stops = 0
         self._moving = False
 
@@ -82,10 +87,22 @@ class Runner:
             self._moving = True
             what = "dry run, no command is sent" if result.settings.control.dry_run else "moving"
             self._logger.info(f"{what}: {result.observation.instruction!r}")
+        self._watch(result)
+
+    def _watch(self, result: StepResult) -> None:
+        settings, before = result.settings.monitor, self.alarm
+        stamp_s, confidence = result.observation.stamp_s, result.inference.confidence
+        signs = self.monitor.add(stamp_s, result.command, confidence, settings.window_s)
+        self.alarm = signs.beyond(settings)
+        if self.alarm and settings.stop:
+            self.worker.stop(Reason.MONITOR, self.alarm)
+        elif self.alarm and not before:
+            self._logger.warning(f"the policy may be lost: {self.alarm}")
 
     def _on_stop(self, stop: Stop) -> None:
         self.stops += 1
         self._moving = False
+        self.monitor.reset()
         if stop.command is not None:
             self._outputs.stop(stop.command, stop.positions)
         line = f"stopped, {stop.cause}: {stop.detail}"

@@ -11,6 +11,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header, String
 
+from flashvla_ros.control.monitors import Signs
 from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.core.provenance import Provenance, settings_digest
@@ -61,6 +62,8 @@ class Health:
         crowded: Topics of images and commands that have more than one publisher.
         latency_budget_s: Time from an image's stamp to its command that is not to be exceeded; 0: any.
         names: Names of the action's dimensions.
+        signs: What the monitors see.
+        alarm: Which of their thresholds are exceeded, in words; empty where none is.
     """
 
     state: str
@@ -75,6 +78,8 @@ class Health:
     crowded: tuple[str, ...] = ()
     latency_budget_s: float = 0.0
     names: tuple[str, ...] = ()
+    signs: Signs = dataclasses.field(default_factory=Signs)
+    alarm: str = ""
 
 
 def policy_status(health: Health, tally: Tally, header: Header, now_s: float) -> PolicyStatus:
@@ -120,6 +125,7 @@ def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, n
         zip(("stamp_latency_p50_s", "stamp_latency_p95_s", "stamp_latency_p99_s"), percentiles_s, strict=True)
     )
     figures.update({f"clamped.{name}": tally.clamped_by[index] for index, name in enumerate(health.names)})
+    figures.update({f"monitor.{name}": value for name, value in dataclasses.asdict(health.signs).items()})
     values = [KeyValue(key=key, value=_word(value)) for key, value in figures.items()]
     summary = DiagnosticStatus(level=level, name=name, message=message, hardware_id=name, values=values)
     return DiagnosticArray(header=status.header, status=[summary])
@@ -132,6 +138,8 @@ def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -
         return DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
     if health.crowded:
         return DiagnosticStatus.WARN, f"more than one publisher on {', '.join(health.crowded)}"
+    if health.alarm:
+        return DiagnosticStatus.WARN, f"the policy may be lost: {health.alarm}"
     budget_s = health.latency_budget_s
     if 0.0 < budget_s < stamp_latency_p95_s:
         return (

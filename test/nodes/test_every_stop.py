@@ -19,7 +19,7 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.types import Inference
 
-OK, ERROR = b"\x00", b"\x02"
+OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"
 LONG_S = 30.0  # what the test does not want to happen, does not
 
 
@@ -40,6 +40,8 @@ class Misbehaving(ScriptedPolicy):
             self.go_on.wait(60)
         if self.mode == "nan":
             return dataclasses.replace(answer, action=answer.action * np.nan)
+        if self.mode == "shake":
+            return dataclasses.replace(answer, action=np.abs(answer.action) * (-1) ** len(self.requests))
         if self.mode == "size":
             return dataclasses.replace(answer, action=answer.action[:, :-1])
         return answer
@@ -183,8 +185,34 @@ CASES = [
 
 
 def test_no_cause_is_left_out():
-    # START stops nothing, a reset has test_worker.py, and the guard's death needs a guard: test/system/test_guard.py.
-    assert {case.cause for case in CASES} == EMPTYING - {Reason.START, Reason.RESET, Reason.GUARD}
+    # START stops nothing, a reset has test_worker.py, the guard's death needs a guard (test/system/test_guard.py), and
+    # the stop of a monitor ends with the next step.
+    assert {case.cause for case in CASES} == EMPTYING - {Reason.START, Reason.RESET, Reason.GUARD, Reason.MONITOR}
+
+
+def test_a_policy_that_shakes_is_warned_of_and_stopped_where_that_is_asked_for():
+    policy = Misbehaving()
+    calm = {"control__image_timeout_s": LONG_S, "control__inference_timeout_s": LONG_S, "monitor__window_s": 60.0}
+    bench = PolicyBench(policy, **calm, gate__mode="off", monitor__max_reversals=0.5).start()
+    try:
+        policy.mode = "shake"
+        for _ in range(6):
+            bench.step()
+        assert bench.log_line("the policy may be lost: ") == (
+            "the policy may be lost: reversals 1 (monitor.max_reversals is 0.5)"
+        )
+        bench.report()
+        [entry] = bench.diagnostics[-1].status
+        assert entry.level == WARN
+        assert {value.key: value.value for value in entry.values}["monitor.reversals"] == "1"
+        set_to("monitor.stop", True)(bench)
+        bench.step()
+        assert bench.log_line("stopped, ").startswith("stopped, monitor: reversals 1")
+        bench.step()
+        assert bench.gates[-1].epoch == 1
+        assert bench.report().state == "running"
+    finally:
+        bench.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cause}: {case.words[:20]}")
