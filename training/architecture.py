@@ -37,8 +37,13 @@ class DemoSize:
     decoder_heads: int = 2
 
 
-def demo_config(size: DemoSize) -> OpenVLAConfig:
-    """Return the checkpoint's configuration: DINOv2 with registers, SigLIP, Llama."""
+def demo_config(size: DemoSize, statistics: dict[str, Any] | None = None) -> OpenVLAConfig:
+    """Return the checkpoint's configuration: DINOv2 with registers, SigLIP, Llama.
+
+    Args:
+        size: Of its parts.
+        statistics: norm_stats; None: Meta-World's.
+    """
     vit: dict[str, Any] = {
         "image_size": size.image_size,
         "patch_size": size.patch_size,
@@ -61,7 +66,7 @@ def demo_config(size: DemoSize) -> OpenVLAConfig:
         vision_backbone_id=f"dinosiglip-demo-{size.image_size}px",
         towers=(TowerConfig(DINOV2, num_register_tokens=4, **vit), TowerConfig(SIGLIP, **vit)),
         text_config=text,
-        norm_stats={DATASET: action_statistics()},
+        norm_stats=statistics or {DATASET: action_statistics()},
         image_resize_strategy="resize-naive",
         llm_backbone_id="llama-demo",
         pad_token_id=VOCABULARY,

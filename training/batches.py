@@ -27,7 +27,7 @@ class Batch:
         input_ids: [B, P] prompts, shorter ones padded right after BOS.
         attention_mask: [B, P] true for real tokens.
         actions: [B, D] normalised actions.
-        state: [B, A] standardised state of the scene.
+        state: [B, A] standardised state of the scene; NaN where there is nothing to know.
     """
 
     pixel_values: Tensor
@@ -52,8 +52,10 @@ class Demonstrations:
         self.training = np.flatnonzero(~held_out)
         self.validation = np.flatnonzero(held_out)
         self._frames = frames
+        weight = frames.weight[self.training].astype(np.float64)
+        self._share = None if (weight == weight[0]).all() else weight / weight.sum()
         state = frames.auxiliary
-        self.state_mean, self.state_std = state[self.training].mean(0), state[self.training].std(0) + 1e-6
+        self.state_mean, self.state_std = np.nanmean(state[self.training], 0), np.nanstd(state[self.training], 0) + 1e-6
         encode = PromptEncoder(tokenizer, config.llm_max_length)
         self._ids, self._mask = pad_prompts([encode(line) for line in instructions], config.pad_token_id)
         processor = ImageProcessor.from_config(config)
@@ -79,6 +81,6 @@ class Demonstrations:
 
     def draw(self, rng: np.random.Generator, size: int, lighting: float) -> Batch:
         """Draw training frames with replacement; `lighting` is the largest change of gain and offset, as a share."""
-        rows = rng.choice(self.training, size)
+        rows = rng.choice(self.training, size, p=self._share)
         change = rng.uniform(-lighting, lighting, (size, 2))
         return self.batch(rows, (change * [1.0, 255.0] + [1.0, 0.0]).astype(np.float32))

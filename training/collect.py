@@ -31,6 +31,7 @@ from training.dataset import AUXILIARY, DatasetError, episode_path, write_episod
 FIRST_SEED = 10**9  # robots and evaluations count their seeds from 0, so no scene of theirs was ever trained on
 KINDS = {"plain": 0.5, "between": 0.2, "switch": 0.3}  # shares of the episodes
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.35, 0.5)  # standard deviation of the noise on a motion, in action units
+ROTATION_NOISE = 0.15  # of the noise on a motion, for an arm that is told to turn too
 AFTER_SUCCESS = 15  # frames kept after success: the robot stays where it is
 MAX_STEPS = 320
 PUSH_PROBABILITY = 0.012  # a step at which something pushes the robot aside for a while
@@ -81,26 +82,27 @@ def plan_episode(task: str, number: int, seed: int) -> Plan:
 class Disturbance:
     """What is added to an expert's action before it is executed: noise at every step, and now and then a push."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, axes: int = 3) -> None:
         self._rng = np.random.default_rng(plan.seed)
         self._plan = plan
-        self._noise = np.zeros(3)
-        self._push = np.zeros(3)
+        self._share = np.array([1.0] * 3 + [ROTATION_NOISE] * (axes - 3))
+        self._noise = np.zeros(axes)
+        self._push = np.zeros(axes)
         self._push_steps = 0
 
     def __call__(self, action: FloatArray) -> FloatArray:
-        """Return the action [4] to execute; the gripper is left as it is."""
+        """Return the action to execute; the gripper, its last element, is left as it is."""
         memory = self._plan.memory
-        fresh = self._rng.normal(0.0, self._plan.noise, 3)
+        fresh = self._rng.normal(0.0, self._plan.noise, len(self._share)) * self._share
         self._noise = memory * self._noise + np.sqrt(1.0 - memory**2) * fresh
         if self._push_steps == 0 and self._plan.noise > 0.0 and self._rng.uniform() < PUSH_PROBABILITY:
-            self._push = self._rng.uniform(-1.0, 1.0, 3)
+            self._push[:3] = self._rng.uniform(-1.0, 1.0, 3)
             self._push_steps = int(self._rng.integers(4, 12))
-        motion = action[:3] + self._noise
+        motion = action[:-1] + self._noise
         if self._push_steps > 0:
             self._push_steps -= 1
             motion = self._push
-        return np.clip([*motion, action[3]], -1.0, 1.0)
+        return np.clip([*motion, action[-1]], -1.0, 1.0)
 
 
 def record_episode(world: Any, plan: Plan, instructions: list[str]) -> dict[str, Any]:

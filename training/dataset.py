@@ -30,11 +30,12 @@ class Frames:
 
     Attributes:
         images: [F, H, W, 3] RGB uint8.
-        actions: [F, 4] float32 in [-1, 1]: the expert's dx, dy, dz, gripper at that frame, without noise.
+        actions: [F, D] float32, normalised: the expert's motion and gripper at that frame, without noise.
         instruction: [F] uint8, index into the instructions of the data set.
-        auxiliary: [F, 7] float32, see :data:`AUXILIARY`; positions in m, gripper's opening in [0, 1].
+        auxiliary: [F, A] float32, see :data:`AUXILIARY`; positions in m, gripper's opening in [0, 1]; NaN: not there.
         done: [F] bool, the instruction in force is already accomplished.
         episode: [F] int32, number of the frame's episode in the data set.
+        weight: [F] float32, how often a frame is drawn in proportion to others; 1 where the data set has none.
     """
 
     images: NDArray[np.uint8]
@@ -43,6 +44,7 @@ class Frames:
     auxiliary: NDArray[np.float32]
     done: NDArray[np.bool_]
     episode: NDArray[np.int32]
+    weight: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,7 +102,7 @@ def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
             if not file["done"][-1]:
                 continue
             for name in names:
-                parts[name].append(file[name])
+                parts[name].append(file[name] if name in file else np.ones(len(file["done"]), np.float32))
             parts["episode"].append(np.full(len(parts["images"][-1]), number, dtype=np.int32))
     if not parts["images"]:
         raise DatasetError(f"no episode of {folder} is successful: collect more")

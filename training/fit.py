@@ -66,10 +66,10 @@ def fit(
             f"{data_folder} has images of {meta['image_size']} px, --image-size says {config.size.image_size}"
         )
     torch.manual_seed(config.seed)
-    tokenizer = demo_tokenizer(task.instruction for task in TASKS.values())
+    tokenizer = demo_tokenizer({*(task.instruction for task in TASKS.values()), *meta["instructions"]})
     # eager: the fused attention of CPUs takes several times as long backwards at these sizes
-    model = PrismaticVLM(demo_config(config.size), attention="eager")
-    trainer = Trainer(config, model)
+    model = PrismaticVLM(demo_config(config.size, meta.get("norm_stats")), attention="eager")
+    trainer = Trainer(config, model, frames.auxiliary.shape[1])
     if init is not None:
         trainer.start_from(init / STATE)
     data = Demonstrations(frames, meta["instructions"], model.config, tokenizer)

@@ -38,6 +38,12 @@ def action_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (torch.xlogy(target, target) - target * log_probabilities).sum(-1).mean()
 
 
+def state_loss(predicted: Tensor, state: Tensor) -> Tensor:
+    """Return the mean squared error of standardised states [B, A], where a state is not NaN."""
+    known = ~state.isnan()
+    return nn.functional.mse_loss(predicted[known], state[known])
+
+
 class StateHead(nn.Module):
     """A linear read-out of the scene's state from all patch features; it teaches the towers positions, then goes.
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize
 from training.batches import Batch, Demonstrations
-from training.dataset import AUXILIARY, DatasetError
+from training.dataset import DatasetError
 from training.forcing import action_logits
-from training.loss import StateHead, action_loss, random_subset, smeared_bins
+from training.loss import StateHead, action_loss, random_subset, smeared_bins, state_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,12 @@ class FitConfig:
 
 
 class Trainer:
-    """Model, auxiliary head and optimiser, and what one step does to them."""
+    """Model, auxiliary head of so many states, and optimiser, and what one step does to them."""
 
-    def __init__(self, config: FitConfig, model: PrismaticVLM) -> None:
+    def __init__(self, config: FitConfig, model: PrismaticVLM, states: int) -> None:
         self.config = config
         self.model = model
-        self.head = StateHead(model.config.visual_tokens * model.config.vision_size, len(AUXILIARY))
+        self.head = StateHead(model.config.visual_tokens * model.config.vision_size, states)
         matrices = [p for p in model.parameters() if p.ndim > 1]
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
@@ -102,7 +102,7 @@ class Trainer:
             logits = action_logits(model, visual, batch.input_ids, fed, attention_mask=mask, keep=keep, layer=layer)
         logits = logits[..., :vocabulary].float()
         state = self.head(patches.float())
-        return action_loss(logits, target), nn.functional.mse_loss(state, batch.state), logits
+        return action_loss(logits, target), state_loss(state, batch.state), logits
 
     def train_step(self, data: Demonstrations) -> dict[str, float]:
         """Take one step and return its losses."""

@@ -6,6 +6,7 @@ import argparse
 import functools
 import time
 from pathlib import Path
+from typing import Any
 
 from flashvla_ros.cli.fanout import add_arguments as add_fanout_arguments
 from flashvla_ros.cli.fanout import fan_out
@@ -14,10 +15,11 @@ from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.evaluation import markdown, video
+from flashvla_ros.evaluation import markdown, suites, video
 from flashvla_ros.evaluation.jobs import close_worlds, run_job
 from flashvla_ros.evaluation.meta import known_tasks, meta_of
 from flashvla_ros.evaluation.modes import BUILT_IN, choose_modes
+from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 from flashvla_ros.evaluation.plan import Evaluation, play
 from flashvla_ros.evaluation.summary import table_rows
 from flashvla_ros.sim.perturbation import NONE, PERTURBATIONS, can_perturb
@@ -40,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(BUILT_IN)}, one of --modes-file, or NAME:parameter=value,… (dense prune paper guarded)",
     )
     parser.add_argument("--modes-file", type=Path, metavar="YAML", help="more modes (config/eval_modes.yaml)")
-    parser.add_argument("--episodes", type=int, default=20, metavar="N", help="of each mode and task (%(default)s)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="of each mode and task (20; of LIBERO 50)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")
+    suites.add_arguments(parser)
     parser.add_argument(
         "--perturb",
         nargs="+",
@@ -74,21 +77,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluation_of(args: argparse.Namespace) -> Evaluation:
     """Return what the arguments ask for; one line of error says what is wrong with them."""
     checkpoint = args.checkpoint or share_path("models", "demo")
-    if args.episodes < 1 or args.seed < 0:
+    if (args.episodes is not None and args.episodes < 1) or args.seed < 0:
         raise FlashVLAError(f"--episodes must be at least 1 and --seed at least 0, got {args.episodes} and {args.seed}")
     perturbations = tuple(dict.fromkeys(args.perturb))
-    tasks = tuple(find_task(task).name for task in args.tasks or known_tasks(checkpoint))
+    chosen = suites.chosen_tasks(args)
+    tasks = tuple(chosen or (find_task(task).name for task in args.tasks or known_tasks(checkpoint)))
     for name in perturbations:
-        if not any(can_perturb(TASKS[task], name) for task in tasks):
-            raise FlashVLAError(f"{name} needs a task that shares its scene with another, got {', '.join(tasks)}")
+        if not any(can_perturb(find_task(task), name) for task in tasks):
+            raise FlashVLAError(f"{name} makes no sense for {', '.join(tasks)}: leave one of them out")
+    overrides, modes = parse_overrides(args.set), args.modes
+    presets: dict[str, Any] = {}
+    seeds = range(args.seed, args.seed + (args.episodes or 20))
+    if chosen:
+        from flashvla_ros.vla.checkpoint import load_config
+
+        seeds, modes = suites.chosen_states(args, tasks), [*modes, OPEN_LOOP]
+        known = load_config(checkpoint).norm_stats
+        presets = suites.presets(tasks[0], args.render, None if "model.unnorm_key" in overrides else known)
     return Evaluation(
         checkpoint=checkpoint,
-        modes=tuple(choose_modes(args.modes, args.modes_file or share_path("config", "eval_modes.yaml"))),
+        modes=tuple(choose_modes(modes, args.modes_file or share_path("config", "eval_modes.yaml"))),
         tasks=tuple(dict.fromkeys(tasks)),
         perturbations=perturbations,
-        seeds=range(args.seed, args.seed + args.episodes),
-        overrides=parse_overrides(args.set),
+        seeds=seeds,
+        overrides=overrides,
         free_running=args.free_running,
+        presets=presets,
+        render=args.render,
     )
 
 

@@ -13,8 +13,10 @@ import flashvla_ros
 from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.settings import ModelSettings, Settings
-from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.core.types import ActionSpec, FloatArray
+from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy
 from flashvla_ros.sim.episode import EpisodePlan
+from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.rollout import Outcome, roll_out
 
 # Groups of parameters that reach no episode without ROS.
@@ -30,11 +32,15 @@ class Job:
         settings: Complete, with the checkpoint's folder.
         plan: What is asked, and what disturbs it.
         free_running: Let the robot go on while the model thinks.
+        render: How LIBERO's images are made.
+        open_loop: Play an episode of the model from another start again, without looking.
     """
 
     settings: Settings
     plan: EpisodePlan
     free_running: bool = False
+    render: str = "official"
+    open_loop: bool = False
 
     def key(self, checkpoint: str) -> str:
         """Return 20 hexadecimal digits that two episodes share only if they are the same one.
@@ -45,6 +51,7 @@ class Job:
         values = {name: value for name, value in self.settings.values().items() if not name.startswith(_IGNORED)}
         plan = {**dataclasses.asdict(self.plan), "task": self.plan.task.name}
         content = [flashvla_ros.__version__, values | {"model.checkpoint": checkpoint}, plan, self.free_running]
+        content += [self.render] * is_libero(self.plan.task.name) + [OPEN_LOOP] * self.open_loop
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -97,16 +104,21 @@ class Record:
 
 def run_job(job: Job) -> Record:
     """Run one episode in this process, whose policies and worlds serve all its episodes."""
-    cost = _Cost(_policy(job.settings.model), job.settings)
+    cost = _Cost(None if job.open_loop else _policy(job.settings.model), job.settings)
     return _record(play(job, cost.add), cost)
 
 
 def play(job: Job, on_step: Callable[[StepResult], None]) -> Outcome:
     """Run one episode in this process and show every control step to `on_step`."""
-    policy = _policy(job.settings.model)
-    stepper = Stepper(policy, ActionSpec.of(job.settings.action))
+    policy: Any = _policy(job.settings.model)
+    config = policy.model.config
     # Images of the size that the policy sees, so that none is resized on the way.
-    world = _world(policy.model.config.towers[0].image_size)
+    world = _world(job, config.towers[0].image_size, config.num_images_in_input)
+    if job.open_loop:
+        policy = TapePolicy(
+            _tape(dataclasses.replace(job, open_loop=False, plan=_other_start(job.plan))), job.settings.action.dt_s
+        )
+    stepper = Stepper(policy, ActionSpec.of(job.settings.action))
     return roll_out(world, stepper, job.plan, job.settings, on_step, free_running=job.free_running)
 
 
@@ -117,7 +129,28 @@ def close_worlds() -> None:
     _WORLDS.clear()
 
 
-_WORLDS: dict[int, Any] = {}  # by size of the image
+_WORLDS: dict[tuple[Any, ...], Any] = {}  # by what they show
+_FIRST_TAPE = 2 * 10**9  # seed of the first start for a tape; no evaluation and no training has it
+_TAPES = 5  # starts that are tried until one ends in success
+
+
+def _other_start(plan: EpisodePlan, number: int = 0) -> EpisodePlan:
+    return dataclasses.replace(plan, seed=_FIRST_TAPE + number)
+
+
+@functools.lru_cache(maxsize=16)
+def _tape(job: Job) -> tuple[FloatArray, ...]:
+    """Return the commands of the first start that the model solves, of the last one that is tried where it solves none.
+
+    Each worker plays it once for all its episodes; the same job gives the same tape.
+    """
+    commands: list[FloatArray] = []
+    for number in range(_TAPES):
+        commands.clear()
+        started = dataclasses.replace(job, plan=_other_start(job.plan, number))
+        if play(started, lambda result: commands.append(result.command[0].copy())).success:
+            break
+    return tuple(commands)
 
 
 @functools.cache
@@ -129,32 +162,33 @@ def _policy(settings: ModelSettings) -> Any:
     return policy
 
 
-def _world(size: int) -> Any:
-    from flashvla_ros.sim.world import World
+def _world(job: Job, size: int, cameras: int) -> Any:
+    from flashvla_ros.sim.worlds import make_world
 
-    if size not in _WORLDS:
-        _WORLDS[size] = World(image_size=size)
-    return _WORLDS[size]
+    key = (is_libero(job.plan.task.name), size, job.render, cameras)
+    if key not in _WORLDS:
+        _WORLDS[key] = make_world(job.plan.task.name, size, job.render, cameras)
+    return _WORLDS[key]
 
 
 _OF_OUTCOME = {field.name for field in dataclasses.fields(Outcome)} & {f.name for f in dataclasses.fields(Record)}
 
 
 class _Cost:
-    """Counts what an episode's control steps cost, as multiples of the dense model's."""
+    """Counts what an episode's control steps cost, as multiples of the dense model's; without a model, nothing."""
 
     def __init__(self, policy: Any, settings: Settings) -> None:
         from flashvla_ros.vla.sizes import model_size
 
         self._policy, self._pruning = policy, settings.pruning
-        self._size: ModelSize = model_size(policy.model.config)
+        self._size: ModelSize | None = model_size(policy.model.config) if policy is not None else None
         self.visual = self.total = 0.0
         self.fresh: list[bool] = []
 
     def add(self, result: StepResult) -> None:
         """Count one control step; a reused one costs nothing."""
         self.fresh.append(result.fresh)
-        if not result.fresh:
+        if not result.fresh or self._size is None:
             return
         run, tokens, layer = result.inference, self._size.visual_tokens, self._pruning.layer
         kept = tokens if run.kept is None or not self._pruning.drop else len(run.kept)

@@ -13,11 +13,11 @@ Row = Mapping[str, Any]
 
 def console(rows: Sequence[Row]) -> str:
     """Return the rows as lines of a terminal."""
-    width = max(len(row["mode"]) for row in rows)
+    width, wide = (max(len(row[name]) for row in rows) for name in ("mode", "task"))
     lines = []
     for row in rows:
         parts = [
-            f"{row['mode']:{width}s} {row['task']:12s} {rates(row)!s:20s}",
+            f"{row['mode']:{width}s} {row['task']:{wide}s} {rates(row)!s:20s}",
             f"reuse {row['reuse_rate']:4.0%}",
             f"FLOPs {row['visual_flops_ratio']:.2f} visual, {row['flops_ratio']:.2f} in all",
             f"p50 {row['latency_p50_ms']:.0f} ms p95 {row['latency_p95_ms']:.0f} ms",

@@ -72,7 +72,7 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
         episodes=len(evaluation.seeds),
         free_running=evaluation.free_running,
         code=code_digest(),
-        settings=Settings().with_values(evaluation.overrides).values(),
+        settings=Settings().with_values({**evaluation.presets, **evaluation.overrides}).values(),
     )
 
 
@@ -83,6 +83,7 @@ def command_line(evaluation: Evaluation) -> str:
     words += ["--episodes", str(len(evaluation.seeds)), "--seed", str(evaluation.seeds[0])]
     if evaluation.perturbations != (NONE,):
         words += ["--perturb", *evaluation.perturbations]
+    words += ["--render", evaluation.render] if evaluation.render != "official" else []
     for name, value in evaluation.overrides.items():
         words += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
     return " ".join([*words, "--free-running"] if evaluation.free_running else words)

@@ -13,6 +13,7 @@ from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import SettingsError, unknown_name
 from flashvla_ros.core.settings import Settings, find
+from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 
 LIKE = "like"  # key of a mode in a file: start from that mode's values
 # FlashVLA's operating point (arXiv 2505.21200): 160 of 256 tokens from layer 2 on, by their scores over all ranks.
@@ -29,6 +30,7 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "paper": {"gate.mode": "paper", "gate.max_reuse": 1, **_PUBLISHED},
     "guarded": {},
     "gate": {"pruning.drop": False},
+    OPEN_LOOP: {"gate.mode": "off", "pruning.method": "none"},
 }
 _SEPARATOR = re.compile(r",(?=[a-z_]+\.[a-z_]+=)")
 

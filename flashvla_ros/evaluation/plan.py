@@ -13,16 +13,24 @@ from tqdm import tqdm
 from flashvla_ros.evaluation.jobs import Job, Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
+from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 from flashvla_ros.evaluation.summary import Cell
+from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import can_perturb, plan_episode
-from flashvla_ros.sim.tasks import TASKS
+from flashvla_ros.sim.tasks import find_task
 
 Run = Callable[[list[Job]], Iterator[Record]]  # runs jobs and yields their records in the same order
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is to be played: every perturbation x mode x task x seed that makes sense."""
+    """What is to be played: every perturbation x mode x task x seed that makes sense.
+
+    Attributes:
+        overrides: Parameters that the user gives for every mode.
+        presets: Those that go before them, such as what LIBERO's protocol fixes.
+        render: How LIBERO's images are made.
+    """
 
     checkpoint: Path
     modes: tuple[Mode, ...]
@@ -31,11 +39,14 @@ class Evaluation:
     seeds: range
     overrides: dict[str, Any]
     free_running: bool
+    presets: dict[str, Any] = dataclasses.field(default_factory=dict)
+    render: str = "official"
 
     def job(self, mode: Mode, task: str, perturbation: str, seed: int) -> Job:
         """Return one episode as a piece of work; one thread for each model, since episodes run side by side."""
-        overrides = {"model.threads": 1, **self.overrides, "model.checkpoint": str(self.checkpoint)}
-        return Job(mode.settings(overrides), plan_episode(task, seed, perturbation), self.free_running)
+        overrides = {"model.threads": 1, **self.presets, **self.overrides, "model.checkpoint": str(self.checkpoint)}
+        settings, plan = mode.settings(overrides), plan_episode(task, seed, perturbation)
+        return Job(settings, plan, self.free_running, self.render, open_loop=mode.name.startswith(OPEN_LOOP))
 
     def cells(self) -> list[tuple[str, Mode, str]]:
         """Return (perturbation, mode, task) in the order of the table."""
@@ -44,7 +55,7 @@ class Evaluation:
             for perturbation in self.perturbations
             for mode in self.modes
             for task in self.tasks
-            if can_perturb(TASKS[task], perturbation)
+            if can_perturb(find_task(task), perturbation)
         ]
 
 
@@ -64,6 +75,8 @@ def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -
             job = evaluation.job(mode, task, perturbation, seed)
             key = keys[perturbation, mode.name, task, seed] = job.key(checkpoint)
             jobs.setdefault(key, job)  # two modes with the same settings play once
+    if is_libero(evaluation.tasks[0]):  # task by task: a worker has room for one of its environments
+        jobs = dict(sorted(jobs.items(), key=lambda item: evaluation.tasks.index(item[1].plan.task.name)))
     records = _play(jobs, path, run)
     return [
         Cell(

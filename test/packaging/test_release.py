@@ -72,10 +72,10 @@ def test_every_import_is_declared() -> None:
         if module in ROS_PACKAGES or module.endswith(("_msgs", "_srvs", "_interfaces")):
             if module not in ros:
                 undeclared.add(f"package.xml: {module} ({path})")
-        elif not wheels & {
-            name.lower().replace("_", "-") for name in distributions.get(module, [DISTRIBUTION_OF.get(module, module)])
-        }:
-            undeclared.add(f"setup.cfg: {module} ({path})")
+        else:
+            names = distributions.get(module, [DISTRIBUTION_OF.get(module, module)])
+            if not wheels & {name.lower().replace("_", "-") for name in names}:
+                undeclared.add(f"setup.cfg: {module} ({path})")
     assert not undeclared
 
 

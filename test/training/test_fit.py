@@ -133,7 +133,7 @@ def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrati
     frames, meta = load(data)
     model = PrismaticVLM(demo_config(config.size))
     demonstrations = Demonstrations(frames, meta["instructions"], model.config, demo_tokenizer(INSTRUCTIONS))
-    return Trainer(config, model), demonstrations
+    return Trainer(config, model, frames.auxiliary.shape[1]), demonstrations
 
 
 def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:

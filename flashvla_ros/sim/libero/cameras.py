@@ -18,8 +18,8 @@ RENDERS = (OFFICIAL, FAST)
 _RENDERED = 256  # side of robosuite's pictures in the official evaluation
 _CELL_M = 0.006  # of visual meshes in fast pictures: corners within one cell become one
 _FEW_FACES = 800  # a mesh that is not worth the trouble
-# A single fast picture: the scene over the wrist's view, and what is left of each from the top; below is bare floor and
-# the gripper's own body.
+# A single fast picture: the scene over the wrist's view, and what is left of each from the top; below is bare floor,
+# and the gripper's own body.
 _SCENE_SHARE, _SCENE_ROWS, _WRIST_ROWS = 10 / 16, 0.84, 0.84
 _BASE_LINKS = tuple(f"robot0_link{index}" for index in range(4))  # hidden in fast pictures: they hide the scene
 

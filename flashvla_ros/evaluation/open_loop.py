@@ -1,0 +1,41 @@
+"""The control that a simulated benchmark needs: one episode's actions played again, without looking.
+
+Where starts hardly vary, as in LIBERO's official states, a replay succeeds about as often as a policy, and success
+there says little of vision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.types import FloatArray, Inference
+
+OPEN_LOOP = "open_loop"
+
+
+class TapePolicy:
+    """Answers with the actions of another episode, found by the time in the episode; after the last it stands still.
+
+    Args:
+        actions: [steps, D] in the policy's units; the gripper is the last.
+        dt_s: Length of a step.
+    """
+
+    def __init__(self, actions: Sequence[FloatArray], dt_s: float) -> None:
+        end = np.zeros_like(actions[-1])
+        end[-1] = actions[-1][-1]
+        self._actions, self._dt_s = [*actions, end], dt_s
+
+    @property
+    def action_size(self) -> int:
+        """D, the number of action dimensions."""
+        return len(self._actions[0])
+
+    def infer(self, request: Request) -> Inference:
+        """Look up the action of the observation's time."""
+        step = round(request.observation.stamp_s / self._dt_s)
+        action = self._actions[min(step, len(self._actions) - 1)][None]
+        return Inference(action, action, np.zeros(0, dtype=np.int64), None, 0)

@@ -1,0 +1,81 @@
+"""LIBERO's suites as an evaluation: which tasks and states, and what the official protocol fixes for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.sim.libero.protocol import INITIAL_STATES, PERMUTED, base_suite, is_libero, statistics_key
+from flashvla_ros.sim.tasks import find_task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what only LIBERO has."""
+    parser.add_argument(
+        "--suite", nargs="+", default=[], metavar="S", help="of LIBERO: libero_object, or a variation of it, …_permuted"
+    )
+    parser.add_argument("--states", metavar="A:B", help="initial states A to B - 1 of each task (0:50)")
+    parser.add_argument(
+        "--render",
+        default="official",
+        choices=("official", "fast"),
+        help="LIBERO's images: OpenVLA's own, or those of a policy trained with cheaper ones (%(default)s)",
+    )
+
+
+def chosen_tasks(args: argparse.Namespace) -> list[str]:
+    """Return the names of LIBERO's tasks that the arguments ask for; none where they ask for the demo's.
+
+    Raises:
+        FlashVLAError: LIBERO is not installed, a suite or task is unknown, or they do not go together.
+    """
+    suites = {name: base_suite(name) for name in args.suite}
+    given = [task for task in args.tasks or () if is_libero(task)]
+    if (given or suites) and len(given) < len(args.tasks or ()):
+        raise FlashVLAError(f"tasks of LIBERO are suite/number and go with no others, got {', '.join(args.tasks)}")
+    tasks = given or [f"{name}/{number}" for name, suite in suites.items() for number in range(suite.tasks)]
+    if len({base_suite(task).name for task in tasks}) > 1:
+        raise FlashVLAError("a checkpoint has the statistics of one suite: evaluate one suite and its variations")
+    return [find_task(task).name for task in tasks]
+
+
+def chosen_states(args: argparse.Namespace, tasks: Sequence[str]) -> range:
+    """Return the initial states, which are the seeds of LIBERO's episodes.
+
+    Raises:
+        FlashVLAError: ``--states`` is of another form, or beyond the official states of a task.
+    """
+    if args.states is None:
+        seeds = range(args.seed, args.seed + (args.episodes or INITIAL_STATES))
+    elif (match := re.fullmatch(r"(\d+):(\d+)", args.states)) and int(match[1]) < int(match[2]):
+        seeds = range(int(match[1]), int(match[2]))
+    else:
+        raise FlashVLAError(f"--states takes A:B with A below B, such as 0:10, got {args.states!r}")
+    official = [task for task in tasks if not task.partition("/")[0].endswith(PERMUTED)]
+    if official and seeds[-1] >= INITIAL_STATES:
+        raise FlashVLAError(f"{official[0]} has the initial states 0 to {INITIAL_STATES - 1}, got {seeds[-1]}")
+    return seeds
+
+
+def presets(task: str, render: str, known: Collection[str] | None) -> dict[str, Any]:
+    """Return the parameters that the protocol fixes: those of ``config/libero.yaml``, and the suite's statistics.
+
+    Args:
+        task: Any of the suite.
+        render: How images are made.
+        known: Data sets of the checkpoint's norm_stats; None where the user names one of them.
+
+    Raises:
+        CheckpointError: None of them is the suite's.
+    """
+    values = read_parameters(share_path("config", "libero.yaml"), DEFAULT_NODE)
+    if known is not None:
+        values["model.unnorm_key"] = statistics_key(task, known)
+    if render == "fast":  # such a policy sees the whole image
+        values["model.center_crop"] = 1.0
+    return values

@@ -1,0 +1,124 @@
+"""LIBERO's suites on the command line: what is asked for, and what is refused in one line. No LIBERO needed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+import numpy as np
+import pytest
+from fakes import SPEC
+
+from flashvla_ros import __main__ as cli
+from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec, Observation
+from flashvla_ros.evaluation import suites
+from flashvla_ros.evaluation.open_loop import TapePolicy
+from flashvla_ros.sim.episode import action_from_command
+from flashvla_ros.sim.perturbation import can_perturb
+from flashvla_ros.sim.tasks import Task
+
+INSTALLED = importlib.util.find_spec("libero") is not None
+TASK = Task("libero_object/0", "pick up the milk", "libero_object/0", 280, hold_steps=1)
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    from flashvla_ros.evaluation.command import add_arguments
+
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "last"),
+    [
+        ((), 0, 49),
+        (("--states", "0:10"), 0, 9),
+        (("--states", "40:50"), 40, 49),
+        (("--seed", "7", "--episodes", "2"), 7, 8),
+    ],
+)
+def test_states_are_seeds(words: tuple[str, ...], first: int, last: int) -> None:
+    seeds = suites.chosen_states(options(*words), ["libero_object/0"])
+    assert (seeds[0], seeds[-1]) == (first, last)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--states", "10:10"), "A below B"),
+        (("--states", "ten"), "A:B"),
+        (("--states", "45:51"), "initial states 0 to 49, got 50"),
+        (("--seed", "40", "--episodes", "20"), "initial states 0 to 49, got 59"),
+    ],
+)
+def test_states_that_are_not_there_are_refused(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(FlashVLAError, match=says):
+        suites.chosen_states(options(*words), ["libero_object/0"])
+
+
+def test_permuted_states_have_no_end() -> None:
+    assert len(suites.chosen_states(options("--states", "0:200"), ["libero_object_permuted/0"])) == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--suite", "libero_objects"), "libero_object"),
+        (("--suite", "libero_object", "libero_goal"), "one suite and its variations"),
+        (("--suite", "libero_object", "--tasks", "drawer-open"), "go with no others"),
+        (("--tasks", "libero_object/12"), "libero_object/0 to libero_object/9"),
+    ],
+)
+def test_what_is_no_suite_or_task_is_refused(words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["eval", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(INSTALLED, reason="LIBERO is installed")
+def test_without_libero_the_remedy_is_named(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["eval", "--suite", "libero_object"]) == 2
+    error = capsys.readouterr().err
+    assert "LIBERO is not installed" in error
+    assert "make setup-libero" in error
+    assert error.count("\n") == 1
+
+
+def test_the_protocol_is_preset() -> None:
+    values = suites.presets("libero_goal/3", "official", ["libero_goal_no_noops"])
+    settings = Settings().with_values(values)
+    assert ActionSpec.of(settings.action).size == 7
+    assert (settings.action.dt_s, settings.action.gripper, settings.command.gripper) == (0.05, (1.0, 0.0), (-1.0, 1.0))
+    assert (settings.model.unnorm_key, settings.model.center_crop) == ("libero_goal_no_noops", 0.9)
+    assert settings.gate.gripper_middle == 0.5
+    assert suites.presets("libero_goal/3", "fast", None)["model.center_crop"] == 1.0
+
+
+def test_a_twist_becomes_the_offset_of_one_tick() -> None:
+    velocity = [20.0, -10.0, 0.0, 4.0, 0.0, -60.0]
+    np.testing.assert_allclose(action_from_command(velocity, -1.0, 0.05, 1.0), [1.0, -0.5, 0.0, 0.2, 0.0, -1.0, -1.0])
+    assert not action_from_command([np.nan, *velocity[1:]], 1.0, 0.05, 1.0)[:6].any()
+
+
+def test_only_what_needs_no_scene_disturbs_libero() -> None:
+    assert can_perturb(TASK, "camera_noise")
+    assert not any(
+        can_perturb(TASK, name) for name in ("object_jump", "lighting", "camera_shake", "instruction_switch")
+    )
+
+
+def test_a_tape_is_played_by_the_clock_and_then_stands_still() -> None:
+    actions = [np.array([0.01, 0.0, 0.0, -1.0]), np.array([0.0, 0.01, 0.0, 1.0])]
+    policy = TapePolicy(actions, SPEC.dt_s)
+    stepper, settings = Stepper(policy, SPEC), Settings().with_values({"gate.mode": "off", "pruning.method": "none"})
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    steps = [
+        stepper.step(Observation({"image": image}, "go", number * SPEC.dt_s), settings).command[0]
+        for number in (0, 1, 2, 9)
+    ]
+    np.testing.assert_allclose(steps, [*actions, [0, 0, 0, 1.0], [0, 0, 0, 1.0]])

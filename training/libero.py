@@ -1,0 +1,185 @@
+"""A small policy for LIBERO, in one command: ``python -m training.libero --out runs``.
+
+Demonstrations of a scripted expert, half of them from permuted states, then training. Whatever was stopped goes on
+where it was when the same command is given again; more tasks or episodes are added to what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from flashvla_ros.cli.exits import exit_code
+from flashvla_ros.core.types import FloatArray
+from flashvla_ros.sim.libero.cameras import FAST
+from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, SUITES
+from flashvla_ros.sim.libero.scene import FIRST_DRAWN
+from flashvla_ros.sim.libero.world import LiberoWorld
+from flashvla_ros.sim.tasks import find_task
+from training.architecture import DemoSize
+from training.collect import NOISE_LEVELS, Disturbance
+from training.dataset import episode_path, write_episode, write_meta
+from training.fit import STATE, fit
+from training.libero_expert import LiberoExpert
+from training.trainer import FitConfig
+
+SUITE = "libero_object"
+SIZE = DemoSize(image_size=128, patch_size=8)  # 256 visual tokens, as OpenVLA has
+STRIDE = 2  # steps from one frame that is kept to the next
+MAX_STEPS = 320
+NEAR_M, NEAR_WEIGHT = 0.07, 3.0  # frames with the hand this near to the object are drawn more often
+OPENING_M = 0.08  # of the fingers
+# OpenVLA's convention: robosuite's units for the motion, 1 for an open gripper and 0 for a closed one, not scaled.
+STATISTICS = {
+    SUITE: {
+        "action": {
+            "q01": [-1.0] * (CONTROLS - 1) + [0.0],
+            "q99": [1.0] * CONTROLS,
+            "mask": [True] * (CONTROLS - 1) + [False],
+        }
+    }
+}
+PLAIN = FitConfig(steps=16_000, batch=32, learning_rate=1.2e-3, save_every=200, size=SIZE)
+DROPOUT = dataclasses.replace(PLAIN, steps=6000, learning_rate=8e-4, dropout_share=0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class LiberoPlan:
+    """One episode, drawn from its number: a scene, what is to be picked there, and the noise on the way."""
+
+    scene: str
+    target: str
+    seed: int
+    noise: float
+    memory: float
+    phase: int
+
+
+def object_of(instruction: str) -> str:
+    """Return the object's name in the scene: ``pick up the milk and place it in the basket`` is about ``milk_1``."""
+    words = instruction.removeprefix("pick up the ").removesuffix(" and place it in the basket")
+    return f"{words.replace(' ', '_')}_1"
+
+
+def plan_episode(number: int, task: int, seed: int) -> LiberoPlan:
+    """Draw an episode of a task; every other one is permuted. No seed is one of an evaluation: see FIRST_DRAWN."""
+    rng = np.random.default_rng([seed, zlib.crc32(SUITE.encode()), task, number])
+    return LiberoPlan(
+        scene=f"{SUITE}{PERMUTED if number % 2 else ''}/{task}",
+        target=object_of(find_task(f"{SUITE}/{task}").instruction),
+        seed=FIRST_DRAWN + int(rng.integers(FIRST_DRAWN)),
+        noise=float(rng.choice(NOISE_LEVELS)),
+        memory=float(rng.choice([0.0, 0.8])),
+        phase=int(rng.integers(STRIDE)),
+    )
+
+
+def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: list[str]) -> dict[str, Any]:
+    """Run the expert through one episode and return its arrays, see :class:`training.dataset.Frames`.
+
+    In a permuted scene any of the `targets` may be the one to pick: nothing but the instruction tells.
+    """
+    world.reset(plan.scene, plan.seed)
+    scene, target = world.scene, plan.target
+    if PERMUTED in plan.scene:
+        target = str(np.random.default_rng(plan.seed).choice([name for name in targets if name in scene.objects]))
+    expert, disturb = LiberoExpert(scene, target), Disturbance(plan, CONTROLS - 1)  # type: ignore[arg-type]
+    told = objects.index(target)  # objects come in the order of the instructions
+    frames: dict[str, list[Any]] = {name: [] for name in ("images", "actions", "auxiliary", "weight")}
+    for step in range(MAX_STEPS):
+        action = expert()
+        if step % STRIDE == plan.phase:
+            frames["images"].append(world.render())
+            frames["actions"].append(np.append(action[:-1], action[-1] < 0).astype(np.float32))
+            frames["auxiliary"].append(_state(world, objects))
+            near = np.linalg.norm(scene.hand_position - np.mean(scene.extent(target), axis=0)) < NEAR_M
+            frames["weight"].append(np.float32(NEAR_WEIGHT if near else 1.0))
+        world.step(disturb(action))
+        if expert.accomplished:
+            break
+    arrays = {name: np.stack(values) for name, values in frames.items()}
+    count = len(arrays["images"])
+    done = np.zeros(count, dtype=bool)
+    done[-1] = expert.accomplished  # only what ends well is an example to follow
+    return arrays | {"instruction": np.full(count, told, dtype=np.uint8), "done": done}
+
+
+def _state(world: LiberoWorld, objects: list[str]) -> FloatArray:
+    """Hand, gripper's opening, and the middle of each object, NaN for one that is not in the scene."""
+    scene = world.scene
+    missing = np.full(3, np.nan)
+    places = [np.mean(scene.extent(name), axis=0) if name in scene.objects else missing for name in objects]
+    state = np.concatenate([scene.hand_position, [scene.gap / OPENING_M], *places])
+    return state.astype(np.float32)  # type: ignore[return-value]
+
+
+def collect(folder: Path, tasks: list[int], episodes: int, seed: int) -> None:
+    """Add what is missing of `episodes` demonstrations of each task."""
+    everything = [find_task(f"{SUITE}/{number}").instruction for number in range(SUITES[SUITE].tasks)]
+    targets = [object_of(everything[task]) for task in tasks]
+    objects = [*map(object_of, everything), "basket_1"]
+    meta = {"image_size": SIZE.image_size, "seed": seed, "objects": objects, "norm_stats": STATISTICS}
+    write_meta(folder, meta | {"suite": SUITE, "instructions": everything})
+    paths = {(task, n): episode_path(folder, f"{SUITE}-{task}", n) for task in tasks for n in range(episodes)}
+    world, solved = LiberoWorld(SIZE.image_size, FAST), 0
+    bar = tqdm(total=len(paths), initial=sum(path.exists() for path in paths.values()), unit="episode")
+    try:
+        # Official and permuted scenes alternate in number but not in time: a change of scene takes half a minute.
+        for (task, number), path in sorted(paths.items(), key=lambda item: (item[0][0], item[0][1] % 2, item[0][1])):
+            if path.exists():
+                continue
+            arrays = record(world, plan_episode(number, task, seed), targets, objects)
+            write_episode(path, **arrays)
+            solved += bool(arrays["done"][-1])
+            bar.update()
+            bar.set_postfix(solved=solved, frames=len(arrays["done"]))
+    finally:
+        world.close()
+        bar.close()
+
+
+def make(options: argparse.Namespace) -> None:
+    """Collect and train below ``--out``."""
+    torch.set_num_threads(options.threads)
+    folder = options.out / "data"
+    collect(folder, options.tasks, options.episodes, options.seed)
+    start = None
+    for name, config in (("plain", PLAIN), ("dropout", DROPOUT)):
+        steps = options.steps or config.steps
+        config = dataclasses.replace(config, steps=steps, precision=options.precision)
+        print(f"{name}: {steps} steps, {config.precision}, {options.threads} threads")
+        out = options.out / name
+        print(json.dumps(fit(folder, out, config, init=start, resume=(out / STATE).exists())))
+        start = out
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.libero", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of data, plain and dropout")
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(range(10)), help="numbers in the suite (all)")
+    parser.add_argument("--episodes", type=int, default=120, help="of each task (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=0, help="of each training (0: as in the recipe)")
+    parser.add_argument("--seed", type=int, default=0, help="of the demonstrations (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of training (default %(default)s)")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="(%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = parse_arguments(arguments)
+    return exit_code(lambda: make(options), interrupted="the same command goes on from here")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
