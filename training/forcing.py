@@ -44,13 +44,13 @@ def action_logits(
     rotary = model.rotary(hidden, positions)
     depth = len(model.layers)
     first = depth if keep is None else min(layer, depth)
-    hidden = model.run_layers(hidden, range(first), rotary, model.causal_mask(hidden, valid))
+    hidden = model.run_layers(hidden, range(first), rotary, model.mask(hidden, valid))
     if keep is not None:
         rows = kept_rows(keep, count, length)
         hidden = take_rows(hidden, rows)
         rotary = (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
         valid = None if valid is None else valid.gather(1, rows)
-        hidden = model.run_layers(hidden, range(first, depth), rotary, model.causal_mask(hidden, valid))
+        hidden = model.run_layers(hidden, range(first, depth), rotary, model.mask(hidden, valid))
     return model.logits(hidden[:, -action_ids.shape[1] :])
 
 

@@ -12,7 +12,9 @@ from transformers import GenerationConfig
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.step import VLAPolicy
 
 # Share of the largest logit by which two ways of computing the same may differ, and with it the likeliest token.
@@ -28,7 +30,7 @@ class PlainPolicy:
         policy: Gives weights, image processor, prompt and codec; its own decoding is not used.
     """
 
-    def __init__(self, policy: VLAPolicy) -> None:
+    def __init__(self, policy: OpenVLAPolicy) -> None:
         self._policy = policy
         self.action_size = policy.action_size
         self._options = {
@@ -55,7 +57,7 @@ class PlainPolicy:
         ended_s = time.perf_counter()
         normalized = policy.codec.decode(tokens)[None]
         return Inference(
-            action=policy.codec.unnormalize(normalized),
+            action=policy.bounds.unnormalize(normalized),
             normalized=normalized,
             tokens=tokens,
             kept=None,
@@ -101,3 +103,23 @@ class PlainPolicy:
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
             generation_config=GenerationConfig(**self._options, output_logits=logits),
         )
+
+
+class DensePolicy:
+    """The plain model of an architecture that ``generate`` cannot run: eager engine, no pruning, no draft.
+
+    Args:
+        policy: On the eager engine.
+    """
+
+    def __init__(self, policy: VLAPolicy) -> None:
+        self._policy = policy
+        self.action_size = policy.action_size
+
+    def infer(self, request: Request) -> Inference:
+        """Run the model on the observation; every token is kept, and no draft is taken."""
+        return self._policy.infer(Request(request.observation, PruningSettings(method="none"), request.previous))
+
+    def check(self, observation: Observation, tokens: np.ndarray, name: str) -> bool:
+        """Say whether `name` found the same tokens; of rounding only transformers' own loop can judge."""
+        return np.array_equal(self.infer(Request(observation, PruningSettings())).tokens, tokens) or not name

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flashvla_ros.bench import measure, models
-from flashvla_ros.bench.baselines import PlainPolicy
+from flashvla_ros.bench.baselines import DensePolicy, PlainPolicy
 from flashvla_ros.bench.configurations import (
     DENSE,
     EAGER,
@@ -31,6 +31,7 @@ from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings, Settings, find
 from flashvla_ros.core.types import Draft, FloatArray, Inference, IntArray, Observation
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.step import VLAPolicy
 
@@ -80,8 +81,8 @@ class Session:
         self.rows = list(rows)
         self.trace = trace
         self.observations = observations
-        self.plain = PlainPolicy(policy)
         self.eager = _eager(policy)
+        self.plain = PlainPolicy(policy) if isinstance(policy, OpenVLAPolicy) else DensePolicy(self.eager)
         self.roofline = measure.Roofline()
         self._memory: list[int] = []
         self._tokens: dict[tuple[float, PruningSettings], IntArray] = {}

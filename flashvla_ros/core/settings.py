@@ -25,7 +25,38 @@ class ModelSettings:
     architecture: str = row(
         "auto",
         "What makes an action of the network's output; auto: what the files in the checkpoint's folder say.",
-        choices=("auto", "openvla"),
+        choices=("auto", "openvla", "openvla_oft"),
+        fixed=True,
+    )
+    preset: str = row(
+        "none",
+        "Of an OpenVLA-OFT checkpoint, what its training took from the words of its command line and wrote into no "
+        "file: chunk_size, action_bounds and images; parameters that are set go before it.",
+        choices=("none", "libero", "aloha", "bridge"),
+        fixed=True,
+    )
+    chunk_size: int = row(
+        0, "Time steps of an OpenVLA-OFT checkpoint's action; 0: what the preset says.", low=0, high=1000, fixed=True
+    )
+    action_bounds: str = row(
+        "auto",
+        "Statistics that un-normalise an OpenVLA-OFT checkpoint's action and normalise its state: q01 and q99, min and "
+        "max, or mean and deviation; auto: what the preset says.",
+        choices=("auto", "quantiles", "min_max", "mean_std"),
+        fixed=True,
+    )
+    images: int = row(
+        0,
+        "Cameras that the checkpoint sees; 0: what its config.json says (num_images_in_input), or else the preset.",
+        low=0,
+        high=8,
+        fixed=True,
+    )
+    proprio: tuple[str, ...] = row(
+        (),
+        "Names of the robot's state in the order of training, for a checkpoint that is told of it: joints of "
+        "joint_states; x, y, z, rx, ry, rz and qx to qw of end_effector_pose; ax, ay, az for its rotation as axis "
+        "times angle.",
         fixed=True,
     )
     unnorm_key: str = row(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,8 @@ from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
 from flashvla_ros.core.types import POSITION_NAMES
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import available_memory
-from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.arch.base import Outline
+from flashvla_ros.vla.arch.table import architecture_of
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import build_empty, check_values, load_config
 from flashvla_ros.vla.config import DINOV2, OpenVLAConfig, check_cameras
@@ -21,10 +24,13 @@ from flashvla_ros.vla.gripper import check_gripper, describe_gripper
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
+from flashvla_ros.vla.sizes import model_size
+from flashvla_ros.vla.statistics import Bounds, choose_key
 from flashvla_ros.vla.tokenizer import load_tokenizer
 from flashvla_ros.vla.weights import read_weights
 
 _PROMPT = "pick up the red block and put it on the blue plate"  # of usual length
+_TEXT = 20  # tokens of such a prompt
 _BUDGETS = (0.75, 0.625, 0.5, 0.375, 0.25)
 _WORKSPACE = 0.5e9  # bytes on top of weights and cache: activations, kernels; more with CUDA's own context
 
@@ -34,15 +40,29 @@ _FASTEST_M_S = 3.0  # of an arm's hand
 def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
     """Look at everything in the folder that a node would need; no more than one weight is in memory at a time."""
     yield ok("checkpoint", str(folder))
+    model, chosen = dataclasses.replace(settings.model, checkpoint=str(folder)), True
     try:
-        config = load_config(folder)
+        statistics = load_config(folder).norm_stats
+        try:
+            choose_key(statistics, model.unnorm_key)
+        except CheckpointError as error:
+            yield from _data_sets(statistics)
+            yield Finding.failure_of("unnorm_key", error)
+            model, chosen = dataclasses.replace(model, unnorm_key=next(iter(statistics))), False
+        architecture = architecture_of(model)
+        outline = architecture.outline(folder, model)
     except CheckpointError as error:
         yield Finding.failure_of("config", error)
         return
-    yield ok("model", describe(config))
+    config = outline.config
+    yield ok("model", f"{architecture.title}: {describe(config)}")
+    for name, text in outline.parts.items():
+        yield ok(name, text)
+    yield ok("chunk", _chunk(outline))
     yield _weights(folder, config, settings)
-    yield from _inputs(folder, config, settings)
-    yield from _actions(config, settings)
+    yield from _inputs(folder, outline, settings)
+    if chosen:
+        yield from _actions(outline, settings)
     yield _memory(config, settings)
     yield _budgets(config, settings)
     yield ok("pruning", describe_method(settings.pruning))
@@ -63,7 +83,7 @@ def describe(config: OpenVLAConfig) -> str:
     towers = " + ".join("DINOv2" if tower.model_type == DINOV2 else "SigLIP" for tower in config.towers)
     llama = config.llama()
     return (
-        f"OpenVLA: {towers} at {config.towers[0].image_size} px, {config.visual_tokens} visual tokens; "
+        f"{towers} at {config.towers[0].image_size} px, {config.visual_tokens} visual tokens; "
         f"Llama with {llama.num_hidden_layers} layers of {llama.hidden_size}"
     )
 
@@ -86,9 +106,11 @@ def _weights(folder: Path, config: OpenVLAConfig, settings: Settings) -> Finding
     return ok("weights", f"complete and finite: {_count(parameters)} parameters, {_size(nbytes)} of {types} in {files}")
 
 
-def _inputs(folder: Path, config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
+def _inputs(folder: Path, outline: Outline, settings: Settings) -> Iterator[Finding]:
+    config = outline.config
     try:
         longest = min(config.llm_max_length, config.llama().max_position_embeddings) - config.visual_tokens
+        longest -= outline.rows
         prompt = PromptEncoder(load_tokenizer(folder), longest)(_PROMPT)
         yield ok(
             "tokenizer", f"a usual prompt has {len(prompt)} tokens, the last one is {prompt[-1]}; at most {longest}"
@@ -120,21 +142,34 @@ def _images(processor: ImageProcessor, augmented: bool, model: ModelSettings) ->
     return ok("images", text)
 
 
-def _actions(config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
-    """Every data set of the statistics, and whether the one in force fits what the parameters declare."""
-    codecs: dict[str, ActionCodec] = {}
-    for key in config.norm_stats:
+def _data_sets(statistics: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every data set, where one is to be chosen."""
+    for key in statistics:
         try:
-            codecs[key] = ActionCodec.from_config(config, key)
+            yield ok("actions", f"{key}: {_ranges(Bounds.from_statistics(statistics, key))}")
         except CheckpointError as error:
             yield Finding.failure_of("actions", error)
-    try:
-        chosen = ActionCodec.from_config(config, settings.model.unnorm_key)
-    except CheckpointError as error:
-        yield from (ok("actions", f"{key}: {_ranges(codec)}") for key, codec in codecs.items())
-        yield Finding.failure_of("unnorm_key", error)
-        return
-    key = settings.model.unnorm_key or next(iter(config.norm_stats))
+
+
+def _chunk(outline: Outline) -> str:
+    """How an action is made, and what that leaves for pruning to save."""
+    kept, layer = PruningSettings().keep_ratio, PruningSettings().layer
+    size, text = model_size(outline.config), _TEXT + outline.layout.rows
+    count, actions = outline.config.visual_tokens, max(outline.decoded, 1)
+    flops = [size.inference_flops(k, layer, text, actions) for k in (kept_count(kept, count), count)]
+    passes = "one pass" if actions == 1 else f"{actions} passes"
+    bound = "bound by arithmetic" if actions == 1 else "all but the first bound by memory"
+    share = 100 * flops[0] / flops[1]
+    return (
+        f"{outline.chunk_size} time steps of {outline.bounds.size} dimensions in {passes} over the weights, {bound}; "
+        f"pruning to {100 * kept:g} % of the visual tokens leaves {share:.0f} % of all FLOPs"
+    )
+
+
+def _actions(outline: Outline, settings: Settings) -> Iterator[Finding]:
+    """Whether the statistics in force fit what the parameters declare."""
+    chosen = outline.bounds
+    key = settings.model.unnorm_key or next(iter(outline.config.norm_stats))
     yield ok("actions", f"{key}: {_ranges(chosen)}")
     names = settings.action.names
     if len(names) != chosen.size:
@@ -152,10 +187,10 @@ def _actions(config: OpenVLAConfig, settings: Settings) -> Iterator[Finding]:
         yield from _speeds(chosen, settings)
 
 
-def _speeds(codec: ActionCodec, settings: Settings) -> Iterator[Finding]:
+def _speeds(bounds: Bounds, settings: Settings) -> Iterator[Finding]:
     """Motions that no arm makes: the actions of LIBERO's data sets are shares of a controller's scale, not metres."""
     action = settings.action
-    greatest = np.maximum(np.abs(codec.low), np.abs(codec.high))
+    greatest = np.maximum(np.abs(bounds.low), np.abs(bounds.high))
     for name, kind, value in zip(action.names, action.kinds, greatest, strict=True):
         speed = value / action.dt_s if kind == "delta" else value
         if name in POSITION_NAMES and kind in ("delta", "velocity") and speed > _FASTEST_M_S:
@@ -165,11 +200,11 @@ def _speeds(codec: ActionCodec, settings: Settings) -> Iterator[Finding]:
             return
 
 
-def _ranges(codec: ActionCodec) -> str:
-    low = [value if scaled else -1.0 for value, scaled in zip(codec.low, codec.mask, strict=True)]
-    high = [value if scaled else 1.0 for value, scaled in zip(codec.high, codec.mask, strict=True)]
+def _ranges(bounds: Bounds) -> str:
+    low = [value if scaled else -1.0 for value, scaled in zip(bounds.low, bounds.mask, strict=True)]
+    high = [value if scaled else 1.0 for value, scaled in zip(bounds.high, bounds.mask, strict=True)]
     ranges = ", ".join(f"{one:.3g}…{other:.3g}" for one, other in zip(low, high, strict=True))
-    return f"{codec.size} dimensions in {ranges}"
+    return f"{bounds.size} dimensions in {ranges}"
 
 
 def memory_need(config: OpenVLAConfig, dtype: torch.dtype) -> tuple[int, int]:

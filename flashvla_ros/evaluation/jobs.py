@@ -192,7 +192,8 @@ class _Cost:
             return
         run, tokens, layer = result.inference, self._size.visual_tokens, self._pruning.layer
         kept = tokens if run.kept is None or not self._pruning.drop else len(run.kept)
-        text, actions = len(self._policy.prompts(result.observation.instruction)), run.action.size
+        text = len(self._policy.prompts(result.observation.instruction)) + self._policy.layout.rows
+        actions = max(self._policy.decoded, 1)
         self.visual += self._size.decoder.visual_share(tokens, kept, layer)
         drafted, settled = 0, 1
         if run.draft_tokens:  # the last of them is checked without being run

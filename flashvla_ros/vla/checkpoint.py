@@ -24,9 +24,6 @@ from flashvla_ros.vla.weights import StoredWeights, read_weights
 
 STATISTICS = "dataset_statistics.json"
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
-# OpenVLA-OFT saves modules of its own beside the model, as NAME--STEPS_checkpoint.pt; its decoder was not trained to
-# name actions, so that what it says without them means nothing.
-_OFT_MODULES = ("action_head", "noisy_action_projector", "proprio_projector", "vision_backbone")
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
 
@@ -87,11 +84,6 @@ def _check_folder(folder: Path) -> None:
                 f"save that, or move its files away if it is merged already; the official code would load its base"
             )
         raise CheckpointError(f"{folder} holds a LoRA adapter alone: merge it into its base model and save that")
-    if extra := [file.name for file in files if file.name.startswith(tuple(f"{name}--" for name in _OFT_MODULES))]:
-        raise CheckpointError(
-            f"{folder} is of OpenVLA-OFT: its actions come out of {', '.join(extra)}, which this package does not run: "
-            f"give a checkpoint that predicts action tokens, as OpenVLA's finetune.py writes"
-        )
     if any((folder / "checkpoints").glob("*.pt")):
         raise CheckpointError(
             f"{folder} is a run of OpenVLA's train.py: convert it with its convert_openvla_weights_to_hf.py"

@@ -134,6 +134,8 @@ class OpenVLAConfig:
         n_action_bins: Edges over [-1, 1]; there is one bin fewer.
         num_images_in_input: C, images of one observation, whose visual tokens follow each other; the name is that of
             OpenVLA-OFT's training option.
+        oft: What else its training leaves out of every file and this package's own writes: chunk_size, action_bounds
+            and the names of proprio.
     """
 
     vision_backbone_id: str
@@ -148,6 +150,7 @@ class OpenVLAConfig:
     pad_to_multiple_of: int = 64
     n_action_bins: int = 256
     num_images_in_input: int = 1
+    oft: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.towers) not in (1, 2):
@@ -211,6 +214,11 @@ class OpenVLAConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> OpenVLAConfig:
         """Read the content of a config.json; :class:`CheckpointError` names what is missing or wrong."""
         model_type = _required(data, "model_type", str)
+        if model_type == "Emu3":
+            raise CheckpointError(
+                "model_type is 'Emu3', so this is UniVLA of arXiv 2506.19850 (Unified VLA), another work of that name: "
+                "the one that runs here is UniVLA of arXiv 2505.06111"
+            )
         if model_type != "openvla":
             raise CheckpointError(
                 f"model_type is {model_type!r}, not 'openvla': give the folder of an OpenVLA checkpoint"
@@ -240,6 +248,7 @@ class OpenVLAConfig:
             towers=_towers(data, backbone),
             text_config={key: value for key, value in text.items() if key not in _FOREIGN_TEXT_KEYS},
             norm_stats=data.get("norm_stats") or {},
+            oft=data.get("oft") or {},
             **optional,
         )
         fused = data.get("use_fused_vision_backbone")
@@ -261,7 +270,7 @@ class OpenVLAConfig:
         known = KNOWN_BACKBONES.get(self.vision_backbone_id) == self.towers
         data: dict[str, Any] = {"model_type": "openvla", "architectures": ["OpenVLAForActionPrediction"]}
         for field in dataclasses.fields(self):
-            if field.name != "towers":
+            if field.name != "towers" and (field.name != "oft" or self.oft):
                 data[field.name] = getattr(self, field.name)
         data["text_config"] = {"model_type": "llama", "pad_token_id": self.pad_token_id, **self.text_config}
         data["use_fused_vision_backbone"] = self.fused

@@ -7,7 +7,9 @@ would be without it, and each row of the draft predicts the token after it as de
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,22 +54,37 @@ class Prefill:
     """The decoder after the prompt, and after a draft where there was one.
 
     Attributes:
-        logits: [1, max(n, 1), vocabulary] that predict the first action token, and those after each of the first n - 1
-            tokens of the draft.
-        cache: Keys and values of the prompt and of those tokens.
+        model: Made it.
+        hidden: [m, d] rows that are read (:class:`.query.Layout`), behind the final norm.
+        visual: [1 + k, d] rows of BOS and of the visual tokens that are left, the same; None where nobody asked.
+        cache: Keys and values of the prompt and of the draft but its last; None where nothing can be decoded.
         length: Number of prompt tokens before pruning; decoding continues at this rotary position.
         kept: Ascending indices [k] of the selected visual tokens, or None where nothing was scored.
     """
 
-    logits: Tensor
-    cache: KeyValueCache
+    model: PrismaticVLM
+    hidden: Tensor
+    visual: Tensor | None
+    cache: KeyValueCache | None
     length: int
     kept: Tensor | None
 
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """[1, m, vocabulary] that predict the token after each row that is read."""
+        return self.model.language_model.lm_head(self.hidden[None])
+
     @property
     def choices(self) -> Tensor:
-        """[max(n, 1)] most likely tokens after the prompt and after each of the first n - 1 tokens of the draft."""
+        """[m] most likely tokens."""
         return likeliest(self.logits[0])
+
+
+class Decoded(NamedTuple):
+    """Tokens [count], and the rows [count, d] behind the final norm that each was chosen at."""
+
+    tokens: Tensor
+    hidden: Tensor
 
 
 def untimed(_stage: str) -> None:
@@ -77,7 +94,7 @@ def untimed(_stage: str) -> None:
 def prefill(
     model: PrismaticVLM, visual: Tensor, query: Query, size: int, *, done: Callable[[str], None] = untimed
 ) -> Prefill:
-    """Run the decoder over [BOS, visual tokens, rest of the prompt, draft].
+    """Run the decoder over a sequence as ``query.layout`` says.
 
     Args:
         model: In evaluation mode.
@@ -91,12 +108,14 @@ def prefill(
     """
     depth, count, pruning = len(model.layers), visual.shape[1], query.pruning
     planned = plan_prefill(pruning, count, depth)
-    length = count + len(query.prompt)
-    hidden = model.embed(visual, torch.tensor([query.ids], device=visual.device))
-    drafted = hidden.shape[1] - length  # rows behind the prompt
+    length, layout = query.length(count), query.layout
+    extra = None if query.extra is None else query.extra[None].to(visual.dtype)
+    hidden = model.embed(visual, torch.tensor([query.ids], device=visual.device), extra)
+    hidden[:, length : length + layout.zeros] = 0.0
+    behind = hidden.shape[1] - length  # rows behind the prompt
     rotary = model.rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
-    mask = model.causal_mask(hidden)
-    cache = KeyValueCache(depth, size - 1 - drafted)
+    mask = model.mask(hidden, full=layout.full)
+    cache = None if layout.full else KeyValueCache(depth, size - 1 - behind)
     kept: Tensor | None
     if planned.chooses:
         hidden, seen = run_before_pruning(model, hidden, query, rotary, mask, cache)
@@ -105,11 +124,14 @@ def prefill(
         done("scoring")
         if pruning.drop:
             hidden, rotary = _drop(hidden, rotary, kept, count)
-            mask = model.causal_mask(hidden)
+            mask = model.mask(hidden, full=layout.full)
     else:
         kept = all_kept(pruning, visual)
-    hidden = model.run_layers(hidden, range(planned.layer, depth), rotary, mask, cache)
-    return Prefill(model.logits(hidden[:, -1 - drafted :]), cache, length, kept)
+    hidden = model.run_layers(hidden, range(planned.layer, depth), rotary, mask, cache, full=layout.full)[0]
+    first, norm = len(hidden) - behind - 1, model.language_model.model.norm
+    stay = len(hidden) - behind - length + count  # visual tokens that are left
+    seen_rows = norm(hidden[: 1 + stay]) if layout.sees else None
+    return Prefill(model, norm(hidden[first : first + query.reads]), seen_rows, cache, length, kept)
 
 
 def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Tensor, Rotary]:
@@ -117,8 +139,8 @@ def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Ten
     return take_rows(hidden, rows), (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
 
 
-def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None = None) -> Tensor:
-    """Return the `count` most likely tokens [count], on the model's device, each fed back to predict the next.
+def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None = None) -> Decoded:
+    """Return the `count` most likely tokens, on the model's device, each fed back to predict the next.
 
     As in the official code the choice is over the whole vocabulary, not over the action tokens alone. Where the logits
     say nothing the token is :data:`.model.NOTHING`, and those after it mean nothing.
@@ -133,17 +155,21 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
     if known is None:
         known = likeliest(start.logits)
     settled = known.shape[1]
+    rows = [start.hidden[:settled]]
     if settled == count:
-        return known[0]
-    start.cache.drop_last(start.logits.shape[1] - settled)
+        return Decoded(known[0], rows[0])
+    cache = start.cache
+    assert cache is not None, "nothing is decoded behind full attention"  # noqa: S101  # of the code, not of input
+    cache.drop_last(len(start.hidden) - settled)
     embeddings = model.language_model.model.embed_tokens
     depth = range(len(model.layers))
     tokens = [known]
     first = start.length + settled - 1
     positions = torch.arange(first, first + count - settled, device=known.device)[None]
-    cosines, sines = model.rotary(start.logits, positions)
+    cosines, sines = model.rotary(start.hidden, positions)
     for step in range(count - settled):
         rotary = cosines[:, step : step + 1], sines[:, step : step + 1]
-        hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, start.cache)
-        tokens.append(likeliest(model.logits(hidden)))
-    return torch.cat(tokens, dim=1)[0]
+        hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, cache)
+        rows.append(model.language_model.model.norm(hidden)[0])
+        tokens.append(likeliest(model.language_model.lm_head(rows[-1])[None]))
+    return Decoded(torch.cat(tokens, dim=1)[0], torch.cat(rows))

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.statistics import Bounds
 
 _SLACK = 0.25  # of the range: percentiles lie a little inside it
 
 
-def check_gripper(settings: Settings, codec: ActionCodec) -> None:
+def check_gripper(settings: Settings, bounds: Bounds) -> None:
     """Refuse a declaration, or a middle for the gate, that the statistics contradict.
 
     Raises:
         SettingsError: Names the parameter, the range that the statistics have, and the value to set.
     """
     kinds, declared = settings.action.kinds, settings.action.gripper
-    if len(kinds) != codec.size or not declared:
+    if len(kinds) != bounds.size or not declared or bounds.kind == "mean_std":
         return
     for index, (name, kind) in enumerate(zip(settings.action.names, kinds, strict=True)):
-        low, high = float(codec.low[index]), float(codec.high[index])
+        low, high = float(bounds.low[index]), float(bounds.high[index])
         if kind != "gripper" or not low < high:  # NaN, or a gripper that never moved
             continue
         slack = _SLACK * (high - low)
@@ -32,17 +32,17 @@ def check_gripper(settings: Settings, codec: ActionCodec) -> None:
                 f"statistics {name} runs from {low:g} to {high:g}: set action.gripper to [{high:g}, {low:g}] where the "
                 f"greater value opens, as in OpenVLA's own data sets, else to [{low:g}, {high:g}]"
             )
-        middle = half_open(codec, index)
-        if abs(settings.gate.gripper_middle - middle) > (2 * _SLACK if codec.mask[index] else slack):
+        middle = half_open(bounds, index)
+        if abs(settings.gate.gripper_middle - middle) > (2 * _SLACK if bounds.mask[index] else slack):
             raise SettingsError(
                 f"gate.gripper_middle is {settings.gate.gripper_middle:g}, but {name} runs from {low:g} to {high:g} "
                 f"and is half open at {middle:g} in normalised units: set it to {middle:g}"
             )
 
 
-def half_open(codec: ActionCodec, index: int) -> float:
+def half_open(bounds: Bounds, index: int) -> float:
     """Return the middle of a dimension's range in normalised units; one that is not scaled is its own."""
-    return 0.0 if codec.mask[index] else 0.5 * float(codec.low[index] + codec.high[index])
+    return 0.0 if bounds.mask[index] else 0.5 * float(bounds.low[index] + bounds.high[index])
 
 
 def describe_gripper(settings: Settings) -> str:

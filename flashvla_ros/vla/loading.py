@@ -55,10 +55,12 @@ def check_before_loading(settings: Settings) -> None:
         SettingsError: It sees another number of cameras.
     """
     if len(settings.camera.names) > 1:  # with one there is nothing to say that could not wait
-        from flashvla_ros.vla.checkpoint import checkpoint_folder, load_config
+        from flashvla_ros.vla.arch.table import architecture_of
+        from flashvla_ros.vla.checkpoint import checkpoint_folder
         from flashvla_ros.vla.config import check_cameras
 
-        check_cameras(settings.camera.names, load_config(checkpoint_folder(settings.model)))
+        outline = architecture_of(settings.model).outline(checkpoint_folder(settings.model), settings.model)
+        check_cameras(settings.camera.names, outline.config)
 
 
 def load_policy(settings: Settings) -> LoadedPolicy:
@@ -84,7 +86,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     def check(changed: Settings) -> None:
         check_layer(changed.pruning, depth)
         check_cameras(changed.camera.names, policy.model.config)
-        check_gripper(changed, policy.codec)
+        check_gripper(changed, policy.bounds)
 
     check(settings)
     try:

@@ -72,28 +72,30 @@ class PrismaticVLM(nn.Module):
         tokens = self.projector(self.patch_features(pixel_values))
         return tokens.reshape(-1, self.config.visual_tokens, tokens.shape[2])
 
-    def embed(self, visual: Tensor, input_ids: Tensor) -> Tensor:
-        """Insert visual tokens [B, N, d] after the first token (BOS) of input_ids [B, P]: [B, N + P, d]."""
+    def embed(self, visual: Tensor, input_ids: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Insert visual tokens [B, N, d] and extra rows [B, E, d] after BOS of input_ids [B, P]: [B, N + E + P, d]."""
         text = self.language_model.model.embed_tokens(input_ids)
-        return torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
+        return torch.cat([text[:, :1], visual, *([] if extra is None else [extra]), text[:, 1:]], dim=1)
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
         """Return the rotary embedding at positions [1 or B, L], in the type of `hidden`."""
         return self.language_model.model.rotary_emb(hidden, position_ids=positions)
 
-    def causal_mask(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor | None:
+    def mask(self, hidden: Tensor, valid: Tensor | None = None, *, full: bool = False) -> Tensor | None:
         """Return the mask for a prefill of hidden [B, L, d] that this attention implementation expects.
 
         Args:
             hidden: Gives shape, type and device.
             valid: [B, L] true for real tokens, or None where there is no padding.
+            full: Every row attends to every real one, instead of to those before it.
         """
         if self.attention == "flash_attention_2":
             return valid
-        if self.attention == "sdpa" and valid is None:
+        if valid is None and (full or self.attention == "sdpa"):
             return None
         length = hidden.shape[1]
-        mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
+        mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device)[None, None]
+        mask = mask if full else mask.tril()
         if valid is not None:
             mask = mask & valid[:, None, None, :]
         if self.attention == "sdpa":
@@ -102,24 +104,44 @@ class PrismaticVLM(nn.Module):
         return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, lowest)
 
     def run_layers(
-        self, hidden: Tensor, indices: Iterable[int], rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
+        self,
+        hidden: Tensor,
+        indices: Iterable[int],
+        rotary: Rotary,
+        mask: Tensor | None,
+        cache: Cache | None = None,
+        *,
+        full: bool = False,
     ) -> Tensor:
-        """Run some decoder layers on hidden [B, L, d].
+        """Run some decoder layers on hidden [B, L, d]; `mask` is :meth:`mask`'s for the same `full`.
 
         Positions go in as `rotary` alone: given position ids with gaps, as pruning leaves them, transformers' flash
         attention takes the sequence for several packed ones.
         """
         for index in indices:
-            hidden = self.layers[index](hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+            hidden = self.layers[index](
+                hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, **_causality(full)
+            )
         return hidden
 
     def run_layer_with_attention(
-        self, hidden: Tensor, index: int, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
+        self,
+        hidden: Tensor,
+        index: int,
+        rotary: Rotary,
+        mask: Tensor | None,
+        cache: Cache | None = None,
+        *,
+        full: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Run one decoder layer; also return its self-attention output [B, L, d] before the residual is added."""
         layer = self.layers[index]
         attention, _ = layer.self_attn(
-            layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask, past_key_values=cache
+            layer.input_layernorm(hidden),
+            position_embeddings=rotary,
+            attention_mask=mask,
+            past_key_values=cache,
+            **_causality(full),
         )
         hidden = hidden + attention
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), attention
@@ -135,6 +157,11 @@ class PrismaticVLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: [B, L, d] to [B, L, vocabulary]."""
         return self.language_model.lm_head(self.language_model.model.norm(hidden))
+
+
+def _causality(full: bool) -> dict[str, bool]:
+    """What tells transformers' attention functions that a missing mask means no mask."""
+    return {"is_causal": False} if full else {}
 
 
 NOTHING = -1  # in place of a token: the logits say nothing

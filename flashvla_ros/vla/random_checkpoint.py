@@ -158,7 +158,7 @@ def write_random_checkpoint(
         _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", config.to_dict())
     _write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config).to_dict())
-    _write_tokenizer(folder, config)
+    write_tokenizer(folder, config)
 
 
 def _write_header(stream: BinaryIO, tensors: Mapping[str, Shape]) -> None:
@@ -200,8 +200,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.view(torch.uint8).numpy().tobytes()
 
 
-def _write_tokenizer(folder: Path, config: OpenVLAConfig) -> None:
-    """Write a tokenizer of Llama's kind and vocabulary size, with the empty token where Llama has it."""
+def write_tokenizer(folder: Path, config: OpenVLAConfig, acts: int = 0) -> None:
+    """Write a tokenizer of Llama's kind and size with `acts` latent actions, and the empty token where Llama has it."""
     tokenizer = build_tokenizer(["In: What action should the robot take to open the drawer?", "Out:"], LLAMA_VOCABULARY)
     save_tokenizer(tokenizer, folder, config.llm_max_length)
     content = read_json(folder / "tokenizer.json")
@@ -209,7 +209,10 @@ def _write_tokenizer(folder: Path, config: OpenVLAConfig) -> None:
     taken = next(piece for piece, index in vocabulary.items() if index == EMPTY_TOKEN)
     vocabulary[taken], vocabulary[SPACE] = vocabulary[SPACE], EMPTY_TOKEN
     _write_json(folder / "tokenizer.json", content)
-    _write_json(folder / "added_tokens.json", {PAD: config.pad_token_id})
+    _write_json(
+        folder / "added_tokens.json",
+        {name: config.pad_token_id + index for index, name in enumerate([PAD, *map("<ACT_{}>".format, range(acts))])},
+    )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,26 +10,26 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.core.errors import ActionError, CheckpointError, ObservationError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, FloatArray, ImageArray, Inference, IntArray, Observation
-from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_model
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.engine.base import make_engine
-from flashvla_ros.vla.model import PrismaticVLM
+from flashvla_ros.vla.model import NOTHING, PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
-from flashvla_ros.vla.query import Query
+from flashvla_ros.vla.query import CAUSAL, Query
+from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.tokenizer import load_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -57,30 +57,42 @@ class VLAPolicy(abc.ABC):
         processor: Of its images.
         prompts: Of its instructions.
         backend: What it runs on.
+        bounds: From normalised actions to the robot's units.
         tokens: Most tokens that are decoded after the prompt.
 
     Attributes:
-        codec: From what the network says to actions in the robot's units.
+        chunk_size: T, the time steps of an action.
+        layout: Of the sequence.
+        decoded: Most tokens that are decoded one after the other, each in a pass over the weights of its own.
     """
 
-    codec: ActionCodec
+    chunk_size = 1
+    layout = CAUSAL
 
     def __init__(
-        self, model: PrismaticVLM, processor: ImageProcessor, prompts: PromptEncoder, backend: Backend, *, tokens: int
+        self,
+        model: PrismaticVLM,
+        processor: ImageProcessor,
+        prompts: PromptEncoder,
+        backend: Backend,
+        *,
+        bounds: Bounds,
+        tokens: int,
     ) -> None:
         self.model = model
         self.processor = processor
         self.prompts = prompts
         self.backend = backend
+        self.bounds = bounds
         self.engine = make_engine(model, tokens, backend)
-        self._tokens = tokens
+        self.decoded = tokens
         self._on_stage: Callable[[str], None] = lambda _stage: None
         self._prompt: tuple[str, list[int]] | None = None
 
     @property
-    @abc.abstractmethod
     def action_size(self) -> int:
         """D, the number of action dimensions."""
+        return self.bounds.size
 
     @abc.abstractmethod
     def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
@@ -105,7 +117,7 @@ class VLAPolicy(abc.ABC):
     def on(self, backend: Backend) -> Self:
         """Return the same policy on the same model with another engine."""
         policy = copy.copy(self)
-        policy.backend, policy.engine = backend, make_engine(self.model, self._tokens, backend)
+        policy.backend, policy.engine = backend, make_engine(self.model, self.decoded, backend)
         return policy
 
     def warm_up(self, pruning: PruningSettings, instruction: str = "") -> None:
@@ -217,10 +229,19 @@ class Stages:
         return totals
 
 
+class Loaded(NamedTuple):
+    """What all architectures have."""
+
+    model: PrismaticVLM
+    processor: ImageProcessor
+    prompts: PromptEncoder
+    backend: Backend
+
+
 def load_parts(
     folder: Path, config: OpenVLAConfig, settings: ModelSettings, tokens: int, progress: Progress | None
-) -> tuple[PrismaticVLM, ImageProcessor, PromptEncoder, Backend]:
-    """Load what all architectures have: network, image processor, prompts, and the backend that the network is on.
+) -> Loaded:
+    """Load network, image processor and prompts.
 
     Args:
         folder: Of the checkpoint.
@@ -243,7 +264,7 @@ def load_parts(
         raise CheckpointError(f"{folder} does not fit into the memory of {backend.device}") from error
     seconds = time.monotonic() - started
     _LOG.info("loaded %s in %.1f s: %s %s", folder, seconds, backend.device, backend.dtype)
-    return model, processor, prompts, backend
+    return Loaded(model, processor, prompts, backend)
 
 
 def _log_progress(file: str, number: int, count: int) -> None:
@@ -261,3 +282,20 @@ def _checked_images(observation: Observation, count: int) -> list[ImageArray]:
                 f"image of camera {camera!r} must be RGB, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
             )
     return list(observation.images.values())
+
+
+def to_host(tokens: Tensor, kept: Tensor | None) -> tuple[IntArray, IntArray | None]:
+    """Copy tokens and indices of kept visual tokens in one transfer."""
+    if kept is None:
+        return tokens.cpu().numpy().copy(), None
+    both = torch.cat([tokens, kept]).cpu().numpy()
+    return both[: len(tokens)], both[len(tokens) :]
+
+
+def check_tokens(tokens: IntArray) -> None:
+    """Refuse an action of which the model's logits say nothing: the command made of it would look like any other."""
+    if (tokens == NOTHING).any():
+        raise ActionError(
+            f"the logits of action token {int((tokens == NOTHING).argmax())} are not finite or all equal, so the model "
+            f"says nothing: its weights are broken, or too large for model.dtype; the command is withheld"
+        )

@@ -31,7 +31,7 @@ def visual(model) -> torch.Tensor:
 def run(model: PrismaticVLM, visual: torch.Tensor, pruning: PruningSettings, count: int = 5):
     with torch.inference_mode():
         start = prefill(model, visual, Query(PROMPT[0].tolist(), pruning, similarity=SIMILARITY), count)
-        return start, decode(model, start, count)
+        return start, decode(model, start, count).tokens
 
 
 def test_no_pruning_equals_transformers_bit_for_bit(model, visual):
@@ -54,7 +54,7 @@ def test_cached_logits_equal_those_of_transformers_cache(model, visual):
         plain = model.language_model(inputs_embeds=model.embed(visual, PROMPT), use_cache=True, logits_to_keep=1)
         fresh = prefill(model, visual, Query(PROMPT[0].tolist(), NONE), 2)
         again = model.language_model(input_ids=tokens[None, :1], past_key_values=plain.past_key_values)
-        rotary = model.rotary(start.logits, torch.tensor([[start.length]]))
+        rotary = model.rotary(start.hidden[None], torch.tensor([[start.length]]))
         hidden = model.language_model.model.embed_tokens(tokens[None, :1])
         ours = model.logits(model.run_layers(hidden, range(4), rotary, None, fresh.cache))
     assert torch.equal(ours, again.logits)

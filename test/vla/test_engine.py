@@ -169,9 +169,9 @@ def test_other_decoders(changes):
     query = Query([1, *range(300, 311)], PruningSettings(keep_ratio=0.5))
     with torch.inference_mode():
         visual = model.visual_tokens(pixels)
-        expected = eager.decode(eager.prefill(visual, query), ())
+        expected = eager.decode(eager.prefill(visual, query), ()).tokens
         static = StaticEngine(model, 4, SdpaAttention(), DirectCalls(), 16)
-        assert torch.equal(static.decode(static.prefill(static.visual_tokens(pixels), query), ()), expected)
+        assert torch.equal(static.decode(static.prefill(static.visual_tokens(pixels), query), ()).tokens, expected)
 
 
 def held_bytes(model) -> int:
@@ -184,9 +184,9 @@ def test_shared_weights_leave_the_plain_model_as_it_was():
     before, held = {name: tensor.clone() for name, tensor in model.state_dict().items()}, held_bytes(model)
     with torch.inference_mode():
         visual = model.visual_tokens(torch.randn(1, 6, 56, 56, generator=torch.Generator().manual_seed(0)))
-        expected = decode(model, prefill(model, visual, query, 4), 4)
+        expected = decode(model, prefill(model, visual, query, 4), 4).tokens
         LeanDecoder(model)
-        assert torch.equal(decode(model, prefill(model, visual, query, 4), 4), expected)
+        assert torch.equal(decode(model, prefill(model, visual, query, 4), 4).tokens, expected)
     assert held_bytes(model) == held
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []
 

@@ -36,7 +36,7 @@ def codec(low: float, high: float, *, scaled: bool) -> ActionCodec:
     ],
 )
 def test_what_fits_the_statistics_or_cannot_be_held_against_them(values, low, high, scaled):
-    check_gripper(Settings().with_values(values), codec(low, high, scaled=scaled))
+    check_gripper(Settings().with_values(values), codec(low, high, scaled=scaled).bounds)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_fits_the_statistics_or_cannot_be_held_against_them(values, low, hi
 )
 def test_what_the_statistics_contradict(values, low, high, scaled, message):
     with pytest.raises(SettingsError, match=message):
-        check_gripper(Settings().with_values(values), codec(low, high, scaled=scaled))
+        check_gripper(Settings().with_values(values), codec(low, high, scaled=scaled).bounds)
 
 
 def test_the_doctor_and_the_node_say_the_same(tmp_path: Path):

@@ -83,8 +83,8 @@ def test_dropped_tokens_reach_only_the_layers_before():
     seen = torch.ones(2, length, dtype=torch.bool)
     seen[:, 1:17] = False
     seen[:, 1:17].scatter_(1, keep, True)
-    hidden = model.run_layers(hidden, range(2), rotary, model.causal_mask(hidden))
-    hidden = model.run_layers(hidden, range(2, 4), rotary, model.causal_mask(hidden, seen))
+    hidden = model.run_layers(hidden, range(2), rotary, model.mask(hidden))
+    hidden = model.run_layers(hidden, range(2, 4), rotary, model.mask(hidden, seen))
     assert_close(dropped, model.logits(hidden[:, -4:]), rtol=1e-4, atol=1e-4)
 
 

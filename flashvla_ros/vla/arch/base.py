@@ -1,14 +1,48 @@
-"""What an architecture tells of itself to the code that knows none by name."""
+"""What an architecture tells of itself to the code that knows none by name, and what the robot tells to it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.vla.checkpoint import Progress
+from flashvla_ros.core.types import QUATERNION_NAMES, Observation
+from flashvla_ros.vla.checkpoint import Progress, load_config
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.query import CAUSAL, Layout
+from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.step import VLAPolicy
+
+AXIS_ANGLE = ("ax", "ay", "az")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What a checkpoint is, as far as its files and the parameters tell before weights are read.
+
+    Attributes:
+        config: Of the shared network, with the number of images that the parameters say.
+        bounds: Of its actions.
+        chunk_size: T, the time steps of an action.
+        decoded: Tokens that are decoded one after the other, so that as many passes over the weights are made.
+        layout: Of the sequence.
+        parts: What stands beside the network: its name to what it is.
+    """
+
+    config: OpenVLAConfig
+    bounds: Bounds
+    chunk_size: int = 1
+    decoded: int = 1
+    layout: Layout = CAUSAL
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the sequence besides visual tokens and prompt."""
+        return self.layout.rows + self.decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +52,44 @@ class Architecture:
     Attributes:
         title: Its name, for people.
         recognises: Whether the files of a folder are of this architecture alone.
-        load: Returns its policy; raises CheckpointError or SettingsError.
+        outline: Reads all but weights.
+        load: Returns its policy.
     """
 
     title: str
     recognises: Callable[[Path], bool]
+    outline: Callable[[Path, ModelSettings], Outline]
     load: Callable[[ModelSettings, Progress | None], VLAPolicy]
+
+
+def read_config(folder: Path, settings: ModelSettings, images: int = 0) -> OpenVLAConfig:
+    """Read a folder's configuration; ``model.images`` goes before it, and it before the number of a preset."""
+    config = load_config(folder)
+    count = settings.images or (images if config.num_images_in_input == 1 else 0)
+    return dataclasses.replace(config, num_images_in_input=count) if count else config
+
+
+def measured(observation: Observation, names: Sequence[str]) -> list[float]:
+    """Return where the robot is, by names in order; ``ax, ay, az`` is its rotation as axis times angle [rad].
+
+    Raises:
+        ObservationError: Names what the robot has not published.
+    """
+    positions = observation.positions
+    if set(names) & set(AXIS_ANGLE) and "qw" in positions:
+        turn = _axis_angle([positions[name] for name in QUATERNION_NAMES])
+        positions |= dict(zip(AXIS_ANGLE, turn, strict=True))
+    if missing := [name for name in names if name not in positions]:
+        raise ObservationError(
+            f"this checkpoint is told where the robot is, and nothing says what {', '.join(missing)} is: "
+            f"publish joint_states or end_effector_pose, or correct model.proprio"
+        )
+    return [positions[name] for name in names]
+
+
+def _axis_angle(quaternion: Sequence[float]) -> list[float]:
+    x, y, z, w = quaternion
+    sine = math.sqrt(max(1.0 - w * w, 0.0))
+    if sine < 1e-9:
+        return [0.0, 0.0, 0.0]
+    return [value * 2.0 * math.acos(max(-1.0, min(1.0, w))) / sine for value in (x, y, z)]

@@ -1,4 +1,4 @@
-"""Attention over buffers of fixed size: causal over the prompt, and of one token over all before it."""
+"""Attention over buffers of fixed size: among the rows of a prefill, and of one token over all before it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn import functional
 class StaticAttention(Protocol):
     """Both kinds; queries are [1, H, L, D], keys and values [1, G, L, D] of G groups of heads."""
 
-    def causal(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Each row attends to itself and those before it: [1, H, L, D]."""
+    def among(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+        """Each row attends to itself and those before it, or to all: [1, H, L, D]."""
         ...
 
     def last(self, query: Tensor, keys: Tensor, values: Tensor, slot: Tensor) -> Tensor:
@@ -24,10 +24,10 @@ class StaticAttention(Protocol):
 class SdpaAttention:
     """PyTorch's own; its causal kernel on CUDA is a flash attention too."""
 
-    def causal(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def among(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
         """See :class:`StaticAttention`."""
         grouped = queries.shape[1] != keys.shape[1]
-        return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+        return functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal, enable_gqa=grouped)
 
     def last(self, query: Tensor, keys: Tensor, values: Tensor, slot: Tensor) -> Tensor:
         """See :class:`StaticAttention`."""
@@ -42,12 +42,12 @@ class FlashAttention2:
     def __init__(self) -> None:
         from flash_attn import flash_attn_func, flash_attn_with_kvcache  # builds only with CUDA: optional
 
-        self._causal, self._cached = flash_attn_func, flash_attn_with_kvcache
+        self._among, self._cached = flash_attn_func, flash_attn_with_kvcache
 
-    def causal(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def among(self, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
         """See :class:`StaticAttention`."""
         rows = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
-        return self._causal(*rows, causal=True).transpose(1, 2)
+        return self._among(*rows, causal=causal).transpose(1, 2)
 
     def last(self, query: Tensor, keys: Tensor, values: Tensor, slot: Tensor) -> Tensor:
         """See :class:`StaticAttention`."""

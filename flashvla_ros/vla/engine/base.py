@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.decoding import Prefill, decode, prefill, untimed
+from flashvla_ros.vla.decoding import Decoded, Prefill, decode, prefill, untimed
 from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
 from flashvla_ros.vla.engine.lean import LeanDecoder
@@ -24,12 +24,20 @@ class Start(Protocol):
     """The decoder after the prompt.
 
     Attributes:
-        choices: [max(n, 1)] most likely tokens after the prompt and after each of the first n - 1 drafted tokens.
+        choices: [m] most likely token after each row that is read (:class:`..query.Layout`), where it chooses.
+        hidden: [m, d] these rows, behind the final norm.
+        visual: [1 + k, d] rows of BOS and of the visual tokens that are left, the same; None where nobody asked.
         kept: [k] ascending indices of the selected visual tokens, or None where nothing was scored.
     """
 
     @property
     def choices(self) -> Tensor: ...  # noqa: D102 - described above
+
+    @property
+    def hidden(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def visual(self) -> Tensor | None: ...  # noqa: D102
 
     @property
     def kept(self) -> Tensor | None: ...  # noqa: D102
@@ -55,7 +63,7 @@ class Engine(Protocol):
         """
         ...
 
-    def decode(self, start: Start, known: Sequence[int]) -> Tensor:
+    def decode(self, start: Start, known: Sequence[int]) -> Decoded:
         """Return the tokens [D] of the action; those in `known` are settled, all but the last by the draft."""
         ...
 
@@ -80,9 +88,9 @@ class EagerEngine:
         """See :class:`Engine`."""
         return prefill(self._model, visual, query, self._size, done=done)
 
-    def decode(self, start: Prefill, known: Sequence[int]) -> Tensor:
+    def decode(self, start: Prefill, known: Sequence[int]) -> Decoded:
         """See :class:`Engine`."""
-        settled = torch.tensor([known], device=start.logits.device) if known else None
+        settled = torch.tensor([known], device=start.hidden.device) if known else None
         return decode(self._model, start, self._size, settled)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from flashvla_ros.vla.model import PrismaticVLM
+from flashvla_ros.vla.query import CAUSAL, Layout
 
 _SPARE = 4  # tokens that recording the decoding step writes behind those of an action
 
@@ -32,49 +33,57 @@ class Upload:
 
 
 class PromptBuffers:
-    """Buffers of one bucket of prompt lengths. The sequence is [BOS, N visual tokens, rest of the prompt, padding].
+    """Buffers of one bucket of prompt lengths. The sequence is that of its layout, and padding behind it.
 
-    Padding is at the end, where causal attention keeps it from every row that counts; decoded tokens overwrite it. A
-    layer that sees k of N tokens uses the first N - k slots less.
+    There causal attention keeps it from every row that counts; decoded tokens overwrite it. Under full attention there
+    is none. A layer that sees k of N tokens uses the first N - k slots less.
 
     Args:
         model: Gives sizes and the rotary embedding.
-        prompt: Most tokens of a prompt and of the draft behind it, visual tokens not counted.
+        prompt: Most tokens of a prompt and of what is behind it, visual tokens and extra rows not counted.
         size: Tokens of an action.
+        layout: Of the sequence.
 
     Attributes:
         length: [1] rows of the sequence before draft and padding: the rotary position of the first action token.
         ids: [1, prompt] the prompt, BOS first, then the draft, then padding.
         place: [1] number of tokens settled: the next one goes there.
         tokens: [size and some spare] tokens of the action.
-        keys, values: [layers, 1, G, slots, D].
+        read: [at least size, d] rows that the tokens are chosen at, behind the final norm.
+        seen: [1 + N, d] rows of BOS and of the visual tokens that are left, the same.
+        extra: [1, E, d] rows behind the visual tokens.
+        keys, values: [layers, 1, G, slots, D]; of no layer under full attention, where nothing follows.
         entering, hidden, attention: [1, rows, d] what the layers before the pruning layer leave behind.
         kept: [N] indices of the visual tokens that stay, the first k of them.
-        choices: [size] most likely tokens after the prompt and after each token of the draft.
+        choices: [at least size] most likely token after each row that is read.
         rotary: Cosines and sines [1, slots, D].
     """
 
-    def __init__(self, model: PrismaticVLM, prompt: int, size: int) -> None:
+    def __init__(self, model: PrismaticVLM, prompt: int, size: int, layout: Layout = CAUSAL) -> None:
         llama, embedding = model.config.llama(), model.language_model.model.embed_tokens.weight
-        device, count, layers = embedding.device, model.config.visual_tokens, len(model.layers)
-        self.prompt, self.rows = prompt, count + prompt
+        device, count, width = embedding.device, model.config.visual_tokens, llama.hidden_size
+        layers = 0 if layout.full else len(model.layers)
+        self.layout = layout
+        self.prompt, self.rows = prompt, count + layout.extra + prompt
         self.slots = self.rows + size + _SPARE
         heads = llama.num_key_value_heads, self.slots, model.layers[0].self_attn.head_dim
         self.keys, self.values = (embedding.new_zeros(layers, 1, *heads) for _ in range(2))
-        self.entering, self.hidden, self.attention = (
-            embedding.new_zeros(1, self.rows, llama.hidden_size) for _ in range(3)
-        )
+        self.entering, self.hidden, self.attention = (embedding.new_zeros(1, self.rows, width) for _ in range(3))
+        reads = max(size, layout.zeros)
+        self.read = embedding.new_zeros(reads + _SPARE, width)
+        self.seen = embedding.new_zeros(1 + count if layout.sees else 0, width)
+        self.extra = embedding.new_zeros(1, layout.extra, width)
         self.input = Upload(1 + prompt, device)
         self.length, self.ids = self.input.values[:1], self.input.values[None, 1:]
         self.settled = Upload(1 + size + _SPARE, device)
         self.place, self.tokens = self.settled.values[:1], self.settled.values[1:]
-        self.kept, self.choices = (torch.zeros(n, dtype=torch.int64, device=device) for n in (count, size))
+        self.kept, self.choices = (torch.zeros(n, dtype=torch.int64, device=device) for n in (count, reads))
         self.rotary = model.rotary(embedding.new_zeros(1, 1, 1), torch.arange(self.slots, device=device)[None])
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[None]:
         """Point length and place behind every row that counts while a step is run only to be recorded."""
-        used = self.length, self.settled.values
+        used = self.length, self.settled.values, self.read
         before = [tensor.clone() for tensor in used]
         self.length.fill_(self.rows)
         self.place.fill_(1)

@@ -48,18 +48,21 @@ class Kernels:
     def before(self, buffers: PromptBuffers, layer: int) -> None:
         """Embed the sequence and run the layers before `layer`."""
         rotary = _first(buffers, buffers.rows)
-        text = self._decoder.embedding[buffers.ids]
-        entering = hidden = attention = torch.cat([text[:, :1], self.visual, text[:, 1:]], dim=1)
+        text, layout = self._decoder.embedding[buffers.ids], buffers.layout
+        if layout.zeros:
+            behind = buffers.prompt - len(layout.closing)
+            text[:, behind - layout.zeros : behind] = 0.0
+        entering = hidden = attention = torch.cat([text[:, :1], self.visual, buffers.extra, text[:, 1:]], dim=1)
         for index in range(layer):
             entering = hidden
-            hidden, attention = self._decoder.layers[index](hidden, rotary, self._causal(buffers, index))
+            hidden, attention = self._decoder.layers[index](hidden, rotary, self._among(buffers, index))
         buffers.entering.copy_(entering)
         buffers.hidden.copy_(hidden)
         buffers.attention.copy_(attention)
 
     def choose(self, buffers: PromptBuffers, k: int, length: int, pruning: PruningSettings) -> None:
         """Select `k` visual tokens by what the first `length` rows hold, with a method that can be recorded."""
-        seen = self.seen(buffers, length, Query((), pruning))
+        seen = self.seen(buffers, length, Query((), pruning, layout=buffers.layout))
         buffers.kept[:k].copy_(METHODS[pruning.method].select(seen, k, pruning))
 
     def seen(self, buffers: PromptBuffers, length: int, query: Query) -> TokenStates:
@@ -78,12 +81,17 @@ class Kernels:
             hidden = hidden.index_select(1, rows)
             rotary = rotary[0].index_select(1, rows), rotary[1].index_select(1, rows)
         for index in range(layer, len(self._decoder.layers)):
-            hidden, _ = self._decoder.layers[index](hidden, rotary, self._causal(buffers, index))
+            hidden, _ = self._decoder.layers[index](hidden, rotary, self._among(buffers, index))
         ahead = torch.arange(-1 - dropped, outputs - 1 - dropped, device=device)
         last = (buffers.length + ahead).clamp(max=hidden.shape[1] - 1)
-        choices = self._decoder.choices(hidden.index_select(1, last))
-        buffers.choices[:outputs].copy_(choices)
-        buffers.tokens[:1].copy_(choices[:1])
+        rows = self._decoder.normed(hidden.index_select(1, last))
+        buffers.read[:outputs].copy_(rows)
+        if buffers.layout.sees:
+            buffers.seen[: 1 + stay].copy_(self._decoder.normed(hidden[:, : 1 + stay]))
+        if buffers.layout.chooses:
+            choices = self._decoder.choices(rows)
+            buffers.choices[:outputs].copy_(choices)
+            buffers.tokens[:1].copy_(choices[:1])
         buffers.place.fill_(1)
 
     def step(self, buffers: PromptBuffers, layer: int, stay: int) -> None:
@@ -96,15 +104,19 @@ class Kernels:
             shift = dropped if index >= layer else 0
             attend = self._appending(buffers, index, position - shift, buffers.slots - shift)
             hidden, _ = decoder_layer(hidden, rotary, attend)
-        buffers.tokens.index_copy_(0, buffers.place, self._decoder.choices(hidden))
+        row = self._decoder.normed(hidden)
+        buffers.read.index_copy_(0, buffers.place, row)
+        buffers.tokens.index_copy_(0, buffers.place, self._decoder.choices(row))
         buffers.place.add_(1)
 
-    def _causal(self, buffers: PromptBuffers, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _among(self, buffers: PromptBuffers, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if buffers.layout.full:
+                return self._attention.among(queries, keys, values, causal=False)
             rows = keys.shape[2]
             buffers.keys[index, :, :, :rows].copy_(keys)
             buffers.values[index, :, :, :rows].copy_(values)
-            return self._attention.causal(queries, keys, values)
+            return self._attention.among(queries, keys, values, causal=True)
 
         return attend
 

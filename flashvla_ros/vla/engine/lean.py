@@ -101,10 +101,13 @@ class LeanDecoder:
         self._norm, self._head = _parts(decoder.norm), model.language_model.lm_head
         self.embedding: Tensor = decoder.embed_tokens.weight
 
-    def choices(self, hidden: Tensor) -> Tensor:
-        """Most likely token after each row of hidden [1, L, d]: [L]; see :func:`.model.likeliest`."""
-        logits = functional.linear(normed(hidden[0], *self._norm), self._head.weight, self._head.bias)
-        return likeliest(logits)
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Rows of hidden [1, L, d] behind the final norm: [L, d]."""
+        return normed(hidden[0], *self._norm)
+
+    def choices(self, rows: Tensor) -> Tensor:
+        """Most likely token after each of rows [L, d]: [L]; see :func:`.model.likeliest`."""
+        return likeliest(functional.linear(rows, self._head.weight, self._head.bias))
 
 
 def normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:

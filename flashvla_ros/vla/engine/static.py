@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
-from flashvla_ros.vla.decoding import untimed
+from flashvla_ros.vla.decoding import Decoded, untimed
 from flashvla_ros.vla.engine.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import Recorder, Run
@@ -22,7 +22,7 @@ from flashvla_ros.vla.engine.kernels import Kernels
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
-from flashvla_ros.vla.query import Query
+from flashvla_ros.vla.query import Layout, Query
 
 _BUCKETS = 4  # prompt lengths whose buffers are kept, the least recently used goes first
 _RUNS = 32  # recorded runs of one bucket; all go where there would be more
@@ -63,16 +63,17 @@ class StaticStart:
     """The decoder after the prompt; valid until the next prefill.
 
     Attributes:
-        choices: [n] most likely tokens after the prompt and after each token of the draft but the last.
-        kept: [k] indices of the selected visual tokens, None where nothing was scored.
+        choices, hidden, visual, kept: See :class:`.base.Start`.
         buffers: Where it happened.
-        step: Decodes one more token there.
+        step: Decodes one more token there; None under full attention.
     """
 
     choices: Tensor
+    hidden: Tensor
+    visual: Tensor | None
     kept: Tensor | None
     buffers: PromptBuffers
-    step: Run
+    step: Run | None
 
 
 class StaticEngine:
@@ -99,7 +100,7 @@ class StaticEngine:
         self.model = model
         self._size, self._granularity, self._recorder = size, granularity, recorder
         self._kernels = Kernels(model, attention, decoder or LeanDecoder(model))
-        self._buckets: collections.OrderedDict[int, RecordedRuns] = collections.OrderedDict()
+        self._buckets: collections.OrderedDict[tuple[int, Layout], RecordedRuns] = collections.OrderedDict()
         self._see: Run | None = None
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
@@ -114,12 +115,14 @@ class StaticEngine:
         """See :class:`flashvla_ros.vla.engine.base.Engine`."""
         kernels, pruning, count = self._kernels, query.pruning, visual.shape[1]
         planned = plan_prefill(pruning, count, len(self.model.layers))
-        runs = self._runs_for(len(query.ids))
-        buffers, layer = runs.buffers, planned.layer
+        runs = self._runs_for(len(query.ids), query.layout)
+        buffers, layer, layout = runs.buffers, planned.layer, query.layout
 
         if visual is not kernels.visual:
             kernels.visual.copy_(visual)
-        buffers.input([count + len(query.prompt), *query.ids])
+        if query.extra is not None:
+            buffers.extra[0].copy_(query.extra)
+        buffers.input([query.length(count), *query.ids])
         runs.of(kernels.before, layer)()
         stay = count
         kept: Tensor | None
@@ -130,32 +133,36 @@ class StaticEngine:
             stay = len(kept) if pruning.drop else count
         else:
             kept = all_kept(pruning, visual)
-        runs.of(kernels.after, layer, stay, self._size if query.drafted else 1)()
-        step = runs.of(kernels.step, layer, stay)
-        return StaticStart(buffers.choices[: max(len(query.drafted), 1)], kept, buffers, step)
+        runs.of(kernels.after, layer, stay, self._size if query.drafted else query.reads)()
+        step = None if layout.full else runs.of(kernels.step, layer, stay)
+        seen = buffers.seen[: 1 + stay] if layout.sees else None
+        return StaticStart(buffers.choices[: query.reads], buffers.read[: query.reads], seen, kept, buffers, step)
 
-    def decode(self, start: StaticStart, known: Sequence[int]) -> Tensor:
+    def decode(self, start: StaticStart, known: Sequence[int]) -> Decoded:
         """Return the tokens [size] of the action; see :func:`..decoding.decode`. Valid until the next prefill."""
+        assert start.step is not None, "nothing is decoded behind full attention"  # noqa: S101  # of the code
         if known:
             start.buffers.settled([len(known), *known])
         for _ in range(self._size - max(len(known), 1)):
             start.step()
-        return start.buffers.tokens[: self._size]
+        return Decoded(start.buffers.tokens[: self._size], start.buffers.read[: self._size])
 
-    def _runs_for(self, length: int) -> RecordedRuns:
-        """Return those of the bucket of a prompt and draft of `length` tokens."""
-        prompt = -(-length // self._granularity) * self._granularity
-        if prompt not in self._buckets:
-            self._buckets[prompt] = RecordedRuns(PromptBuffers(self.model, prompt, self._size), self._recorder)
-        self._buckets.move_to_end(prompt)
+    def _runs_for(self, length: int, layout: Layout) -> RecordedRuns:
+        """Return those of the bucket of `length` tokens; rows that attend to all would see a bucket's padding."""
+        prompt = length if layout.full else -(-length // self._granularity) * self._granularity
+        key = prompt, layout
+        if key not in self._buckets:
+            buffers = PromptBuffers(self.model, prompt, self._size, layout)
+            self._buckets[key] = RecordedRuns(buffers, self._recorder)
+        self._buckets.move_to_end(key)
         while len(self._buckets) > _BUCKETS:
             self._buckets.popitem(last=False)
-        return self._buckets[prompt]
+        return self._buckets[key]
 
     def _choose(self, runs: RecordedRuns, k: int, query: Query) -> Tensor:
         """Select visual tokens and return their indices, which then stand in the buffers."""
         buffers, pruning = runs.buffers, query.pruning
-        method, length = METHODS[pruning.method], self._kernels.visual.shape[1] + len(query.prompt)
+        method, length = METHODS[pruning.method], query.scored(self._kernels.visual.shape[1])
         if method.recordable:
             runs.of(self._kernels.choose, k, length if method.reads_text else buffers.rows, pruning)()
             return buffers.kept[:k]

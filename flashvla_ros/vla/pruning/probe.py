@@ -24,12 +24,14 @@ class Projections:
         index: Number of the layer.
         entering: [1, L, d] hidden state that enters it.
         rotary: Rotary embedding of these L positions.
+        readers: Rows of whom the model's answer is read: the last of the prompt, or under full attention several.
     """
 
     model: PrismaticVLM
     index: int
     entering: Tensor
     rotary: Rotary
+    readers: slice
 
     @functools.cached_property
     def keys(self) -> Tensor:
@@ -38,12 +40,12 @@ class Projections:
 
     @functools.cached_property
     def last_attention(self) -> Tensor:
-        """[L] the attention that the last position pays, the mean over heads of its softmax, in float32."""
-        rotary = self.rotary[0][:, -1:], self.rotary[1][:, -1:]
-        query = self.model.project(self.entering[:, -1:], self.index, "q_proj", rotary)[0].float()  # [H, 1, D]
+        """[L] the attention that the readers pay, the mean over heads and them of its softmax, in float32."""
+        rotary = self.rotary[0][:, self.readers], self.rotary[1][:, self.readers]
+        query = self.model.project(self.entering[:, self.readers], self.index, "q_proj", rotary)[0].float()  # [H, R, D]
         keys = self.keys.float().repeat_interleave(len(query) // len(self.keys), dim=0)
         logits = query @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
-        return logits[:, 0].softmax(dim=-1).mean(dim=0)
+        return logits.softmax(dim=-1).mean(dim=1).mean(dim=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,16 +114,17 @@ def run_before_pruning(
         hidden: [1, L, d] embedded [BOS, N visual tokens, rest of the prompt, draft].
         query: Whose prompt and draft these are.
         rotary: Of the L positions.
-        mask: As :meth:`PrismaticVLM.causal_mask` gives it.
+        mask: As :meth:`PrismaticVLM.mask` gives it.
         cache: Takes the keys and values.
     """
-    layer, count = query.pruning.layer, hidden.shape[1] - len(query.ids)
+    layer, full = query.pruning.layer, query.layout.full
+    count = hidden.shape[1] - len(query.ids) - query.layout.extra
     visual, states = hidden[:, 1 : 1 + count], LayerStates(hidden, hidden, hidden)
     if layer > 0:
-        entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache)
-        hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache)
+        entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache, full=full)
+        hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache, full=full)
         states = LayerStates(entering, attention, hidden)
-    return hidden, token_states(model, visual, states.first(count + len(query.prompt)), rotary, query)
+    return hidden, token_states(model, visual, states.first(query.scored(count)), rotary, query)
 
 
 def token_states(model: PrismaticVLM, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> TokenStates:
@@ -141,7 +144,13 @@ def token_states(model: PrismaticVLM, visual: Tensor, states: LayerStates, rotar
         attention=states.attention[0, 1:stop],
         hidden=states.hidden[0, 1:stop],
         text=states.hidden[0, stop:],
-        projections=Projections(model, max(layer - 1, 0), states.entering, (cosines[:, :length], sines[:, :length])),
+        projections=Projections(
+            model,
+            max(layer - 1, 0),
+            states.entering,
+            (cosines[:, :length], sines[:, :length]),
+            query.layout.readers(length),
+        ),
         layer=layer,
         key=query.key,
         similarity=query.similarity,

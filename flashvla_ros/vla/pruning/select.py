@@ -168,7 +168,7 @@ METHODS: Mapping[str, Method] = {
     "fastv": Method(
         _by_score(_fastv),
         "FastV, arXiv 2403.06764",
-        "attention paid by the last prompt token",
+        "attention paid by the last prompt token, under full attention by the rows that are read",
         "the same, as layer 0 would pay it",
         needs_attention=True,
         reads_text=True,

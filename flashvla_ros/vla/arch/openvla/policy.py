@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from flashvla_ros.core.errors import ActionError
+from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.core.types import Draft, IntArray
+from flashvla_ros.core.types import Draft
 from flashvla_ros.vla.action_codec import ActionCodec
-from flashvla_ros.vla.arch.base import Architecture
+from flashvla_ros.vla.arch.base import Architecture, Outline, read_config
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder, load_config
+from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.engine.base import Start
-from flashvla_ros.vla.model import NOTHING, PrismaticVLM
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.query import Query
-from flashvla_ros.vla.step import Answer, Stages, VLAPolicy, load_parts
+from flashvla_ros.vla.step import Answer, Stages, VLAPolicy, check_tokens, load_parts, to_host
 
 
 class OpenVLAPolicy(VLAPolicy):
@@ -42,7 +42,7 @@ class OpenVLAPolicy(VLAPolicy):
         codec: ActionCodec,
         backend: Backend,
     ) -> None:
-        super().__init__(model, processor, prompts, backend, tokens=codec.size)
+        super().__init__(model, processor, prompts, backend, bounds=codec.bounds, tokens=codec.size)
         self.codec = codec
 
     @classmethod
@@ -56,15 +56,10 @@ class OpenVLAPolicy(VLAPolicy):
             SettingsError: This machine lacks the device or attention implementation.
         """
         folder = checkpoint_folder(settings)
-        config = load_config(folder)
-        codec = ActionCodec.from_config(config, settings.unnorm_key)
-        model, processor, prompts, backend = load_parts(folder, config, settings, codec.size, progress)
+        outline = read_outline(folder, settings)
+        codec = ActionCodec.from_config(outline.config, settings.unnorm_key)
+        model, processor, prompts, backend = load_parts(folder, outline.config, settings, outline.rows, progress)
         return cls(model, processor, prompts, codec, backend)
-
-    @property
-    def action_size(self) -> int:
-        """D, the number of action dimensions."""
-        return self.codec.size
 
     def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
         draft = request.draft
@@ -72,12 +67,12 @@ class OpenVLAPolicy(VLAPolicy):
         start = self.engine.prefill(visual, dataclasses.replace(query, drafted=drafted), done=stages.done)
         stages.done("prefill")
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
-        tokens, kept = _to_host(self.engine.decode(start, verdict.tokens), start.kept)
+        tokens, kept = to_host(self.engine.decode(start, verdict.tokens).tokens, start.kept)
         stages.done("decode")
-        _check_tokens(tokens)
+        check_tokens(tokens)
         normalized = self.codec.decode(tokens)[None]
         return Answer(
-            action=self.codec.unnormalize(normalized),
+            action=self.bounds.unnormalize(normalized),
             normalized=normalized,
             tokens=tokens,
             kept=kept,
@@ -91,21 +86,16 @@ class OpenVLAPolicy(VLAPolicy):
         return judge(drafted, start.choices.tolist(), draft, self.codec)
 
 
-def _to_host(tokens: Tensor, kept: Tensor | None) -> tuple[IntArray, IntArray | None]:
-    """Copy both in one transfer."""
-    if kept is None:
-        return tokens.cpu().numpy().copy(), None
-    both = torch.cat([tokens, kept]).cpu().numpy()
-    return both[: len(tokens)], both[len(tokens) :]
-
-
-def _check_tokens(tokens: IntArray) -> None:
-    """Refuse an action of which the model's logits say nothing: the command made of it would look like any other."""
-    if (tokens == NOTHING).any():
-        raise ActionError(
-            f"the logits of action token {int((tokens == NOTHING).argmax())} are not finite or all equal, so the model "
-            f"says nothing: its weights are broken, or too large for model.dtype; the command is withheld"
+def read_outline(folder: Path, settings: ModelSettings) -> Outline:
+    """Read what the files say; refuse, with :class:`CheckpointError`, those of OpenVLA-OFT."""
+    config = read_config(folder, settings)
+    if parts := sorted(file.name for file in folder.glob("*--*_checkpoint.*")):
+        raise CheckpointError(
+            f"{folder} is of OpenVLA-OFT: its actions come out of {', '.join(parts)}: "
+            f"set model.architecture to openvla_oft"
         )
+    bounds = ActionCodec.from_config(config, settings.unnorm_key).bounds
+    return Outline(config, bounds, decoded=bounds.size)
 
 
-OPENVLA = Architecture("OpenVLA", recognises=lambda _folder: True, load=OpenVLAPolicy.load)
+OPENVLA = Architecture("OpenVLA", lambda _folder: True, read_outline, OpenVLAPolicy.load)

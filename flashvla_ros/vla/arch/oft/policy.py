@@ -1,0 +1,193 @@
+"""The policy that runs an OpenVLA-OFT checkpoint: a chunk in one pass, regressed or in bins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config
+from flashvla_ros.vla.arch.oft.head import ProprioProjector, empty_head
+from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.parts import fill, find_part, read_part, under
+from flashvla_ros.vla.query import Layout, Query
+from flashvla_ros.vla.statistics import Bounds, choose_key
+from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
+
+HEAD, PROJECTOR, FILM = "action_head--", "proprio_projector--", "vision_backbone--"
+_END = 2  # </s>, which closes the sequence
+_EPSILON = 1e-8  # OpenVLA-OFT adds it to every range
+_PREFIX = "model."  # of the head's tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What the official code takes from the words of its command line."""
+
+    chunk_size: int
+    action_bounds: str
+    images: int
+
+
+PRESETS: Mapping[str, Preset] = {
+    "libero": Preset(8, "quantiles", 2),
+    "aloha": Preset(25, "min_max", 3),
+    "bridge": Preset(5, "quantiles", 1),
+}
+
+
+class OFTPolicy(VLAPolicy):
+    """Runs one bidirectional pass, and makes a chunk of the rows that stand for its actions.
+
+    Args:
+        loaded: Network, images, prompts and backend.
+        outline: Of the checkpoint.
+        head: Regresses the chunk; None: its tokens are the most likely ones.
+        projector: Of the robot's state; None: the network is not told of it.
+        proprio: Names of the state's values, and the bounds that normalise them.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        outline: Outline,
+        head: nn.Module | None,
+        projector: nn.Module | None = None,
+        proprio: tuple[tuple[str, ...], Bounds] | None = None,
+    ) -> None:
+        super().__init__(*loaded, bounds=outline.bounds, tokens=0)
+        self.chunk_size = outline.chunk_size
+        self.layout = outline.layout
+        self.codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
+        self._head, self._projector, self._proprio = head, projector, proprio
+
+    @classmethod
+    def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OFTPolicy:
+        """Load the checkpoint that `settings` name; raises CheckpointError or SettingsError."""
+        folder = checkpoint_folder(settings)
+        outline = read_outline(folder, settings)
+        loaded = load_parts(folder, outline.config, settings, outline.rows, progress)
+        device, dtype = loaded.backend.device, loaded.backend.dtype
+        head = projector = proprio = None
+        width = outline.config.llama().hidden_size
+        if path := find_part(folder, HEAD):
+            tensors = under(read_part(path), _PREFIX)
+            empty = empty_head(tensors, width)
+            assert empty is not None, "the outline was read"  # noqa: S101  # of the code, not of input
+            head = fill(empty, tensors, path, device, dtype)
+        if path := find_part(folder, PROJECTOR):
+            names, bounds = _proprio(path, outline.config, settings, outline.bounds)
+            with torch.device("meta"):
+                module = ProprioProjector(len(names), width)
+            projector, proprio = fill(module, read_part(path), path, device, dtype), (names, bounds)
+        return cls(loaded, outline, head, projector, proprio)
+
+    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
+        extra = None
+        if self._projector is not None and self._proprio is not None:
+            names, bounds = self._proprio
+            state = torch.from_numpy(bounds.normalize(measured(request.observation, names)))
+            extra = self._projector(state.to(visual.device, visual.dtype)[None])
+        query = dataclasses.replace(query, layout=self.layout, extra=extra)
+        start = self.engine.prefill(visual, query, done=stages.done)
+        stages.done("prefill")
+        if self._head is None:
+            tokens, kept = to_host(start.choices, start.kept)
+            check_tokens(tokens)
+            normalized = self.codec.decode(tokens).reshape(self.chunk_size, -1)
+        else:
+            tokens = np.empty(0, dtype=np.int64)
+            said = self._head(start.hidden.reshape(self.chunk_size, -1))
+            kept = None if start.kept is None else start.kept.cpu().numpy()
+            normalized = said.float().cpu().numpy().astype(np.float64)
+        stages.done("decode")
+        return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept)
+
+
+def read_outline(folder: Path, settings: ModelSettings) -> Outline:
+    """Read what the files and the parameters say.
+
+    Raises:
+        CheckpointError: The files do not fit each other, or a parameter that no file has is not set.
+    """
+    preset = PRESETS.get(settings.preset)
+    config = read_config(folder, settings, preset.images if preset else 0)
+    chunk = settings.chunk_size or int(config.oft.get("chunk_size", 0)) or (preset.chunk_size if preset else 0)
+    kind = str(config.oft.get("action_bounds", "")) or (preset.action_bounds if preset else "")
+    kind = kind if settings.action_bounds == "auto" else settings.action_bounds
+    unset = [name for name, value in (("model.chunk_size", chunk), ("model.action_bounds", kind)) if not value]
+    if unset:
+        raise CheckpointError(
+            f"{folder} is of OpenVLA-OFT, and none of its files says what {' and '.join(unset)} is: "
+            f"set it, or model.preset to one of {', '.join(PRESETS)}"
+        )
+    if any(folder.glob("noisy_action_projector--*")):
+        raise CheckpointError(f"{folder} has a diffusion head, which needs a pass for each step and is not run here")
+    key = choose_key(config.norm_stats, settings.unnorm_key)
+    bounds = Bounds.from_statistics(config.norm_stats, key, kind=kind, epsilon=_EPSILON)
+    parts = {}
+    head, projector = find_part(folder, HEAD), find_part(folder, PROJECTOR)
+    if head:
+        module = empty_head(under(read_part(head), _PREFIX), width := config.llama().hidden_size)
+        if module is None:
+            raise CheckpointError(
+                f"{head} is no L1 head that reads hidden states of {width}: give the head of these weights"
+            )
+        if module.fc2.out_features != bounds.size:
+            raise CheckpointError(
+                f"{head} makes actions of {module.fc2.out_features} dimensions, and the statistics of {key!r} have "
+                f"{bounds.size}: set model.unnorm_key, or give the head of these weights"
+            )
+        parts["head"] = f"L1, {sum(value.numel() for value in module.parameters()) / 1e6:.1f} million parameters"
+    else:
+        parts["head"] = "none: actions are tokens"
+    if projector:
+        parts["proprioception"] = ", ".join(_proprio(projector, config, settings, bounds)[0])
+    layout = Layout(
+        extra=int(projector is not None),
+        zeros=chunk * bounds.size,
+        closing=(_END,),
+        full=True,
+        chooses=head is None,
+    )
+    return Outline(config, bounds, chunk, decoded=0, layout=layout, parts=parts)
+
+
+def _proprio(
+    path: Path, config: OpenVLAConfig, settings: ModelSettings, action: Bounds
+) -> tuple[tuple[str, ...], Bounds]:
+    """Return the names of the state's values and their bounds, held against the projector's file."""
+    weight = read_part(path).get("fc1.weight")
+    size = weight.shape[-1] if weight is not None else 0
+    names = settings.proprio or tuple(config.oft.get("proprio", ()))
+    bounds = Bounds.from_statistics(
+        config.norm_stats,
+        choose_key(config.norm_stats, settings.unnorm_key),
+        of="proprio",
+        kind=action.kind,
+        epsilon=_EPSILON,
+    )
+    if len(names) != size or bounds.size != size:
+        raise CheckpointError(
+            f"{path} reads {size} values of the robot's state, model.proprio names {len(names)} and the statistics "
+            f"have {bounds.size}: set model.proprio to their names in the order of training, such as x, y, z, ax, ay, "
+            f"az and the joints of the gripper"
+        )
+    return names, bounds
+
+
+OFT = Architecture(
+    "OpenVLA-OFT",
+    recognises=lambda folder: any(folder.glob(f"{HEAD}*")),
+    outline=read_outline,
+    load=OFTPolicy.load,
+)

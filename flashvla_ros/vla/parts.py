@@ -1,0 +1,82 @@
+"""Parts that stand in a file of their own beside the network: heads, projectors, decoders; as .safetensors or .pt."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flashvla_ros.core.errors import CheckpointError
+
+Tensors = dict[str, Tensor]
+
+
+def find_part(folder: Path, name: str) -> Path | None:
+    """Return the one file of a part, ``NAME--STEPS_checkpoint`` or ``NAME…``; None where there is none.
+
+    Of one name as .safetensors and as .pt the first is taken.
+
+    Raises:
+        CheckpointError: There are several, so that nobody can tell which belongs to the network.
+    """
+    files = {file.stem: file for kind in ("pt", "safetensors") for file in sorted(folder.glob(f"{name}*.{kind}"))}
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files.values())
+        raise CheckpointError(f"{folder} has several files of its {name}: {names}: keep the one of these weights")
+    return next(iter(files.values()), None)
+
+
+def read_part(path: Path) -> Tensors:
+    """Read a part's tensors; the prefix ``module.`` of a model that several GPUs trained is left out.
+
+    Raises:
+        CheckpointError: The file is damaged, holds something else than tensors, or would run code.
+    """
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} is a pickle that would run code when read: save its tensors alone") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read, copy it again: {reason}") from error
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds something else than a module's tensors: give the file that training saved")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def under(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def fill(module: nn.Module, tensors: Tensors, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Fill a module that was built without memory, on its device.
+
+    Raises:
+        CheckpointError: Names what the file lacks, what it has too much, or a tensor of another shape.
+    """
+    known = module.state_dict()
+    wrong = [f"{name} is missing" for name in known if name not in tensors]
+    wrong += [f"{name} is unexpected" for name in tensors if name not in known]
+    wrong += [
+        f"{name} has shape {list(tensors[name].shape)} instead of {list(value.shape)}"
+        for name, value in known.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path} does not fit this checkpoint: {'; '.join(wrong[:3])}{more}")
+    converted = {name: value.to(device, dtype, copy=True) for name, value in tensors.items()}
+    if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path} has values that are not finite in {dtype}, in {bad[0]}: copy the file again")
+    module.load_state_dict(converted, assign=True)
+    return module.eval().requires_grad_(False)
