@@ -20,7 +20,7 @@ _NOWHERE: Mapping[str, float] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Bounds:
+class CommandBounds:
     """What ``limits.*`` mean for each of the D dimensions of an action; infinite where nothing is bounded.
 
     Attributes:
@@ -81,7 +81,7 @@ class Bounds:
 
 
 @functools.lru_cache(maxsize=64)
-def bounds_of(limits: LimitsSettings, spec: ActionSpec) -> Bounds:
+def bounds_of(limits: LimitsSettings, spec: ActionSpec) -> CommandBounds:
     """Return what the parameters mean for an action."""
     size = spec.size
 
@@ -111,7 +111,7 @@ def bounds_of(limits: LimitsSettings, spec: ActionSpec) -> Bounds:
             lower[index], upper[index] = max(lower[index], -most), min(upper[index], most)
             if np.isfinite(place_lower[index]) or np.isfinite(place_upper[index]):
                 confined.append(index)
-    return Bounds(
+    return CommandBounds(
         lower,
         upper,
         array(limits.max_step, np.inf),
@@ -177,7 +177,9 @@ def limit(
     return command, command != action
 
 
-def _keep_step(command: FloatArray, action: FloatArray, start: FloatArray, bounds: Bounds, spans_s: FloatArray) -> None:
+def _keep_step(
+    command: FloatArray, action: FloatArray, start: FloatArray, bounds: CommandBounds, spans_s: FloatArray
+) -> None:
     """Shorten the rows of a command [T, D], an action's nearest points of the range, to the steps that they may take.
 
     Args:
@@ -200,7 +202,9 @@ def _keep_step(command: FloatArray, action: FloatArray, start: FloatArray, bound
         before = row
 
 
-def _confine(column: FloatArray, index: int, bounds: Bounds, spec: ActionSpec, positions: Mapping[str, float]) -> None:
+def _confine(
+    column: FloatArray, index: int, bounds: CommandBounds, spec: ActionSpec, positions: Mapping[str, float]
+) -> None:
     """Shorten the deltas or velocities [T] of one dimension so that they do not lead out of its space."""
     name = spec.names[index]
     if name not in positions:

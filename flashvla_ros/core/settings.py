@@ -342,7 +342,7 @@ class ControlSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MonitorSettings:
-    """What the commands of a policy that is lost look like; ``flashvla-ros tune --monitors`` finds the thresholds."""
+    """How a lost policy commands; ``flashvla-ros tune BAG --monitors FILE`` finds the thresholds."""
 
     window_s: float = row(2.0, "Time that the monitors look back.", unit="s", low=0.1, high=60.0)
     max_reversals: float = row(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flashvla_ros.control import safety
-from flashvla_ros.control.limits import Bounds, bounds_of, limit
+from flashvla_ros.control.limits import CommandBounds, bounds_of, limit
 from flashvla_ros.control.motion import oriented
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.reasons import Reason
@@ -77,7 +77,7 @@ class Guard:
         self.stopped_by: GuardStop | None = None
         self.writers, self.alive = 1, True
         self.passed = self.refused = self.stops = 0
-        self._bounds: Bounds = bounds_of(settings.limits, self.spec)
+        self._bounds: CommandBounds = bounds_of(settings.limits, self.spec)
         matrix = settings.guard.step_matrix
         self._whitening = np.reshape(matrix, (self.spec.size, self.spec.size)) if matrix else None
         self._stepped = bool(matrix or np.isfinite([self._bounds.step, self._bounds.speed]).any())

@@ -206,7 +206,8 @@ def test_a_moved_bin_edge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_ignored_mask_is_noticed() -> None:
     policy = _load()
-    policy.codec = dataclasses.replace(policy.codec, mask=np.ones(7, dtype=bool))
+    bounds = dataclasses.replace(policy.codec.bounds, mask=np.ones(7, dtype=bool))
+    policy.codec = dataclasses.replace(policy.codec, bounds=bounds)
     with pytest.raises(AssertionError):
         check_actions("fused", policy, KEY)
 
