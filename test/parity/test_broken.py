@@ -206,8 +206,7 @@ def test_a_moved_bin_edge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_ignored_mask_is_noticed() -> None:
     policy = _load()
-    bounds = dataclasses.replace(policy.codec.bounds, mask=np.ones(7, dtype=bool))
-    policy.codec = dataclasses.replace(policy.codec, bounds=bounds)
+    policy.bounds = dataclasses.replace(policy.bounds, mask=np.ones(7, dtype=bool))
     with pytest.raises(AssertionError):
         check_actions("fused", policy, KEY)
 
