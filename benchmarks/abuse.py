@@ -27,8 +27,8 @@ from sensor_msgs.msg import Image
 from benchmarks.abuser import Abuser
 from benchmarks.own_node import OwnNode, picture
 from benchmarks.promises import Heard, Promise, Violation, judge, stop_latencies_s
+from benchmarks.tables import table
 from benchmarks.usage import Usage
-from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.bringup.processes import POLICY, Process

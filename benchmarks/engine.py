@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.tables import table
 from flashvla_ros.bench import models
+from flashvla_ros.bench.command import ms
 from flashvla_ros.bench.measure import describe_backend
 from flashvla_ros.bench.rounds import Runner, Speedup, time_in_turn
-from flashvla_ros.bench.show import ms, table
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, write_results

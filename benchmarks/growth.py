@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from benchmarks.tables import table
 from flashvla_ros.bench import models
 from flashvla_ros.bench.baselines import PlainPolicy
+from flashvla_ros.bench.command import ms
 from flashvla_ros.bench.configurations import DENSE, PLAIN
 from flashvla_ros.bench.measure import describe_backend
 from flashvla_ros.bench.rounds import Row, Runner, time_in_turn, times
-from flashvla_ros.bench.show import ms, table
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, write_results

@@ -23,7 +23,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.subscription import MessageInfo
 
-from flashvla_ros.bench.show import table
+from benchmarks.tables import table
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, write_results

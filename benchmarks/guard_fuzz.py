@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.bench.show import table
+from benchmarks.tables import table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, read_results, write_results
 from flashvla_ros.control import limits, motion, safety

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvla_ros.bench.show import ms, table
+from benchmarks.tables import table
+from flashvla_ros.bench.command import ms
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.vla.engine.graphs import CudaGraphs

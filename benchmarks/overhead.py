@@ -40,8 +40,8 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 from benchmarks.steady import SteadyPolicy
+from benchmarks.tables import table
 from benchmarks.usage import Usage
-from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine, profile_variable
 from flashvla_ros.cli.results import meta, processor_name, write_results

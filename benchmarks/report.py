@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import abuse, engine, gate, growth, guard, guard_fuzz, ics, overhead, soak
-from flashvla_ros.bench import show
+from benchmarks import abuse, engine, evaluations, gate, growth, guard, guard_fuzz, ics, overhead, soak, speed
+from benchmarks.tables import table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import read_results
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.evaluation import report
 
 FOLDER = Path(__file__).parent
 _HEAD = """# Results
@@ -33,7 +32,7 @@ def fuzz(results: Mapping[str, Any]) -> str:
     """Return the counts of a fuzz of gate and safety, none of whose steps broke a rule."""
     (row,) = results["rows"]
     counts = {name: row[name] for name in ("runs", "steps", "refused", "reused", "clamped")}
-    reasons = show.table(["reason", "steps"], [[f"`{name}`", str(number)] for name, number in row["reasons"].items()])
+    reasons = table(["reason", "steps"], [[f"`{name}`", str(number)] for name, number in row["reasons"].items()])
     return f"{', '.join(f'{name} {number}' for name, number in counts.items())}; no rule was broken.\n\n{reasons}"
 
 
@@ -44,7 +43,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
         "a configuration's, paired by round: the median and its 95 % bootstrap interval. *Least* is the time below "
         "which no implementation can stay on the device, by its best rates. The steps *gate* are the mean step of a "
         "recorded run.",
-        show.markdown,
+        speed.page,
     ),
     "growth": ("How the cost grows", "Random weights; more visual tokens, cameras or action dimensions.", growth.page),
     "engine": (
@@ -82,8 +81,8 @@ def compose(folder: Path) -> str:
     if not files:
         raise FlashVLAError(f"{folder} holds no results: README.md beside it says how to make them")
     parts = [_HEAD]
-    if evaluations := [file for file in files if _section(file) not in SECTIONS]:
-        parts += [report.INTRODUCTION, _PICTURE, *report.sections(evaluations)]
+    if played := [file for file in files if _section(file) not in SECTIONS]:
+        parts += [evaluations.INTRODUCTION, _PICTURE, *evaluations.sections(played)]
     for name, (title, text, page) in SECTIONS.items():
         if chosen := [file for file in files if _section(file) == name]:
             parts += [f"## {title}", text]

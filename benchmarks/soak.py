@@ -24,8 +24,8 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.task import Future
 
+from benchmarks.tables import table
 from benchmarks.usage import LATENCY_GROWTH, MEMORY_GROWTH, MIN_WINDOWS, Drift, Usage, Window, spin_s
-from flashvla_ros.bench.show import table
 from flashvla_ros.bringup.children import Child, stop_all
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.bringup.monitor import Monitor

@@ -33,7 +33,7 @@ step() {
 bench() { step "$1" "$2" "$python" -m flashvla_ros bench --model "$model" --device "$device" "${@:3}"; }
 
 bench "every configuration" 260 --rounds 50 --seconds 120 \
-    --json "$out/speed-$name.json" --plot "$out/speed-$name.png" --markdown
+    --json "$out/speed-$name.json" --plot "$out/speed-$name.png"
 step "score by ICS" 60 "$python" -m benchmarks.ics --device "$device" --seconds 0.1 \
     --tokens 64 256 --widths 4096 --json "$out/ics-$name.json"
 step "tests on the GPU" 90 "$python" -m pytest -q test/vla -k cuda

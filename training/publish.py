@@ -19,7 +19,6 @@ from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
-from flashvla_ros.evaluation.report import read_results
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.vla.checkpoint import load_config
 from training.fit import CHECKPOINT, DESCRIPTION, LOG, OPTIONS
@@ -77,7 +76,7 @@ def publish(run: Path, evaluations: list[Path], out: Path, note: str = "", title
     Raises:
         FlashVLAError: A file is missing, the run is not finished, or another checkpoint was evaluated.
     """
-    results = [read_results(path) for path in evaluations]
+    results = [markdown.read_evaluation(path) for path in evaluations]
     checkpoint = fingerprint(run / CHECKPOINT)
     for path, result in zip(evaluations, results, strict=True):
         if result["meta"]["checkpoint"]["sha256"] != checkpoint:

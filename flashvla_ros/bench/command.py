@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from flashvla_ros.bench import show
 from flashvla_ros.bench.trace import DEFAULT_TRACE
 from flashvla_ros.cli.results import read_results, write_results
+from flashvla_ros.core.errors import FlashVLAError
+
+STAGES = ("preprocess", "vision", "prefill", "scoring", "decode", "generate")
+_COLOURS = dict(zip(STAGES, ("#999", "#4477aa", "#66ccee", "#ee6677", "#228833", "#ccbb44"), strict=True))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
-    parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: take the results of an earlier run")
 
 
@@ -42,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
         results = measure_all(args)
 
-    print(show.markdown(results) if args.markdown else show.text(results))
+    print(text(results))
     if args.json is not None:
         write_results(args.json, results["meta"], results["rows"])
     if args.plot is not None:
-        show.draw(results, args.plot)
+        draw(results, args.plot)
     return 0
 
 
@@ -54,3 +58,78 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
+
+
+def text(results: Mapping[str, Any]) -> str:
+    """Return a table of times and ratios, aligned."""
+    rows = [("configuration", "p50 ms", "p95 ms", "speedup", "95 % interval")]
+    for row in results["rows"]:
+        low, high = row["speedup_95"]
+        times = ms(row["p50_ms"]), ms(row["p95_ms"])
+        rows.append((row["name"], *times, f"{row['speedup']:.2f}", f"{low:.2f}-{high:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{row[0]:{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
+    return "\n".join([*lines, "", *words(results["meta"])])
+
+
+def words(meta: Mapping[str, Any]) -> list[str]:
+    """What the figures hold for, in sentences."""
+    roofline, memory, versions = meta["roofline"], meta["memory"], meta["versions"]
+    lines = [
+        f"{meta['model']} on {meta['device']}, {meta['cores']} cores, {meta['threads']} threads, {meta['dtype']}, "
+        f"attention {meta['attention']}, engine {meta['engine']}; torch {versions['torch']}, transformers "
+        f"{versions['transformers']}; {meta['rounds']} rounds; "
+        f"load average {meta['load'][0]:.1f} before and {meta['load'][1]:.1f} after.",
+        f"Best rates in this run: {roofline['flops_per_s'] / 1e9:.0f} GFLOP/s in matrix products, "
+        f"{roofline['copy_bytes_per_s'] / 1e9:.1f} GB/s in copies, {roofline['gemv_bytes_per_s'] / 1e9:.1f} GB/s in "
+        f"matrix-vector products.",
+        f"Gate: {meta['gate']['p50_ms']:.3f} ms (p95 {meta['gate']['p95_ms']:.3f}).",
+        f"Dense tokens equal to those of generate in {meta['tokens_equal_plain']}.",
+        f"Memory: peak {memory['peak_bytes'] / 2**20:.0f} MiB, {memory['growth_bytes'] / 2**20:+.1f} MiB over the last "
+        f"{memory['steps']} steps.",
+    ]
+    return [*lines, meta["note"]] if meta["note"] else lines
+
+
+def ms(value: float) -> str:
+    """Return milliseconds with three digits."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        FlashVLAError: The file cannot be written, or its ending names no kind of picture.
+    """
+    from matplotlib.figure import Figure
+
+    rows = results["rows"][::-1]
+    figure = Figure(figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for line, row in enumerate(rows):
+        start = 0.0
+        for stage, values in row.get("stages", {}).items():
+            left.barh(line, values["p50_ms"], left=start, color=_COLOURS.get(stage, "#bbbbbb"))
+            start += values["p50_ms"]
+        if not start:
+            left.barh(line, row["mean_ms"], color="#aa3377")
+        if "least_ms" in row:
+            left.plot([row["least_ms"]] * 2, [line - 0.4, line + 0.4], color="black", linewidth=1)
+        low, high = row["speedup_95"]
+        error = [[max(row["speedup"] - low, 0.0)], [max(high - row["speedup"], 0.0)]]
+        right.errorbar(row["speedup"], line, xerr=error, fmt="o", color="#aa3377" if "reuse_rate" in row else "#4477aa")
+    left.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    left.set(xlabel="ms a step (line: the least by the roofline)")
+    handles = [left.barh(0, 0, color=colour, label=stage) for stage, colour in _COLOURS.items()]
+    handles.append(left.barh(0, 0, color="#aa3377", label="mean over a trace"))
+    left.legend(handles=handles, fontsize="x-small")
+    right.axvline(1.0, color="#999", linewidth=0.8)
+    right.set(xlabel="speedup over plain generate (95 %)")
+    meta = results["meta"]
+    figure.suptitle(f"{meta['model']} on {meta['device']}, {meta['dtype']}, {meta['threads']} threads", fontsize=10)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise FlashVLAError(f"cannot draw {path}: {error}") from error

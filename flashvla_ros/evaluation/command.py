@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="episodes to film (the first seed of each task in the last mode)",
     )
     parser.add_argument(
-        "--report", type=Path, nargs="+", metavar="F.json", help="play nothing: make the results page of these files"
+        "--report", type=Path, nargs="+", metavar="F.json", help="play nothing: make one page of these files"
     )
     add_fanout_arguments(parser)
 
@@ -109,12 +110,14 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    if args.report:
-        from flashvla_ros.evaluation.report import compose
-
-        return compose(args.report, args.markdown, args.plot)
     if args.plot:
-        from flashvla_ros.evaluation import plot  # before the episodes: where matplotlib is missing, it says so now
+        import matplotlib  # noqa: F401  # before the episodes: where it is missing, this says so now
+    if args.report:
+        results = [markdown.read_evaluation(file) for file in args.report]
+        _write(results, args)
+        if not args.markdown:
+            print(markdown.page(results), end="")
+        return 0
     evaluation = evaluation_of(args)
     films = video.parse_episodes(evaluation, args.video_episodes) if args.video else []
     meta, started_s = meta_of(evaluation), time.monotonic()
@@ -123,16 +126,22 @@ def run(args: argparse.Namespace) -> int:
         ledger = args.ledger or (args.json and args.json.with_name(args.json.name + LEDGER_SUFFIX))
         rows = table_rows(play(evaluation, meta["checkpoint"]["sha256"], ledger, workers))
         meta |= {"seconds": round(time.monotonic() - started_s)}
-        results = {"meta": meta, "rows": rows}
         print(markdown.console(rows))
         if args.json:
             write_results(args.json, meta, rows)
-        if args.markdown:
-            write_text(args.markdown, markdown.page(results))
-        if args.plot:
-            plot.draw([results], args.plot)
+        _write([{"meta": meta, "rows": rows}], args)
         for film in films:
             print(video.write(film, args.video))
     finally:
         close_worlds()
     return 0
+
+
+def _write(results: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+    """Write the page and the picture that were asked for."""
+    if args.markdown:
+        write_text(args.markdown, markdown.page(results))
+    if args.plot:
+        from flashvla_ros.evaluation import plot
+
+        plot.draw(results, args.plot)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from flashvla_ros.cli.results import MOST_BYTES
+from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import read_json
 from flashvla_ros.evaluation.summary import ALL, rates
 from flashvla_ros.sim.perturbation import NONE
 
 Row = Mapping[str, Any]
+
+
+def read_evaluation(file: Path) -> Mapping[str, Any]:
+    """Read the JSON of one evaluation.
+
+    Raises:
+        FlashVLAError: It cannot be read or is no such file.
+    """
+    try:
+        results: Mapping[str, Any] = read_json(file, most=MOST_BYTES)
+        results["meta"]["checkpoint"]["name"], results["rows"][0]["visual_flops_ratio"]
+    except (FlashVLAError, KeyError, IndexError, TypeError) as error:
+        raise FlashVLAError(f"{file} is no result of flashvla-ros eval ({error}): write it again") from error
+    return results
 
 
 def console(rows: Sequence[Row]) -> str:
@@ -30,15 +48,17 @@ def console(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """Return a page with the table of one evaluation and what it was made with."""
-    parts = [f"# Evaluation of `{results['meta']['checkpoint']['name']}`", provenance(results["meta"])]
-    rows = results["rows"]
-    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
-        chosen = [row for row in rows if row["perturbation"] == perturbation]
-        if perturbation != NONE:
-            parts.append(f"## {perturbation}")
-        parts += [success_table(chosen), cost_table(chosen)]
+def page(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Return a page with the tables of each evaluation and what it was made with."""
+    parts = []
+    for results in evaluations:
+        rows = results["rows"]
+        parts += [f"# Evaluation of `{results['meta']['checkpoint']['name']}`", provenance(results["meta"])]
+        for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
+            chosen = [row for row in rows if row["perturbation"] == perturbation]
+            if perturbation != NONE:
+                parts.append(f"## {perturbation}")
+            parts += [success_table(chosen), cost_table(chosen)]
     return "\n\n".join(parts) + "\n"
 
 

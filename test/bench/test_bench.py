@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import random_model, tiny_config, write_checkpoint
 
+from benchmarks.speed import page
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bench import measure, models
 from flashvla_ros.bench.baselines import PlainPolicy
@@ -205,9 +206,10 @@ def test_meta_names_device_versions_and_roofline(results):
 def test_results_are_read_back_as_tables_and_drawn(results, tmp_path, capsys):
     source, picture = tmp_path / "b.json", tmp_path / "b.png"
     source.write_text(json.dumps(results))
-    assert cli.main(["bench", "--read", str(source), "--markdown", "--plot", str(picture)]) == 0
+    assert cli.main(["bench", "--read", str(source), "--plot", str(picture)]) == 0
     printed = capsys.readouterr().out
-    assert "| ics k=10 layer 2 |" in printed and "a shared machine" in printed
+    assert "\nics k=10 layer 2  " in printed and "a shared machine" in printed
+    assert "| ics k=10 layer 2 |" in page(results)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

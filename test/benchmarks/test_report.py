@@ -29,6 +29,20 @@ def test_a_file_of_no_section_and_an_empty_folder_are_refused(tmp_path: Path):
         report.compose(tmp_path)
 
 
+def test_evaluations_stand_in_their_sections_with_what_they_are_compared_with(tmp_path: Path):
+    content = json.loads((RESULTS / "main-demo.json").read_text())
+    (tmp_path / "main-demo.json").write_text(json.dumps(content))
+    pruners = [
+        row | {"mode": mode} for row in content["rows"] if row["mode"] == "prune" for mode in ("prune", "random")
+    ]
+    (tmp_path / "pruners-demo.json").write_text(json.dumps(content | {"rows": pruners}))
+    page = report.compose(tmp_path)
+    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    assert heads == ["## Success and cost", "## Pruning methods side by side"]
+    assert re.search(r"- `guarded`: .* fewer visual-token FLOPs, .* below dense \(p = ", page)
+    assert "| `prune` | 0 / 0, p = 1 |  |" in page
+
+
 def test_a_file_is_shown_in_its_section_with_the_picture_beside_it(tmp_path: Path):
     content = {"meta": {"device": "here", "versions": {"torch": "x"}}, "rows": []}
     (tmp_path / "ics-here.json").write_text(json.dumps(content))
@@ -42,6 +56,6 @@ def test_every_command_of_the_readme_exists_and_every_benchmark_stands_there():
     readme = (report.FOLDER / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"python -m benchmarks\.(\w+)", readme))
     assert all(callable(importlib.import_module(f"benchmarks.{name}").main) for name in named)
-    parts = {"abuser", "own_node", "promises", "publishing", "steady", "usage"}  # of other benchmarks
+    parts = {"abuser", "evaluations", "own_node", "promises", "publishing", "speed", "steady", "tables", "usage"}
     assert named == {path.stem for path in report.FOLDER.glob("*.py")} - parts
     assert {path.name for path in RESULTS.glob("*.json")} <= set(re.findall(r"[\w-]+\.json", readme))

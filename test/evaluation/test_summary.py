@@ -1,4 +1,4 @@
-"""Rows of the table, and the page that is composed of them."""
+"""Rows of the table, and the page that is made of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros import __main__ as cli
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.jobs import Record
-from flashvla_ros.evaluation.report import compose
 from flashvla_ros.evaluation.summary import ALL, Cell, table_rows
 
 SEEDS = range(10, 14)
@@ -80,37 +79,31 @@ def results(modes: dict[str, str], perturbation: str = "none") -> dict:
     return {"meta": meta | {"device": "a machine", "versions": {"flashvla_ros": "0"}}, "rows": table_rows(cells)}
 
 
-def test_report_has_the_sections_whose_files_are_there(tmp_path: Path) -> None:
+def test_one_page_is_made_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     files = {
-        "main-demo.json": results({"dense": "++++", "guarded": "+++-"}),
-        "pruners-demo.json": results({"dense": "++++", "prune": "+---", "random": "++++"}),
-        "perturbations-demo.json": results({"guarded": "++++"}, "object_jump"),
+        "first.json": results({"dense": "++++", "guarded": "+++-"}),
+        "second.json": results({"guarded": "++++"}, "object_jump"),
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "bench.json").write_text(json.dumps({"meta": {}, "rows": [{"name": "dense", "p50_ms": 1.0}]}))
-    files["bench.json"] = {}  # left out: no evaluation
     page, picture = tmp_path / "docs" / "results.md", tmp_path / "docs" / "images" / "results.png"
-    assert compose([tmp_path / name for name in files], page, picture) == 0
+    command = ["eval", "--report", *(str(tmp_path / name) for name in files)]
+    assert cli.main([*command, "--markdown", str(page), "--plot", str(picture)]) == 0
     text = page.read_text()
-    heads = [line for line in text.splitlines() if line.startswith("## ")]
-    assert heads == ["## Success and cost", "## Pruning methods side by side", "## When the world changes"]
-    assert "(images/results.png)" in text
-    assert "success 3/4 (30-95 %) against 4/4 (51-100 %), not measurably below dense (p = 1)" in text
-    assert "| `prune` | 3 / 0, p = 0.25 |  |" in text
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# Evaluation of `demo`",
+        "# Evaluation of `demo`",
+        "## object_jump",
+    ]
+    assert "| `guarded` | 3/4 |" in text
     assert "0 of 4" in text
     assert picture.stat().st_size > 5000
-
-
-def test_files_that_belong_nowhere_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "notes-demo.json"
-    file.write_text(json.dumps(results({"dense": "++++"})))
-    with pytest.raises(FlashVLAError, match="belongs to no section: names start with main"):
-        compose([file], None, None)
-    file.write_text("{}")
-    with pytest.raises(FlashVLAError, match="is no result of flashvla-ros eval"):
-        compose([file], None, None)
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == text
+    (tmp_path / "first.json").write_text("{}")
+    assert cli.main(command) == 2
+    assert "is no result of flashvla-ros eval" in capsys.readouterr().err
 
 
 def test_table_leaves_out_what_a_task_cannot_have() -> None:

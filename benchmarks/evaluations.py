@@ -1,4 +1,4 @@
-"""The results page, composed from the JSON of evaluations: ``flashvla-ros eval --report F.json … --markdown F.md``.
+"""Tables of evaluations, section by section, for :mod:`benchmarks.report`.
 
 A file's name up to its first hyphen says which section it belongs to: ``main-plain.json``, ``pruners-demo.json``. A
 section is there when one of its files is.
@@ -6,29 +6,17 @@ section is there when one of its files is.
 
 from __future__ import annotations
 
-import itertools
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.cli.results import MOST_BYTES
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.evaluation import markdown
-from flashvla_ros.evaluation.markdown import Row
+from flashvla_ros.evaluation.markdown import Row, read_evaluation
 from flashvla_ros.evaluation.statistics import Paired
 from flashvla_ros.evaluation.summary import ALL, DENSE, rates
 from flashvla_ros.sim.perturbation import NONE
 
-Results = Mapping[str, Any]
-BySection = dict[str, list[tuple[Path, Results]]]
-
-_HEAD = """# Results
-
-<!-- Written by `flashvla-ros eval --report`; every figure comes from the JSON files named below. -->
-"""
 INTRODUCTION = """Closed loop in the simulated robot, seeds that training has never seen. The episode is the
 unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds by McNemar's exact
 test. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
@@ -63,84 +51,27 @@ _SECTIONS = {
 _COMPARED = {"pruners": ("random", "prune"), "perturbations": ()}
 
 
-def compose(files: Sequence[Path], page: Path | None, picture: Path | None) -> int:
-    """Make the page and, where it is asked for, the plot; without a path the page is printed.
+def sections(files: Sequence[Path]) -> Iterator[str]:
+    """Yield the paragraphs and tables of evaluations.
 
     Raises:
-        FlashVLAError: A file is no result of an evaluation.
+        FlashVLAError: A file is no result of an evaluation, or its name is of no section.
     """
-    others = [file for file in files if is_of_another_command(file)]  # such as those of bench in the same folder
-    if others:
-        print(f"left out, not of flashvla-ros eval: {', '.join(map(str, others))}", file=sys.stderr)
-    by_section = _read_all(file for file in files if file not in others)
-    parts = [_HEAD.rstrip(), INTRODUCTION]
-    if picture is not None:
-        from flashvla_ros.evaluation import plot
-
-        plot.draw([results for _, results in by_section.get("main") or itertools.chain(*by_section.values())], picture)
-        link = os.path.relpath(picture, page.parent) if page is not None else picture
-        parts.append(f"![Success against visual-token FLOPs, with 95 % intervals]({link})")
-    text = "\n\n".join([*parts, *_sections(by_section)]) + "\n"
-    if page is None:
-        print(text, end="")
-    else:
-        write_text(page, text)
-    return 0
-
-
-def sections(files: Sequence[Path]) -> list[str]:
-    """Return the paragraphs and tables of evaluations, section by section.
-
-    Raises:
-        FlashVLAError: A file is no result of an evaluation.
-    """
-    return list(_sections(_read_all(files)))
-
-
-def _read_all(files: Iterable[Path]) -> BySection:
-    by_section: BySection = {}
+    by_section: dict[str, list[Path]] = {}
     for file in files:
-        by_section.setdefault(file.stem.partition("-")[0], []).append((file, read_results(file)))
-    unknown = [str(file) for name, found in by_section.items() if name not in _SECTIONS for file, _ in found]
-    if unknown:
+        by_section.setdefault(file.stem.partition("-")[0], []).append(file)
+    if unknown := [str(file) for name, found in by_section.items() if name not in _SECTIONS for file in found]:
         raise FlashVLAError(
             f"{', '.join(unknown)} belongs to no section: names start with {', '.join(_SECTIONS)} and a hyphen"
         )
-    return by_section
-
-
-def _sections(by_section: BySection) -> Iterator[str]:
     for name, (title, text) in _SECTIONS.items():
         if found := by_section.get(name):
             yield from (f"## {title}", text)
-            for file, results in found:
-                yield from _evaluation(name, file, results)
+            for file in found:
+                yield from _evaluation(name, file, read_evaluation(file))
 
 
-def read_results(file: Path) -> Results:
-    """Read the JSON of one evaluation.
-
-    Raises:
-        FlashVLAError: It cannot be read or is no such file.
-    """
-    try:
-        results: Results = read_json(file, most=MOST_BYTES)
-        results["meta"]["checkpoint"]["name"], results["rows"][0]["visual_flops_ratio"]
-    except (FlashVLAError, KeyError, IndexError, TypeError) as error:
-        raise FlashVLAError(f"{file} is no result of flashvla-ros eval ({error}): write it again") from error
-    return results
-
-
-def is_of_another_command(file: Path) -> bool:
-    """Say whether a file is JSON, but has no rows of an evaluation."""
-    try:
-        rows = read_json(file, most=MOST_BYTES)["rows"]
-        return not all({"mode", "task", "visual_flops_ratio"} <= row.keys() for row in rows)
-    except (FlashVLAError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _evaluation(section: str, file: Path, results: Results) -> list[str]:
+def _evaluation(section: str, file: Path, results: Mapping[str, Any]) -> list[str]:
     meta, rows = results["meta"], results["rows"]
     parts = [f"### `{meta['checkpoint']['name']}`", f"{markdown.provenance(meta)}\n\nFrom `{file.name}`."]
     for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
