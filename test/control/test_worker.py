@@ -403,8 +403,18 @@ def test_a_model_that_hangs_is_held_to_its_deadline_whatever_is_forgotten(rig: R
     rig.worker.discard()
     assert rig.worker.running_since_s is not None
     rig.go.set()
-    rig.step()
+    end_s = time.monotonic() + LONG_S
+    while rig.worker.running_since_s is not None and time.monotonic() < end_s:
+        time.sleep(0.001)
     assert rig.worker.running_since_s is None
+    assert rig.worker.late == 1
+
+
+def test_a_step_is_over_once_its_result_is_handed_on(rig: Rig) -> None:
+    running = []
+    rig.worker._on_step = lambda result: (running.append(rig.worker.running_since_s), rig._note(rig.steps, result))
+    rig.step()
+    assert running == [None]
 
 
 def settings_of(**values: Any) -> Settings:
