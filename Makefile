@@ -22,8 +22,10 @@ setup-libero: setup
 bringup: setup
 	@$(OVERLAY) $(VENV)/bin/flashvla-ros bringup $(ARGS)
 
+# Three workers for two cores: tests of nodes and processes mostly wait, for messages, timeouts and other processes.
+# test/conftest.py says which files begin; by itself xdist would leave those with few and long tests for the end.
 test: setup
-	@$(OVERLAY) $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(OVERLAY) $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .

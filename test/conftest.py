@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import tempfile
 from pathlib import Path
 from typing import IO
+
+import pytest
 
 _HELD: list[IO[str]] = []  # a lock lasts as long as its file stays open
 
@@ -29,3 +32,17 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_DOMAIN_ID"] = str(_claim_ros_domain())
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes run side by side, and the models are small
+
+# Folders and files in which few tests take minutes, most of them waiting for other processes or for a clock.
+_LONG = ("test_soak", "test_install", "system", "nodes", "training", "bringup", "bags")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker is left alone with it at the end."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: min(places.get(name, len(_LONG)) for name in (item.path.parent.name, item.path.stem)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports have made out of every collection of garbage: taking a test bench down asks for one."""
+    gc.freeze()
