@@ -276,7 +276,7 @@ def stream(events: Sequence[tuple[int, tuple[Any, ...]]]) -> list[Sent]:
     return sent
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(events=st.lists(st.tuples(PAUSES_NS, EVENTS), max_size=30))
 def test_the_same_messages_make_the_same_observations_live_and_from_a_bag(live, events):
     with tempfile.TemporaryDirectory() as folder:

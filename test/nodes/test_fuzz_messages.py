@@ -28,7 +28,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     encoding=st.one_of(st.sampled_from(ENCODINGS), st.text(max_size=12)),
     height=SIDES,
@@ -67,7 +67,7 @@ def test_a_compressed_image_is_a_picture_or_is_refused(cut, noise):
         assert decoded.ndim == 3 and decoded.shape[2] == 3 and decoded.dtype == np.uint8
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(max_size=50), st.text(min_size=MAX_INSTRUCTION - 2, max_size=MAX_INSTRUCTION + 5)))
 def test_an_instruction_is_kept_or_is_refused(text):
     try:
@@ -78,7 +78,7 @@ def test_an_instruction_is_kept_or_is_refused(text):
         assert kept == text.strip() and 0 < len(kept) <= MAX_INSTRUCTION
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(row=st.sampled_from(PARAMETERS), value=VALUES)
 def test_a_parameter_takes_a_value_of_its_type_and_range_or_names_itself(row, value):
     try:

@@ -93,11 +93,28 @@ def robot() -> Iterator[Robot]:
     robot.close()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, name):
-    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
-    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
-    process = subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
+PATIENT = ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
+
+
+def with_model(folder: Path) -> list[str]:
+    """The command of a node that loads a model."""
+    checkpoint = write_checkpoint(folder / "model")
+    return [*NODE, "--ros-args", "-p", "node.autostart:=true", "-p", f"model.checkpoint:={checkpoint}", *PATIENT]
+
+
+def without_model(folder: Path) -> list[str]:
+    """The command of the same node with a scripted policy, which starts in a fifth of the time."""
+    fault = folder / "fault"
+    fault.write_text("")
+    program = str(Path(__file__).parent / "faulty_policy_node.py")
+    return [sys.executable, program, str(fault), "--ros-args", "-p", "node.autostart:=true", *PATIENT]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("SIGTERM", with_model), ("SIGINT", without_model), ("SIGHUP", without_model)]
+)
+def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, name, command):
+    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
     try:
         robot.show_until(lambda: len(robot.gates) >= 5 and bool(robot.commands), timeout_s=300)
         assert any(gate.decision == GateStatus.INFER for gate in robot.gates)
@@ -114,14 +131,8 @@ def test_it_answers_images_and_stops_the_robot_before_it_ends(robot, tmp_path, n
     robot.until(lambda: robot.commands[-1].twist == Twist(), "the stop action")
 
 
-def start_node(folder: Path) -> subprocess.Popen[str]:
-    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(folder / 'model')}"]
-    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
-    return subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
-
-
 def test_an_emergency_stop_while_the_model_loads_is_latched(robot, tmp_path):
-    process = start_node(tmp_path)
+    process = subprocess.Popen(with_model(tmp_path), stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         while "loading" not in (line := process.stderr.readline()):
@@ -138,7 +149,7 @@ def test_an_emergency_stop_while_the_model_loads_is_latched(robot, tmp_path):
 
 
 def test_an_emergency_stop_while_the_process_stands_still_is_latched_and_no_old_image_moves_the_robot(robot, tmp_path):
-    process = start_node(tmp_path)
+    process = subprocess.Popen(without_model(tmp_path))
     try:
         robot.show_until(lambda: bool(robot.commands) and robot.commands[-1].twist != Twist(), timeout_s=300)
         process.send_signal(signal.SIGSTOP)
@@ -157,13 +168,11 @@ def test_an_emergency_stop_while_the_process_stands_still_is_latched_and_no_old_
 
 
 def test_the_death_of_the_launching_process_stops_the_robot(robot, tmp_path):
-    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
-    arguments += ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
     launcher = (
         "import os, subprocess, sys\n"
         f"subprocess.run(sys.argv[1:], env={{**os.environ, {PARENT_VARIABLE!r}: str(os.getpid())}}, check=False)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", launcher, *NODE, "--ros-args", *arguments])
+    process = subprocess.Popen([sys.executable, "-c", launcher, *without_model(tmp_path)])
     try:
         robot.show_until(lambda: bool(robot.commands), timeout_s=300)
     finally:
@@ -181,8 +190,7 @@ def test_a_node_whose_launching_process_is_gone_does_not_start():
 
 
 def test_a_signal_while_the_model_loads_ends_it_too(tmp_path):
-    arguments = ["-p", "node.autostart:=true", "-p", f"model.checkpoint:={write_checkpoint(tmp_path / 'model')}"]
-    process = subprocess.Popen([*NODE, "--ros-args", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(with_model(tmp_path), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
     assert "loading" in line
