@@ -70,9 +70,10 @@ if ros_is_sourced; then # whose compiled modules fit its own NumPy
     sed -i -E '/^(numpy|opencv-python-headless)==/d' "$constraints"
     "$python" -c 'import numpy; print(f"numpy=={numpy.__version__}")' >>"$constraints"
 fi
+# Of two hundred packages few modules are ever imported: Python compiles those when it first does.
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-"${pip[@]}" install --upgrade -c "$constraints" "pip>=24" "setuptools>=70,<80" wheel "${ros[@]}"
+"${pip[@]}" install --no-compile --upgrade -c "$constraints" "pip>=24" "setuptools>=70,<80" wheel "${ros[@]}"
 
 say "flashvla_ros, with its messages compiled"
-"${pip[@]}" install --no-build-isolation -c "$constraints" --editable ".[sim,bags,test]"
+"${pip[@]}" install --no-compile --no-build-isolation -c "$constraints" --editable ".[sim,bags,test]"
 say "Ready: make bringup, make test"

@@ -29,7 +29,8 @@ from flashvla_ros.nodes.process import PARENT_VARIABLE
 pytestmark = pytest.mark.timeout(600)  # each starts a model; far less where the machine is idle
 
 NODE = [sys.executable, "-m", "flashvla_ros.nodes.policy_node"]
-OLD_IMAGES = ("-p", "control.max_image_age_s:=60")
+LIMITS = ("control.image_timeout_s:=30", "control.inference_timeout_s:=30", "control.max_image_age_s:=60")
+PATIENT = [word for limit in LIMITS for word in ("-p", limit)]
 
 
 class Robot:
@@ -91,9 +92,6 @@ def robot() -> Iterator[Robot]:
     robot = Robot()
     yield robot
     robot.close()
-
-
-PATIENT = ["-p", "control.image_timeout_s:=30", "-p", "control.inference_timeout_s:=30", *OLD_IMAGES]
 
 
 def with_model(folder: Path) -> list[str]:
