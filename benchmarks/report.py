@@ -12,7 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import abuse, engine, evaluations, gate, growth, guard, guard_fuzz, ics, overhead, soak, speed
+from benchmarks import (
+    abuse,
+    droid_faults,
+    engine,
+    evaluations,
+    gate,
+    growth,
+    guard,
+    guard_fuzz,
+    ics,
+    overhead,
+    soak,
+    speed,
+)
 from benchmarks.tables import table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import read_results
@@ -62,6 +75,12 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
     "guard": ("What the guard costs", "From one command's publication to the next process's.", guard.page),
     "guard_fuzz": ("Fuzzing of the guard's rules", "Stops by their cause.", guard_fuzz.page),
+    "droid_faults": (
+        "Faults in real actions",
+        "DROID's actions with synthetic faults, judged by the guard's rules. The published supervisor's bound was "
+        "chosen on the evaluated part, as in the rows *scaled*.",
+        droid_faults.page,
+    ),
     "abuse": (
         "Everything at random",
         "The promises are those of `benchmarks/promises.py`; each broken one is in the file, with what went before it.",
