@@ -48,6 +48,8 @@ _EXTRA_OF_MODULE = {
     "rosbags": "bags",
     "mcap": "bags",
     "matplotlib": "bags",
+    "websockets": "remote",
+    "msgpack": "remote",
 }
 
 

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "lock_step": "true: the robot waits for each command, and runs repeat exactly",
     "camera": "image topic of a real robot, or name:=topic for each of several; nothing is simulated then",
     "checkpoint": "folder of an OpenVLA checkpoint; empty: the demo policy",
+    "policy": "address ws://HOST:PORT of a policy server, in place of a checkpoint",
     "params": "the same as params_file, which comes first where both are given",
     "remap": "topics under other names, such as command:=/servo_node/delta_twist_cmds",
     "guard": "false: commands go to the robot directly, and nobody stops it where the policy cannot",

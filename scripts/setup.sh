@@ -75,5 +75,5 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --no-compile --upgrade -c "$constraints" "pip>=24" "setuptools>=70,<80" wheel "${ros[@]}"
 
 say "flashvla_ros, with its messages compiled"
-"${pip[@]}" install --no-compile --no-build-isolation -c "$constraints" --editable ".[sim,bags,test]"
+"${pip[@]}" install --no-compile --no-build-isolation -c "$constraints" --editable ".[sim,bags,remote,test]"
 say "Ready: make bringup, make test"

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guard.add_argument("--no-guard", action="store_true", help="commands go to the robot directly")
     guard.add_argument("--guard-params", default="", metavar="FILE", help="its limits, in the units of the commands")
     parser.add_argument("--instruction", default="", metavar="TEXT", help="in place of the task's own")
+    parser.add_argument(
+        "--policy", default="", metavar="ws://HOST:PORT", help="policy server, in place of a checkpoint"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="parameter of the policy node")
     parser.add_argument("--params", default="", metavar="FILE", help="parameter file of the policy node")
     parser.add_argument("--record", type=Path, metavar="DIR", help="record every topic of the node to this new folder")
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         lock_step=args.lock_step,
         camera=" ".join(args.camera),
         checkpoint=args.checkpoint,
+        policy=args.policy,
         params=args.params,
         remap=" ".join(args.remap),
         guard=not args.no_guard,

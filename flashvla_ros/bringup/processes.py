@@ -76,6 +76,7 @@ class Bringup:
         camera: Image topic of a real robot, whose driver runs already; several as ``name:=topic``, separated by spaces;
             empty: the simulated one.
         checkpoint: Folder of an OpenVLA checkpoint; empty: the demo policy.
+        policy: Address ``ws://HOST:PORT`` of a policy server, in place of a checkpoint.
         params: Parameter file for the policy node; empty: none beside the demo's.
         remap: Topics of the policy node under other names, such as ``command:=/servo_node/delta_twist_cmds``; several
             are separated by spaces.
@@ -97,6 +98,7 @@ class Bringup:
     lock_step: bool = False
     camera: str = ""
     checkpoint: str = ""
+    policy: str = ""
     params: str = ""
     remap: str = ""
     guard: bool = True
@@ -162,6 +164,8 @@ class Bringup:
             remappings = (*((topic, topic + UNGUARDED) for topic in _GUARDED), *remappings)
         if self.checkpoint:
             parameters["model.checkpoint"] = _folder(self.checkpoint)
+        if self.policy:
+            parameters["model.remote"] = self.policy
         if self.camera:
             cameras = _cameras(self.camera)
             compressed = _are_compressed(cameras.values())

@@ -26,6 +26,7 @@ class Tally:
         latency: Seconds from an observation's arrival to its command.
         stamp_latency: Seconds from an observation's stamp to its command, on the node's clock.
         inference: Seconds of the model, fresh steps only.
+        network: Seconds of a remote inference that were not its model's; empty where the policy runs here.
         reuse: 1 for a reused step, 0 for a fresh one.
         offered: Tokens offered as a draft, steps with a draft only.
         accepted: Those of them that were accepted.
@@ -39,6 +40,7 @@ class Tally:
         self.latency = SlidingWindow(span_s)
         self.stamp_latency = SlidingWindow(span_s)
         self.inference = SlidingWindow(span_s)
+        self.network = SlidingWindow(span_s)
         self.reuse = SlidingWindow(span_s)
         self.offered = SlidingWindow(span_s)
         self.accepted = SlidingWindow(span_s)
@@ -58,6 +60,8 @@ class Tally:
         self.reuse.add(now_s, float(not result.fresh))
         if result.fresh:
             self.inference.add(now_s, result.inference_s)
+            if (network_s := result.inference.timings_s.get("network")) is not None:
+                self.network.add(now_s, network_s)
         if result.fresh and result.inference.draft_tokens:
             self.offered.add(now_s, result.inference.draft_tokens)
             self.accepted.add(now_s, result.inference.draft_accepted)

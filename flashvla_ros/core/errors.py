@@ -37,6 +37,10 @@ class ActionError(FlashVLAError):
     """The policy's action is not finite or not of the declared size; the robot is stopped."""
 
 
+class RemoteError(FlashVLAError):
+    """A policy server cannot be reached, or what it answers cannot be used; the robot is stopped."""
+
+
 class BagError(FlashVLAError):
     """A recording cannot be read, or lacks what was asked of it."""
 

@@ -95,6 +95,12 @@ def deviation_is_absolute(max_deviation: Sequence[float], names: Sequence[str], 
             )
 
 
+def one_policy(remote: str, checkpoint: str) -> None:
+    """Require that at most one source names the policy."""
+    if remote and checkpoint:
+        raise SettingsError("model.remote and model.checkpoint both name a policy: give one of them")
+
+
 def one_robot_model(urdf: str, robot_description: bool) -> None:
     """Require that at most one source names the robot's model."""
     if urdf and robot_description:

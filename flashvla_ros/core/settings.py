@@ -13,6 +13,7 @@ from typing import Any
 
 from flashvla_ros.core import parameter, rules
 from flashvla_ros.core.parameter import Parameter, Value, row
+from flashvla_ros.core.remote_settings import RemoteSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,12 @@ class ModelSettings:
         "Names of the robot's state in the order of training, for a checkpoint that is told of it: joints of "
         "joint_states; x, y, z, rx, ry, rz and qx to qw of end_effector_pose; ax, ay, az for its rotation as axis "
         "times angle.",
+        fixed=True,
+    )
+    remote: str = row(
+        "",
+        "Address ws://HOST:PORT of a policy server that speaks openpi's protocol, in place of a checkpoint; any other "
+        "machine's is wss:// and needs an API key.",
         fixed=True,
     )
     unnorm_key: str = row(
@@ -165,6 +172,14 @@ class GateSettings:
     max_angle_deg: float = row(
         10.0,
         "ε₁: angle between the last two fresh actions below which reuse is allowed.",
+        unit="deg",
+        low=0.0,
+        high=180.0,
+    )
+    tokenless_angle_deg: float = row(
+        0.0,
+        "ε₁ where the policy gives no sets of kept tokens, as a remote one, so that no overlap supports the angle; 0: "
+        "never reuse there.",
         unit="deg",
         low=0.0,
         high=180.0,
@@ -481,6 +496,7 @@ class Settings:
     """
 
     model: ModelSettings = ModelSettings()
+    remote: RemoteSettings = RemoteSettings()  # noqa: RUF009 - frozen, as every group
     pruning: PruningSettings = PruningSettings()
     decode: DecodeSettings = DecodeSettings()
     gate: GateSettings = GateSettings()
@@ -507,6 +523,7 @@ class Settings:
         rules.positions_meet(command, joint, workspace, names, kinds)
         rules.deviation_is_absolute(self.control.max_deviation, names, kinds)
         rules.gripper_is_declared(self.action.gripper, self.command.gripper)
+        rules.one_policy(self.model.remote, self.model.checkpoint)
         rules.one_robot_model(limits.urdf, limits.robot_description)
         rules.slowest_step_is_answered(self.control.max_image_age_s, self.control.inference_timeout_s)
 

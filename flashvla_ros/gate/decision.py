@@ -181,16 +181,20 @@ def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings
     if memory.reused_in_a_row >= settings.max_reuse:
         return Reason.MAX_REUSE
     comparison = measured.comparison
-    if settings.mode == "guarded":
-        reason = _guard(memory, measured, settings)
-    else:
-        reason = None if comparison.angle_deg < settings.max_angle_deg else Reason.ANGLE
+    tokenless = comparison.incomparable is Reason.NO_TOKEN_SETS and settings.tokenless_angle_deg > 0.0
+    aligned = comparison.angle_deg < (settings.tokenless_angle_deg if tokenless else settings.max_angle_deg)
+    angle = None if aligned else Reason.ANGLE
+    reason = _guard(memory, measured, settings, angle) if settings.mode == "guarded" else angle
+    if tokenless:
+        return reason or Reason.REUSE
     overlap = None if comparison.corrected_overlap >= settings.delta else Reason.OVERLAP
     return reason or comparison.incomparable or overlap or Reason.REUSE
 
 
-def _guard(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> Reason | None:
-    """The first guard of mode ``guarded`` that forbids reuse."""
+def _guard(
+    memory: GateMemory, measured: GateMeasurements, settings: GateSettings, angle: Reason | None
+) -> Reason | None:
+    """The first guard of mode ``guarded`` that forbids reuse; `angle` is what the angle says of actions that move."""
     fresh, comparison = memory.fresh_since_reuse, measured.comparison
     if memory.reused_in_a_row == 0 and fresh is not None and fresh < settings.fresh_between:
         return Reason.FRESH_BETWEEN
@@ -202,7 +206,7 @@ def _guard(memory: GateMemory, measured: GateMeasurements, settings: GateSetting
         return Reason.SCENE_CHANGED
     if comparison.either_small:
         return None if comparison.difference_small else Reason.STILL
-    return None if comparison.angle_deg < settings.max_angle_deg else Reason.ANGLE
+    return angle
 
 
 def _scene_alarm(changed: int, settings: GateSettings) -> bool:

@@ -35,7 +35,8 @@ from flashvla_ros.nodes.process import leave, run_node
 from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health, Reporter
-from flashvla_ros.vla.loading import FROM_CHECKPOINT, LoadedPolicy, PolicyFactory
+from flashvla_ros.remote.loading import FROM_SETTINGS
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 
 class PolicyNode(LifecycleNode):
@@ -48,7 +49,7 @@ class PolicyNode(LifecycleNode):
         transition_error: Why the last transition failed.
     """
 
-    def __init__(self, factory: PolicyFactory = FROM_CHECKPOINT, *, name: str = "flashvla", **options: Any) -> None:
+    def __init__(self, factory: PolicyFactory = FROM_SETTINGS, *, name: str = "flashvla", **options: Any) -> None:
         """Declare the parameters; `options` are those of :class:`rclpy.lifecycle.LifecycleNode`.
 
         Raises:
@@ -106,7 +107,7 @@ class PolicyNode(LifecycleNode):
         self.loading = True
         try:
             if self._loaded is None:
-                logger.info(f"loading {settings.model.checkpoint or 'the demo policy'}")
+                logger.info(f"loading {settings.model.remote or settings.model.checkpoint or 'the demo policy'}")
                 self._loaded = self._factory.load(settings)
             self._loaded.check(settings)
             stepper = Stepper(self._loaded.policy, self._spec)

@@ -116,14 +116,14 @@ def policy_status(health: Health, tally: Tally, header: Header, now_s: float) ->
 def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, now_s: float) -> DiagnosticArray:
     """Return the same as a monitor of /diagnostics reads it: a level, one line, and every figure by name.
 
-    It adds the latency from an image's stamp, and how often each dimension was clamped.
+    It adds the latency from an image's stamp, the network's share of a remote inference (the model's is the rest), and
+    how often each dimension was clamped.
     """
     percentiles_s = tally.stamp_latency.percentiles(now_s)
     level, message = _verdict(health, status, percentiles_s[1])
     figures = {field: getattr(status, field) for field in status.get_fields_and_field_types() if field != "header"}
-    figures.update(
-        zip(("stamp_latency_p50_s", "stamp_latency_p95_s", "stamp_latency_p99_s"), percentiles_s, strict=True)
-    )
+    for what, seconds in (("stamp_latency", percentiles_s), ("network", tally.network.percentiles(now_s))):
+        figures.update(zip((f"{what}_{part}_s" for part in ("p50", "p95", "p99")), seconds, strict=True))
     figures.update({f"clamped.{name}": tally.clamped_by[index] for index, name in enumerate(health.names)})
     figures.update({f"monitor.{name}": value for name, value in dataclasses.asdict(health.signs).items()})
     values = [KeyValue(key=key, value=_word(value)) for key, value in figures.items()]

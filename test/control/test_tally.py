@@ -53,8 +53,11 @@ def test_steps_are_counted_by_what_they_did(step: StepResult) -> None:
 def test_times_are_means_of_what_they_are_about(step: StepResult) -> None:
     tally = Tally()
     tally.add(fresh(step, 0.2), 0.0, 0.5)
-    tally.add(fresh(step, 0.4), 0.1, 0.7)
+    remote = fresh(step, 0.4)
+    remote = dataclasses.replace(remote, inference=dataclasses.replace(remote.inference, timings_s={"network": 0.1}))
+    tally.add(remote, 0.1, 0.7)
     tally.add(reused(step, 0.03), 0.2, 0.09)
+    assert tally.network.mean(0.2) == 0.1  # remote inferences alone
     assert tally.inference.mean(0.2) == pytest.approx(0.3)  # fresh steps alone
     assert tally.latency.mean(0.2) == pytest.approx((0.4 + 0.8 + 0.03) / 3)
     assert tally.stamp_latency.mean(0.2) == pytest.approx((0.5 + 0.7 + 0.09) / 3)

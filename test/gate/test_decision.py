@@ -106,6 +106,24 @@ def test_each_guard_forbids_reuse_with_its_own_reason(
     assert (decision.reuse, decision.age_s, decision.reused_in_a_row) == (False, 0.0, 0)
 
 
+@pytest.mark.parametrize("mode", ["paper", "guarded"])
+@pytest.mark.parametrize("angle, reason", [(0.0, Reason.NO_TOKEN_SETS), (5.0, Reason.ANGLE), (15.0, Reason.REUSE)])
+def test_without_token_sets_the_angle_has_a_threshold_of_its_own(mode: str, angle: float, reason: Reason) -> None:
+    """The actions are 11.3° apart: within gate.max_angle_deg, which counts where sets support it."""
+    settings = GateSettings(mode=mode, max_angle_deg=12.0, tokenless_angle_deg=angle)
+    memory = steady(motion=(0.5, 0.1, 0.0), kept=None)
+    assert decide(memory, shown(1.2), settings).reason is reason
+    assert decide(steady(motion=(0.5, 0.1, 0.0)), shown(1.2), settings).reason is Reason.REUSE
+
+
+def test_without_token_sets_every_guard_holds() -> None:
+    settings = GateSettings(tokenless_angle_deg=180.0)
+    for reason, memory, seen, values in GUARDED:
+        if reason not in {Reason.NO_TOKEN_SETS, Reason.PRUNING_CHANGED, Reason.OVERLAP, Reason.ANGLE}:
+            tokenless = dataclasses.replace(memory, last=dataclasses.replace(memory.last, kept=None))
+            assert decide(tokenless, seen, dataclasses.replace(settings, **values)).reason is reason
+
+
 IN_PAPER_TOO = {
     Reason.NEW_INSTRUCTION,
     Reason.CLOCK_JUMP,
