@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashvla_ros.evaluation.statistics import Paired, Rate
+from flashvla_ros.evaluation.statistics import Paired, Rate, holm, most_events, upper_bound
 
 
 def test_wilson_interval_of_48_of_50():
@@ -29,3 +29,38 @@ def test_mcnemar_of_equal_outcomes_is_no_evidence():
 def test_mcnemar_refuses_unpaired_outcomes():
     with pytest.raises(ValueError, match="zip"):
         Paired.of([True], [True, False])
+
+
+def test_tangos_interval_agrees_with_published_ones() -> None:
+    """Airway reactivity before and after a transplantation: Fagerland, Lydersen & Laake 2014, table III."""
+    value, low, high = Paired(lost=7, won=1).difference(21)
+    assert (round(value, 3), round(low, 3), round(high, 3)) == (-0.286, -0.517, -0.026)
+
+
+@pytest.mark.parametrize(("lost", "won", "trials"), [(0, 0, 50), (5, 0, 5), (0, 5, 5), (3, 0, 102), (4, 9, 40)])
+def test_tangos_interval_is_symmetric_and_holds_the_difference(lost: int, won: int, trials: int) -> None:
+    value, low, high = Paired(lost, won).difference(trials)
+    assert -1.0 <= low <= value <= high <= 1.0
+    assert low < high
+    mirrored = Paired(won, lost).difference(trials)
+    assert mirrored == pytest.approx((-value, -high, -low), abs=1e-9)
+
+
+def test_the_interval_excludes_zero_where_the_score_test_rejects() -> None:
+    """At a difference of 0 the score is McNemar's, (b - c) / √(b + c)."""
+    for lost in range(12):
+        _, low, high = Paired(lost, 2).difference(60)
+        assert (low > 0.0 or high < 0.0) is (abs(lost - 2) / max(lost + 2, 1) ** 0.5 > 1.959964)
+
+
+def test_holm_adjusts_for_the_number_of_comparisons() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_exact_bound_says_how_many_failures_a_risk_allows() -> None:
+    """0 of 59, 1 of 93, 2 of 124 and 4 of 181 are the fewest starts that certify 5 % at 95 %."""
+    assert [most_events(n, 0.05, 0.95) for n in (58, 59, 92, 93, 124, 181)] == [-1, 0, 0, 1, 2, 4]
+    assert upper_bound(3, 102, 0.95) == pytest.approx(0.0743, abs=1e-4)
+    assert upper_bound(5, 5, 0.95) == 1.0
