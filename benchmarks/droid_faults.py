@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flashvla_ros.bench.show import table
+from benchmarks.tables import table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.control.proposal import propose, whitened

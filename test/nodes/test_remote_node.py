@@ -12,7 +12,7 @@ from flashvla_ros.remote.loading import FROM_SETTINGS
 
 pytest.importorskip("websockets", reason="the extra `remote` is not installed")
 
-from policy_server import ScriptedServer, chunk, cut  # noqa: E402
+from policy_server import ScriptedServer, chunk, cut
 
 
 @pytest.fixture
