@@ -26,13 +26,14 @@ class ModelSettings:
     architecture: str = row(
         "auto",
         "What makes an action of the network's output; auto: what the files in the checkpoint's folder say.",
-        choices=("auto", "openvla", "openvla_oft"),
+        choices=("auto", "openvla", "openvla_oft", "univla"),
         fixed=True,
     )
     preset: str = row(
         "none",
         "Of an OpenVLA-OFT checkpoint, what its training took from the words of its command line and wrote into no "
-        "file: chunk_size, action_bounds and images; parameters that are set go before it.",
+        "file: chunk_size, action_bounds and images; parameters that are set go before it. Of "
+        "UniVLA, bridge leaves the last latent action out of the prompt.",
         choices=("none", "libero", "aloha", "bridge"),
         fixed=True,
     )

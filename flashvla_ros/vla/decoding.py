@@ -60,6 +60,7 @@ class Prefill:
         cache: Keys and values of the prompt and of the draft but its last; None where nothing can be decoded.
         length: Number of prompt tokens before pruning; decoding continues at this rotary position.
         kept: Ascending indices [k] of the selected visual tokens, or None where nothing was scored.
+        without: See :class:`.query.Layout`.
     """
 
     model: PrismaticVLM
@@ -68,6 +69,7 @@ class Prefill:
     cache: KeyValueCache | None
     length: int
     kept: Tensor | None
+    without: int = -1
 
     @functools.cached_property
     def logits(self) -> Tensor:
@@ -77,7 +79,7 @@ class Prefill:
     @property
     def choices(self) -> Tensor:
         """[m] most likely tokens."""
-        return likeliest(self.logits[0])
+        return likeliest(self.logits[0], self.without)
 
 
 class Decoded(NamedTuple):
@@ -131,7 +133,7 @@ def prefill(
     first, norm = len(hidden) - behind - 1, model.language_model.model.norm
     stay = len(hidden) - behind - length + count  # visual tokens that are left
     seen_rows = norm(hidden[: 1 + stay]) if layout.sees else None
-    return Prefill(model, norm(hidden[first : first + query.reads]), seen_rows, cache, length, kept)
+    return Prefill(model, norm(hidden[first : first + query.reads]), seen_rows, cache, length, kept, layout.without)
 
 
 def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Tensor, Rotary]:
@@ -153,7 +155,7 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
             `start` holds. None: nothing is, and `start` holds no draft.
     """
     if known is None:
-        known = likeliest(start.logits)
+        known = likeliest(start.logits, start.without)
     settled = known.shape[1]
     rows = [start.hidden[:settled]]
     if settled == count:
@@ -171,5 +173,5 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
         rotary = cosines[:, step : step + 1], sines[:, step : step + 1]
         hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, cache)
         rows.append(model.language_model.model.norm(hidden)[0])
-        tokens.append(likeliest(model.language_model.lm_head(rows[-1])[None]))
+        tokens.append(likeliest(model.language_model.lm_head(rows[-1])[None], start.without))
     return Decoded(torch.cat(tokens, dim=1)[0], torch.cat(rows))

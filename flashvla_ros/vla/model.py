@@ -167,13 +167,16 @@ def _causality(full: bool) -> dict[str, bool]:
 NOTHING = -1  # in place of a token: the logits say nothing
 
 
-def likeliest(logits: Tensor) -> Tensor:
-    """Most likely token of each row of logits [..., vocabulary]: [...]; :data:`NOTHING` where there is none.
+def likeliest(logits: Tensor, without: int = -1) -> Tensor:
+    """Most likely token but `without` of each row of logits [..., vocabulary]: [...]; :data:`NOTHING` for none.
 
     That is where a logit is not finite, as overflow and broken weights make them, or where all are equal, as weights of
     zero make them. The mark travels with the tokens, so that a GPU need not be asked.
     """
     low, high = torch.aminmax(logits, dim=-1)  # NaN where one is
+    if without >= 0:
+        logits = logits.clone()
+        logits[..., without] = -torch.inf
     return torch.where((low < high) & low.isfinite() & high.isfinite(), logits.argmax(dim=-1), NOTHING)
 
 

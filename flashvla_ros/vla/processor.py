@@ -201,11 +201,15 @@ class PromptEncoder:
         if absent := [token for token in (BOS, SPACE) if self.tokenizer.token_to_id(token) is None]:
             raise CheckpointError(f"the tokenizer has no token {' and no '.join(absent)}: it is not Llama's")
 
-    def __call__(self, instruction: str) -> list[int]:
-        """Return [BOS, prompt, empty token]; :class:`ObservationError` where the instruction is empty or too long."""
+    def __call__(self, instruction: str, history: str = "") -> list[int]:
+        """Return [BOS, prompt, empty token]; `history` is UniVLA's last latent action.
+
+        Raises:
+            ObservationError: The instruction is empty or too long.
+        """
         if not instruction.strip():
             raise ObservationError("the instruction is empty: send words that say what the robot should do")
-        ids = self.tokenizer.encode(format_prompt(instruction)).ids
+        ids = self.tokenizer.encode(format_prompt(instruction, history)).ids
         start, end = (cast(int, self.tokenizer.token_to_id(token)) for token in (BOS, SPACE))
         ids = ids if ids[0] == start else [start, *ids]
         ids = ids if ids[-1] == end else [*ids, end]
@@ -243,6 +247,7 @@ def _statistics_on(means: tuple[Triple, ...], stds: tuple[Triple, ...], device: 
     return mean, std
 
 
-def format_prompt(instruction: str) -> str:
-    """Return the prompt that OpenVLA was trained on; its data's instructions were in lower case."""
-    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+def format_prompt(instruction: str, history: str = "") -> str:
+    """Return the prompt that OpenVLA was trained on, and UniVLA with its last latent action; in lower case."""
+    told = f" History action {history}" if history else ""
+    return f"In: What action should the robot take to {instruction.lower()}?{told}\nOut:"

@@ -24,6 +24,7 @@ class Layout:
         full: Every row attends to every row; such a sequence is run once and nothing is decoded after it.
         chooses: The most likely tokens are chosen at the rows that are read.
         sees: The rows of BOS and of the visual tokens that are left are handed back too.
+        without: A token that is never chosen; below 0: none.
     """
 
     extra: int = 0
@@ -32,6 +33,7 @@ class Layout:
     full: bool = False
     chooses: bool = True
     sees: bool = False
+    without: int = -1
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Write a checkpoint with random weights in exactly OpenVLA's layout: names, shapes, types, shards and side files.
+"""Write a checkpoint with random weights in exactly the published layout: names, shapes, types, shards and side files.
 
 ``python -m flashvla_ros.vla.random_checkpoint --size 7b OUT`` writes what loading, memory and timing can be tested on
 at full size (15 GB). Tensors are drawn and written in pieces, so that little memory is needed. The actions of such a
@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from tokenizers import AddedToken
 
+from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
+from flashvla_ros.vla.arch.univla.decoder import ActionDecoder
 from flashvla_ros.vla.checkpoint import build_empty
 from flashvla_ros.vla.config import DINOV2, KNOWN_BACKBONES, SIGLIP, OpenVLAConfig, TowerConfig, read_json
 from flashvla_ros.vla.keys import TOWERS, entries
@@ -31,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 SHARD_BYTES = 7_000_000_000  # the published OpenVLA-7B was saved with max_shard_size="7GB"
 _PIECE = 1 << 22  # values drawn at a time
 LLAMA_VOCABULARY = 32_000
+_ACTS = 32  # latent action tokens of UniVLA
+_STATE = ("x", "y", "z", "ax", "ay", "az", "finger_1", "finger_2")
 EMPTY_TOKEN = 29_871  # "▁" in Llama's vocabulary
 
 # Two data sets, so that one has to be chosen: four dimensions for the simulated robot of the demo, seven as most have.
@@ -69,6 +74,34 @@ def config_of_size(size: str) -> OpenVLAConfig:
     elif size != "7b":
         raise ValueError(f"size must be 7b, mid or tiny, got {size!r}")
     return OpenVLAConfig(backbone, towers, text, NORM_STATS, image_resize_strategy="resize-naive")
+
+
+def of_architecture(config: OpenVLAConfig, architecture: str) -> OpenVLAConfig:
+    """Return a configuration with all that an architecture is told; the published folders leave some of it out."""
+    if architecture != "openvla_oft":
+        return config
+    state = {"q01": [-1.0] * len(_STATE), "q99": [1.0] * len(_STATE)}
+    statistics = {name: {**entry, "proprio": state} for name, entry in config.norm_stats.items()}
+    told = {"chunk_size": 8, "action_bounds": "quantiles", "proprio": list(_STATE)}
+    return dataclasses.replace(config, norm_stats=statistics, num_images_in_input=2, oft=told)
+
+
+def part_shapes(config: OpenVLAConfig, architecture: str) -> dict[str, dict[str, Shape]]:
+    """Return the files beside the network, by their stem, and names and shapes of their tensors; of 7 dimensions."""
+    width = config.llama().hidden_size
+    pool = min(width, 512) // 64 * 64 or 64
+    parts: dict[str, torch.nn.Module] = {}
+    with torch.device("meta"):
+        if architecture == "openvla_oft":
+            head = torch.nn.ModuleDict({"model": L1Head(7 * width, width, 7)})
+            projector = ProprioProjector(len(_STATE), width)
+            parts = {"action_head--0_checkpoint": head, "proprio_projector--0_checkpoint": projector}
+        elif architecture == "univla":
+            sizes = width, pool, 4 * pool
+            parts = {"action_decoder": ActionDecoder({"latent_action_pool": sizes, "visual_pool": sizes}, 7 * 12, 0)}
+    return {
+        file: {name: tuple(value.shape) for name, value in part.state_dict().items()} for file, part in parts.items()
+    }
 
 
 def tensor_shapes(config: OpenVLAConfig) -> dict[str, Shape]:
@@ -127,6 +160,7 @@ def write_random_checkpoint(
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    architecture: str = "openvla",
 ) -> None:
     """Write weights, index, configuration, image processor and tokenizer of `config` into `folder`.
 
@@ -136,12 +170,17 @@ def write_random_checkpoint(
         seed: Of the weights.
         shard_bytes: Most bytes of tensors in one file.
         progress: Called with the file's name, tensors written and tensors in all.
+        architecture: A value of ``model.architecture``: its parts are written too.
     """
+    config = of_architecture(config, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     shapes = tensor_shapes(config)
     shards = plan_shards(shapes, shard_bytes)
     generator = torch.Generator().manual_seed(seed)
     actions = slice(config.action_vocab_size - config.n_action_bins, config.action_vocab_size)
+    latent = _ACTS if architecture == "univla" else 0
+    if latent:
+        actions = slice(config.pad_token_id + 1, config.pad_token_id + 1 + latent)
     done = 0
     for file, tensors in shards.items():
         with (folder / file).open("wb") as stream:
@@ -158,7 +197,12 @@ def write_random_checkpoint(
         _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", config.to_dict())
     _write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config).to_dict())
-    write_tokenizer(folder, config)
+    write_tokenizer(folder, config, latent)
+    for part, tensors in part_shapes(config, architecture).items():
+        with (folder / f"{part}.safetensors").open("wb") as stream:
+            _write_header(stream, tensors)
+            for name, shape in tensors.items():
+                _write_tensor(stream, name, shape, generator, actions)
 
 
 def _write_header(stream: BinaryIO, tensors: Mapping[str, Shape]) -> None:
@@ -203,16 +247,19 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 def write_tokenizer(folder: Path, config: OpenVLAConfig, acts: int = 0) -> None:
     """Write a tokenizer of Llama's kind and size with `acts` latent actions, and the empty token where Llama has it."""
     tokenizer = build_tokenizer(["In: What action should the robot take to open the drawer?", "Out:"], LLAMA_VOCABULARY)
+    latent = [f"<ACT_{act}>" for act in range(acts)]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in latent])
     save_tokenizer(tokenizer, folder, config.llm_max_length)
     content = read_json(folder / "tokenizer.json")
     vocabulary = content["model"]["vocab"]
     taken = next(piece for piece, index in vocabulary.items() if index == EMPTY_TOKEN)
     vocabulary[taken], vocabulary[SPACE] = vocabulary[SPACE], EMPTY_TOKEN
     _write_json(folder / "tokenizer.json", content)
-    _write_json(
-        folder / "added_tokens.json",
-        {name: config.pad_token_id + index for index, name in enumerate([PAD, *map("<ACT_{}>".format, range(acts))])},
-    )
+    added = {name: config.pad_token_id + index for index, name in enumerate([PAD, *latent])}
+    _write_json(folder / "added_tokens.json", added)
+    if latent:
+        names = read_json(folder / "special_tokens_map.json")
+        _write_json(folder / "special_tokens_map.json", names | {"additional_special_tokens": latent})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -223,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m flashvla_ros.vla.random_checkpoint", description=__doc__)
     parser.add_argument("--size", choices=("7b", "mid", "tiny"), default="tiny", help="15 GB, 0.1 GB or 5 MB")
+    parser.add_argument("--architecture", choices=("openvla", "openvla_oft", "univla"), default="openvla", help="kind")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)
@@ -233,7 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
         if done * 100 // total != (done - 1) * 100 // total:
             print(f"\r{file} {done * 100 // total:3d} %", end="", file=sys.stderr, flush=True)
 
-    write_random_checkpoint(options.out, config_of_size(options.size), seed=options.seed, progress=show)
+    config = config_of_size(options.size)
+    write_random_checkpoint(options.out, config, seed=options.seed, progress=show, architecture=options.architecture)
     print(f"\nwrote {options.out}", file=sys.stderr)
     return 0
 

@@ -85,11 +85,12 @@ class Bounds:
         return np.where(self.mask, 0.5 * (values + 1.0) * (self.high - self.low + self.epsilon) + self.low, values)
 
     def normalize(self, values: ArrayLike) -> FloatArray:
-        """Scale values [..., D] in the robot's units to normalised ones, cut at -1 and 1 as OpenVLA-OFT cuts them."""
+        """Scale values [..., D] in the robot's units to normalised ones; bounds are held, a deviation is not."""
         given = np.asarray(values, dtype=np.float64)
         extent = self.high - self.low + self.epsilon
         scaled = 2.0 * (given - self.low) / np.where(extent == 0.0, 1.0, extent) - 1.0
-        return np.clip(np.where(self.mask, scaled, given), -1.0, 1.0)
+        found = np.where(self.mask, scaled, given)
+        return found if self.kind == "mean_std" else np.clip(found, -1.0, 1.0)
 
 
 def choose_key(norm_stats: Mapping[str, Any], unnorm_key: str = "") -> str:

@@ -87,7 +87,7 @@ class VLAPolicy(abc.ABC):
         self.engine = make_engine(model, tokens, backend)
         self.decoded = tokens
         self._on_stage: Callable[[str], None] = lambda _stage: None
-        self._prompt: tuple[str, list[int]] | None = None
+        self._prompt: tuple[tuple[str, str], list[int]] | None = None
 
     @property
     def action_size(self) -> int:
@@ -160,8 +160,9 @@ class VLAPolicy(abc.ABC):
         squares = [self.processor.to_square(image, device, slot) for slot, image in enumerate(images)]
         pixels = self.processor.normalize(*squares).to(self.backend.dtype)
         picture, similarity = self._compare(squares, pruning, request.previous)
-        prompt = self._encode(observation.instruction)
+        prompt = self._encode(observation.instruction, self._history(request))
         stages.done("preprocess")
+        self._before_vision(prompt)
         visual = self.engine.visual_tokens(pixels)
         stages.done("vision")
         query = Query(prompt, pruning, key=round(observation.stamp_s * 1e9), similarity=similarity)
@@ -189,10 +190,17 @@ class VLAPolicy(abc.ABC):
         pairs = zip(pictures, previous.picture, strict=True)
         return pictures, torch.from_numpy(np.concatenate([patch_cosines(one, other, side) for one, other in pairs]))
 
-    def _encode(self, instruction: str) -> list[int]:
+    def _history(self, request: Request) -> str:  # noqa: ARG002 - for those that tell it
+        """Return what the prompt tells of the step before."""
+        return ""
+
+    def _before_vision(self, prompt: list[int]) -> None:  # noqa: B027 - most have none
+        """Prepare towers that are told of the prompt."""
+
+    def _encode(self, instruction: str, history: str = "") -> list[int]:
         """Encode the instruction; the last one is kept, since it seldom changes."""
-        if self._prompt is None or self._prompt[0] != instruction:
-            self._prompt = instruction, self.prompts(instruction)
+        if self._prompt is None or self._prompt[0] != (instruction, history):
+            self._prompt = (instruction, history), self.prompts(instruction, history)
         return self._prompt[1]
 
 

@@ -51,10 +51,17 @@ class VisionBlock(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map [B, L, d] to [B, L, d]."""
+        return self.fed(self.attended(hidden))
+
+    def attended(self, hidden: Tensor) -> Tensor:
+        """Return hidden [B, L, d] with what attention adds."""
         batch, length, size = hidden.shape
         rows = self.attn["qkv"](self.norm1(hidden)).view(batch, length, 3, self._heads, -1)
         attended = self._attend(*rows.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(batch, length, size)
-        hidden = hidden + self.ls1(self.attn["proj"](attended))
+        return hidden + self.ls1(self.attn["proj"](attended))
+
+    def fed(self, hidden: Tensor) -> Tensor:
+        """Return hidden [B, L, d] with what the MLP adds."""
         return hidden + self.ls2(self.mlp["fc2"](self._activation(self.mlp["fc1"](self.norm2(hidden)))))
 
 

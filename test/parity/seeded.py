@@ -81,14 +81,12 @@ def config(images: int, state: int = 8) -> OpenVLAConfig:
     )
 
 
-def network(images: int, seed: int, changes: dict[str, Tensor] | None = None) -> PrismaticVLM:
+def network(images: int, seed: int, state: int = 8) -> PrismaticVLM:
     """Return the network of a seed."""
-    model = PrismaticVLM(config(images)).eval().requires_grad_(False)
+    model = PrismaticVLM(config(images, state)).eval().requires_grad_(False)
     parameters = dict(model.named_parameters())
     for entry in entries(model).values():
         parameters[entry.ours].copy_(draw(entry.official, entry.shape, seed))
-    for name, factor in (changes or {}).items():
-        parameters[name].mul_(factor)
     return model
 
 
@@ -133,3 +131,56 @@ def state_of_robot() -> FloatArray:
     state = np.array(values["q01"]) + np.linspace(0.1, 0.9, 8) * (np.array(values["q99"]) - np.array(values["q01"]))
     state[7] = values["max"][7] + 1.0
     return state
+
+
+def pool_shapes(name: str, size: int = 128, inner: int = 32) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one of UniVLA's pools: two heads of 64."""
+    shapes = {
+        "latents": (1, size),
+        "projection.weight": (size, WIDTH),
+        "projection.bias": (size,),
+        "attn.q.weight": (size, size),
+        "attn.kv.weight": (2 * size, size),
+        "attn.proj.weight": (size, size),
+        "attn.proj.bias": (size,),
+        "attn_norm.g": (size,),
+        "mlp_norm.g": (size,),
+        "mlp.0.project.weight": (2 * inner, size),
+        "mlp.0.project.bias": (2 * inner,),
+        "mlp.1.weight": (size, inner),
+        "mlp.1.bias": (size,),
+    }
+    return {f"{name}.{key}": shape for key, shape in shapes.items()}
+
+
+def decoder_shapes(state: int = 0, chunk: int = 12, size: int = 128) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of UniVLA's decoder for simulated arms, or for a real one with `state` values."""
+    shapes = pool_shapes("attn_pool" if state else "latent_action_pool") | pool_shapes("visual_pool")
+    if state:
+        shapes |= {"proprio_proj.0.weight": (size, state), "proprio_proj.0.bias": (size,)}
+        shapes |= {"proprio_proj.2.weight": (size, size), "proprio_proj.2.bias": (size,)}
+    shapes["proj.0.weight"] = (7 * chunk, 2 * size if state else size)
+    return shapes | {"proj.0.bias": (7 * chunk,)}
+
+
+OFT_SEED, UNIVLA_SEED, ACTS = 11, 17, 32
+HEAD_FILE, PROJECTOR_FILE = "action_head--1_checkpoint", "proprio_projector--1_checkpoint"
+
+
+def write_oft(folder: Path, images: int, *, head: bool = True, proprio: bool = True) -> Path:
+    """Write an OpenVLA-OFT folder."""
+    parts = {HEAD_FILE: head_shapes()} if head else {}
+    if proprio:
+        parts[PROJECTOR_FILE] = projector_shapes()
+    model = network(images, OFT_SEED)
+    table = model.language_model.lm_head.weight  # only bins can win, so that the discrete variant says many things
+    table[: VOCABULARY - 64 - 256] = 0.0
+    table[VOCABULARY - 64 :] = 0.0
+    return write(folder, model, parts, OFT_SEED)
+
+
+def write_univla(folder: Path, *, state: int = 0) -> Path:
+    """Write a UniVLA folder whose likeliest tokens are latent actions."""
+    model = network(1, UNIVLA_SEED, state or 8)
+    model.language_model.lm_head.weight[32001 : 32001 + ACTS] *= 40.0
+    return write(folder, model, {"action_decoder": decoder_shapes(state)}, UNIVLA_SEED, ACTS)

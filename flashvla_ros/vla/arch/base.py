@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import QUATERNION_NAMES, Observation
 from flashvla_ros.vla.checkpoint import Progress, load_config
 from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.parts import read_part
 from flashvla_ros.vla.query import CAUSAL, Layout
-from flashvla_ros.vla.statistics import Bounds
+from flashvla_ros.vla.statistics import Bounds, choose_key
 from flashvla_ros.vla.step import VLAPolicy
 
 AXIS_ANGLE = ("ax", "ay", "az")
@@ -67,6 +68,27 @@ def read_config(folder: Path, settings: ModelSettings, images: int = 0) -> OpenV
     config = load_config(folder)
     count = settings.images or (images if config.num_images_in_input == 1 else 0)
     return dataclasses.replace(config, num_images_in_input=count) if count else config
+
+
+def state_bounds(path: Path, tensor: str, outline: Outline, settings: ModelSettings) -> tuple[tuple[str, ...], Bounds]:
+    """Return the names of the robot's state and their bounds, held against the columns of a part's tensor.
+
+    Raises:
+        CheckpointError: ``model.proprio`` or the statistics have another number of values.
+    """
+    weight = read_part(path).get(tensor)
+    size = weight.shape[-1] if weight is not None else 0
+    statistics, action = outline.config.norm_stats, outline.bounds
+    key = choose_key(statistics, settings.unnorm_key)
+    bounds = Bounds.from_statistics(statistics, key, of="proprio", kind=action.kind, epsilon=action.epsilon)
+    names = settings.proprio or tuple(outline.config.oft.get("proprio", ()))
+    if len(names) != size or bounds.size != size:
+        raise CheckpointError(
+            f"{path} reads {size} values of the robot's state, model.proprio names {len(names)} and the statistics "
+            f"have {bounds.size}: set model.proprio to their names in the order of training, such as x, y, z, ax, ay, "
+            f"az and the joints of the gripper"
+        )
+    return names, bounds
 
 
 def measured(observation: Observation, names: Sequence[str]) -> list[float]:

@@ -8,11 +8,12 @@ from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.arch.base import Architecture
 from flashvla_ros.vla.arch.oft.policy import OFT
 from flashvla_ros.vla.arch.openvla.policy import OPENVLA
+from flashvla_ros.vla.arch.univla.policy import UNIVLA
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
 from flashvla_ros.vla.step import VLAPolicy
 
 # The first that recognises a folder is taken, so one without marks of its own stands last.
-ARCHITECTURES: Mapping[str, Architecture] = {"openvla_oft": OFT, "openvla": OPENVLA}
+ARCHITECTURES: Mapping[str, Architecture] = {"openvla_oft": OFT, "univla": UNIVLA, "openvla": OPENVLA}
 
 
 def architecture_of(settings: ModelSettings) -> Architecture:

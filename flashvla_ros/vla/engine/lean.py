@@ -105,9 +105,9 @@ class LeanDecoder:
         """Rows of hidden [1, L, d] behind the final norm: [L, d]."""
         return normed(hidden[0], *self._norm)
 
-    def choices(self, rows: Tensor) -> Tensor:
+    def choices(self, rows: Tensor, without: int) -> Tensor:
         """Most likely token after each of rows [L, d]: [L]; see :func:`.model.likeliest`."""
-        return likeliest(functional.linear(rows, self._head.weight, self._head.bias))
+        return likeliest(functional.linear(rows, self._head.weight, self._head.bias), without)
 
 
 def normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -14,10 +14,10 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.action_codec import ActionCodec
-from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config
+from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
+from flashvla_ros.vla.arch.oft.film import install
 from flashvla_ros.vla.arch.oft.head import ProprioProjector, empty_head
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
-from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.parts import fill, find_part, read_part, under
 from flashvla_ros.vla.query import Layout, Query
 from flashvla_ros.vla.statistics import Bounds, choose_key
@@ -26,6 +26,7 @@ from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_token
 HEAD, PROJECTOR, FILM = "action_head--", "proprio_projector--", "vision_backbone--"
 _END = 2  # </s>, which closes the sequence
 _EPSILON = 1e-8  # OpenVLA-OFT adds it to every range
+_STATE = "fc1.weight"  # of the projector: a column for each value of the state
 _PREFIX = "model."  # of the head's tensors
 
 
@@ -54,6 +55,7 @@ class OFTPolicy(VLAPolicy):
         head: Regresses the chunk; None: its tokens are the most likely ones.
         projector: Of the robot's state; None: the network is not told of it.
         proprio: Names of the state's values, and the bounds that normalise them.
+        language: [1, d] where the towers read the mean embedding of all tokens (FiLM); None: they read none.
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class OFTPolicy(VLAPolicy):
         head: nn.Module | None,
         projector: nn.Module | None = None,
         proprio: tuple[tuple[str, ...], Bounds] | None = None,
+        *,
+        language: Tensor | None = None,
     ) -> None:
         super().__init__(*loaded, bounds=outline.bounds, tokens=0)
         self.chunk_size = outline.chunk_size
         self.layout = outline.layout
         self.codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
         self._head, self._projector, self._proprio = head, projector, proprio
+        self._language = language
 
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OFTPolicy:
@@ -85,11 +90,17 @@ class OFTPolicy(VLAPolicy):
             assert empty is not None, "the outline was read"  # noqa: S101  # of the code, not of input
             head = fill(empty, tensors, path, device, dtype)
         if path := find_part(folder, PROJECTOR):
-            names, bounds = _proprio(path, outline.config, settings, outline.bounds)
+            names, bounds = state_bounds(path, _STATE, outline, settings)
             with torch.device("meta"):
                 module = ProprioProjector(len(names), width)
             projector, proprio = fill(module, read_part(path), path, device, dtype), (names, bounds)
-        return cls(loaded, outline, head, projector, proprio)
+        film = find_part(folder, FILM)
+        return cls(loaded, outline, head, projector, proprio, language=install(loaded.model, film) if film else None)
+
+    def _before_vision(self, prompt: list[int]) -> None:
+        if self._language is not None:
+            ids = torch.tensor([*prompt, *self.layout.closing], device=self._language.device)
+            self._language[0].copy_(self.model.language_model.model.embed_tokens(ids).mean(dim=0))
 
     def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
         extra = None
@@ -150,8 +161,6 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
         parts["head"] = f"L1, {sum(value.numel() for value in module.parameters()) / 1e6:.1f} million parameters"
     else:
         parts["head"] = "none: actions are tokens"
-    if projector:
-        parts["proprioception"] = ", ".join(_proprio(projector, config, settings, bounds)[0])
     layout = Layout(
         extra=int(projector is not None),
         zeros=chunk * bounds.size,
@@ -159,30 +168,12 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
         full=True,
         chooses=head is None,
     )
-    return Outline(config, bounds, chunk, decoded=0, layout=layout, parts=parts)
-
-
-def _proprio(
-    path: Path, config: OpenVLAConfig, settings: ModelSettings, action: Bounds
-) -> tuple[tuple[str, ...], Bounds]:
-    """Return the names of the state's values and their bounds, held against the projector's file."""
-    weight = read_part(path).get("fc1.weight")
-    size = weight.shape[-1] if weight is not None else 0
-    names = settings.proprio or tuple(config.oft.get("proprio", ()))
-    bounds = Bounds.from_statistics(
-        config.norm_stats,
-        choose_key(config.norm_stats, settings.unnorm_key),
-        of="proprio",
-        kind=action.kind,
-        epsilon=_EPSILON,
-    )
-    if len(names) != size or bounds.size != size:
-        raise CheckpointError(
-            f"{path} reads {size} values of the robot's state, model.proprio names {len(names)} and the statistics "
-            f"have {bounds.size}: set model.proprio to their names in the order of training, such as x, y, z, ax, ay, "
-            f"az and the joints of the gripper"
-        )
-    return names, bounds
+    outline = Outline(config, bounds, chunk, decoded=0, layout=layout, parts=parts)
+    if any(folder.glob(f"{FILM}*")):
+        parts["FiLM"] = "the instruction modulates the towers"
+    if projector:
+        parts["proprioception"] = ", ".join(state_bounds(projector, _STATE, outline, settings)[0])
+    return outline
 
 
 OFT = Architecture(

@@ -1,0 +1,148 @@
+"""The policy that runs a UniVLA checkpoint: latent action tokens, and a chunk made of their states."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
+from flashvla_ros.vla.arch.univla.decoder import ActionDecoder, empty_decoder
+from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
+from flashvla_ros.vla.parts import fill, find_part, read_part
+from flashvla_ros.vla.query import Layout, Query
+from flashvla_ros.vla.statistics import Bounds, choose_key
+from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
+from flashvla_ros.vla.tokenizer import load_tokenizer
+
+DECODER = "action_decoder"
+LATENTS = 4  # tokens of a latent action
+_FIRST_ACT = 32001  # <ACT_0>
+_END = 2  # </s>, which the official code forbids here
+_HISTORY = 16  # tokens that the last latent action adds to a prompt
+_LAYOUT = Layout(sees=True, without=_END)
+
+
+class UniVLAPolicy(VLAPolicy):
+    """Decodes four latent action tokens, or confirms a draft of them in one pass, and pools their hidden states.
+
+    The prompt tells the last latent action, but for a checkpoint trained on Bridge or CALVIN.
+
+    Args:
+        loaded: Network, images, prompts and backend.
+        outline: Of the checkpoint.
+        decoder: Makes a chunk.
+        proprio: Names of the values of the robot's state, and the bounds that normalise them, if the decoder reads it.
+        history: The prompt tells the last latent action.
+    """
+
+    layout = _LAYOUT
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        outline: Outline,
+        decoder: ActionDecoder,
+        proprio: tuple[tuple[str, ...], Bounds] | None,
+        *,
+        history: bool,
+    ) -> None:
+        super().__init__(*loaded, bounds=outline.bounds, tokens=LATENTS)
+        self.chunk_size = outline.chunk_size
+        self._codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
+        self._decoder, self._proprio, self._tells_history = decoder, proprio, history
+
+    @classmethod
+    def load(cls, settings: ModelSettings, progress: Progress | None = None) -> UniVLAPolicy:
+        """Load the checkpoint that `settings` name; raises CheckpointError or SettingsError."""
+        folder = checkpoint_folder(settings)
+        outline, path, decoder = _read(folder, settings)
+        loaded = load_parts(folder, outline.config, settings, outline.rows + _HISTORY, progress)
+        fill(decoder, read_part(path), path, loaded.backend.device, torch.float32)
+        proprio = state_bounds(path, "proprio_proj.0.weight", outline, settings) if decoder.told else None
+        return cls(loaded, outline, decoder, proprio, history=settings.preset != "bridge")
+
+    def _history(self, request: Request) -> str:
+        if request.previous is None or not self._tells_history:
+            return ""
+        acts = [token - _FIRST_ACT for token in request.previous.tokens.tolist() if token >= _FIRST_ACT]
+        return "".join(f"<ACT_{act}>" for act in acts)
+
+    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
+        drafted = usable_tokens(request.draft, LATENTS, self.model.config.llama().vocab_size)
+        query = dataclasses.replace(query, drafted=drafted, layout=self.layout)
+        start = self.engine.prefill(visual, query, done=stages.done)
+        stages.done("prefill")
+        verdict = Verdict((), 0, 0)
+        if request.draft and drafted:  # codes have no order: none is near another
+            exact = dataclasses.replace(request.draft, accept_bins=0)
+            verdict = judge(drafted, start.choices.tolist(), exact, self._codec)
+        decoded = self.engine.decode(start, verdict.tokens)
+        assert start.visual is not None, "the layout asks for it"  # noqa: S101  # of the code, not of input
+        seen, counted = start.visual, None
+        count = self.visual_tokens
+        if len(seen) == 1 + count:
+            seen = seen[:count]  # BOS and all patches but the last, as in training
+        elif start.kept is not None:
+            counted = torch.cat([start.kept.new_ones(1, dtype=torch.bool), start.kept < count - 1])
+        state = None
+        if self._proprio is not None:
+            names, bounds = self._proprio
+            state = torch.from_numpy(bounds.normalize(measured(request.observation, names)))
+            state = state.to(seen.device, torch.float32)
+        said = self._decoder(decoded.hidden.float(), seen.float(), counted, state)
+        tokens, kept = to_host(decoded.tokens, start.kept)
+        check_tokens(tokens)
+        normalized = said.cpu().numpy().astype(np.float64).reshape(self.chunk_size, -1)
+        stages.done("decode")
+        return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept, len(drafted), verdict.accepted)
+
+
+def read_outline(folder: Path, settings: ModelSettings) -> Outline:
+    """Read what the files and the parameters say; raises CheckpointError."""
+    return _read(folder, settings)[0]
+
+
+def _read(folder: Path, settings: ModelSettings) -> tuple[Outline, Path, ActionDecoder]:
+    config, path = read_config(folder, settings), find_part(folder, DECODER)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} is of UniVLA and has no {DECODER}*.pt, without which it cannot act, as univla-7b before its "
+            f"fine-tuning: copy the decoder that was trained with these weights there"
+        )
+    if load_tokenizer(folder).token_to_id("<ACT_0>") != _FIRST_ACT:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has no latent actions (<ACT_0>, …): copy tokenizer.json and added_tokens.json "
+            f"of this checkpoint"
+        )
+    decoder = empty_decoder(read_part(path), config.llama().hidden_size)
+    if decoder is None:
+        raise CheckpointError(f"{path} is no action decoder for an arm as UniVLA's code has them: give another")
+    kind = "mean_std" if decoder.told else "quantiles"
+    kind = kind if settings.action_bounds == "auto" else settings.action_bounds
+    bounds = Bounds.from_statistics(config.norm_stats, choose_key(config.norm_stats, settings.unnorm_key), kind=kind)
+    chunk, rest = divmod(decoder.proj[0].out_features, bounds.size)
+    if rest or not chunk:
+        raise CheckpointError(
+            f"{path} makes {decoder.proj[0].out_features} values, and the statistics have {bounds.size} dimensions: "
+            f"set model.unnorm_key, or give the decoder of these weights"
+        )
+    text = f"{'real robot, told of its state' if decoder.told else 'simulated arms'}, {path.name}"
+    outline = Outline(config, bounds, chunk, decoded=LATENTS, layout=_LAYOUT, parts={"action decoder": text})
+    return outline, path, decoder
+
+
+def _recognises(folder: Path) -> bool:
+    marks = [folder / "added_tokens.json", folder / "tokenizer.json"]
+    return any(folder.glob(f"{DECODER}*")) or any(b'"<ACT_0>"' in mark.read_bytes() for mark in marks if mark.is_file())
+
+
+UNIVLA = Architecture("UniVLA", _recognises, read_outline, UniVLAPolicy.load)

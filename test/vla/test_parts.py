@@ -1,0 +1,166 @@
+"""Folders whose parts do not fit: one line says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import tiny_config, write_checkpoint
+from safetensors.torch import save_file
+
+from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.vla.arch.oft.film import merged
+from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
+from flashvla_ros.vla.arch.table import architecture_of
+from flashvla_ros.vla.parts import fill, find_part, read_part
+
+HEAD, PROJECTOR = "action_head--9_checkpoint", "proprio_projector--9_checkpoint"
+STATE = {"q01": [0.0] * 3, "q99": [1.0] * 3}
+ACTION = {"q01": [-0.01] * 4, "q99": [0.01] * 4, "mask": [True] * 4}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A small OpenVLA-OFT folder with a head of four dimensions and a state of three values."""
+    statistics = {"toy": {"action": ACTION, "proprio": STATE}}
+    write_checkpoint(tmp_path, tiny_config(norm_stats=statistics))
+    head = {f"model.{name}": value for name, value in L1Head(4 * 32, 16, 4).state_dict().items()}
+    save_file(head, tmp_path / f"{HEAD}.safetensors")
+    torch.save(
+        {f"module.{k}": v for k, v in ProprioProjector(3, 32).state_dict().items()}, tmp_path / f"{PROJECTOR}.pt"
+    )
+    return tmp_path
+
+
+def outline(folder: Path, **settings: Any) -> Any:
+    given = {"checkpoint": str(folder), "preset": "libero", "images": 1, "proprio": ("x", "y", "z"), **settings}
+    model = ModelSettings(**given)
+    return architecture_of(model).outline(folder, model)
+
+
+def refused(folder: Path, **settings: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        outline(folder, **settings)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_whole_folder_is_told(folder) -> None:
+    found = outline(folder)
+    assert (found.chunk_size, found.bounds.size, found.layout.extra, found.layout.zeros) == (8, 4, 1, 32)
+    assert found.parts["proprioception"] == "x, y, z"
+    assert outline(folder, chunk_size=3).layout.zeros == 12
+
+
+def test_two_heads(folder) -> None:
+    (folder / "action_head--10_checkpoint.pt").write_bytes(b"")
+    assert "several files of its action_head--" in refused(folder)
+
+
+def test_a_head_of_another_width(folder) -> None:
+    save_file({f"model.{k}": v for k, v in L1Head(4 * 16, 16, 4).state_dict().items()}, folder / f"{HEAD}.safetensors")
+    assert "no L1 head that reads hidden states of 32" in refused(folder)
+
+
+def test_a_head_of_other_dimensions_than_the_statistics(folder) -> None:
+    save_file({f"model.{k}": v for k, v in L1Head(7 * 32, 16, 7).state_dict().items()}, folder / f"{HEAD}.safetensors")
+    assert "makes actions of 7 dimensions, and the statistics of 'toy' have 4" in refused(folder)
+
+
+def test_a_projector_without_its_parameter(folder) -> None:
+    assert "reads 3 values of the robot's state, model.proprio names 0" in refused(folder, proprio=())
+
+
+def test_what_no_file_says_is_named(folder) -> None:
+    text = refused(folder, preset="none")
+    assert "none of its files says what model.chunk_size and model.action_bounds is" in text
+    assert "model.action_bounds" not in refused(folder, preset="none", action_bounds="quantiles")
+
+
+def test_a_diffusion_head(folder) -> None:
+    (folder / "noisy_action_projector--9_checkpoint.pt").write_bytes(b"")
+    assert "a diffusion head" in refused(folder)
+
+
+def test_openvla_does_not_run_the_parts_of_another(folder) -> None:
+    assert "set model.architecture to openvla_oft" in refused(folder, architecture="openvla")
+
+
+class Trap:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return print, ("the pickle ran",)
+
+
+def test_a_pickle_that_runs_code_does_not_run_it(folder, capsys) -> None:
+    (folder / f"{PROJECTOR}.pt").unlink()
+    torch.save({"fc1.weight": Trap()}, folder / f"{PROJECTOR}.pt")
+    assert "would run code when read" in refused(folder)
+    (folder / f"{PROJECTOR}.pt").write_bytes(pickle.dumps(Trap()))
+    assert f"{PROJECTOR}.pt" in refused(folder)
+    assert "the pickle ran" not in capsys.readouterr().out
+
+
+def test_something_else_than_tensors(tmp_path) -> None:
+    torch.save({"step": 3}, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match="something else than a module's tensors"):
+        read_part(tmp_path / "part.pt")
+
+
+def test_every_name_and_shape_is_checked(tmp_path) -> None:
+    tensors = ProprioProjector(3, 32).state_dict()
+    tensors["fc3.weight"] = tensors.pop("fc2.bias")
+    tensors["fc1.bias"] = tensors["fc1.bias"][:5]
+    with pytest.raises(CheckpointError) as caught:
+        fill(ProprioProjector(3, 32), tensors, tmp_path / "part.pt", torch.device("cpu"), torch.float32)
+    for what in ("fc2.bias is missing", "fc3.weight is unexpected", r"fc1.bias has shape [5] instead of [32]"):
+        assert what in str(caught.value)
+
+
+def test_values_that_are_not_finite(tmp_path) -> None:
+    tensors = ProprioProjector(3, 32).state_dict()
+    tensors["fc1.bias"] = tensors["fc1.bias"] / 0.0
+    with pytest.raises(CheckpointError, match=r"not finite in torch\.float32, in fc1\.bias"):
+        fill(ProprioProjector(3, 32), tensors, tmp_path / "part.pt", torch.device("cpu"), torch.float32)
+
+
+def test_safetensors_go_before_a_pickle_of_the_same_name(folder) -> None:
+    save_file(ProprioProjector(3, 32).state_dict(), folder / f"{PROJECTOR}.safetensors")
+    assert find_part(folder, "proprio_projector--") == folder / f"{PROJECTOR}.safetensors"
+
+
+def test_lora_is_merged_by_its_rank(tmp_path) -> None:
+    base, first, second = torch.zeros(2, 3, 1, 1), torch.ones(32, 3, 1, 1), torch.ones(2, 32, 1, 1)
+    pair = {"p.lora_A.default.weight": first, "p.lora_B.default.weight": second}
+    found = merged({"p.base_layer.weight": base, "p.base_layer.bias": torch.ones(2), **pair}, tmp_path)
+    assert found["p.weight"].tolist() == torch.full((2, 3, 1, 1), 16.0).tolist()
+    assert set(found) == {"p.weight", "p.bias"}
+
+
+@pytest.mark.parametrize("left_out", ["base_layer.weight", "lora_A.default.weight", "lora_B.default.weight"])
+def test_lora_without_its_pair(left_out, tmp_path) -> None:
+    names = ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
+    tensors = {f"p.{name}": torch.ones(2, 2) for name in names if name != left_out}
+    with pytest.raises(CheckpointError, match="copy the file again"):
+        merged(tensors, tmp_path / "film.pt")
+
+
+def test_univla_needs_latent_tokens_and_a_decoder_of_a_known_kind(folder) -> None:
+    for file in folder.glob("*--*"):
+        file.unlink()
+    save_file({"head.weight": torch.ones(2, 2)}, folder / "action_decoder.safetensors")
+    assert "its tokenizer has no latent actions" in refused(folder)
+    (folder / "action_decoder.safetensors").unlink()
+    assert "has no action_decoder" in refused(folder, architecture="univla")
+
+
+def test_the_other_univla_is_named(folder) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "Emu3"}))
+    assert "UniVLA of arXiv 2506.19850" in refused(folder, architecture="openvla")
