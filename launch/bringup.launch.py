@@ -28,7 +28,8 @@ from flashvla_ros.core.paths import share_path
 from flashvla_ros.nodes.process import PARENT_VARIABLE
 
 ARGUMENTS = {
-    "task": "task of the simulated robot",
+    "robot": "which one is simulated: demo, or libero",
+    "task": "its task, such as drawer-open, or libero_object/0",
     "instruction": "what the robot is told, in place of the task's own words",
     "episodes": "number of episodes; 0: until Ctrl-C",
     "seed": "seed of the first episode's scene",

@@ -29,7 +29,7 @@ from training.architecture import DemoSize
 from training.collect import NOISE_LEVELS, Disturbance
 from training.dataset import episode_path, write_episode, write_meta
 from training.fit import STATE, fit
-from training.libero_expert import LiberoExpert
+from training.libero_expert import LiberoExpert, object_of
 from training.trainer import FitConfig
 
 SUITE = "libero_object"
@@ -62,12 +62,6 @@ class LiberoPlan:
     noise: float
     memory: float
     phase: int
-
-
-def object_of(instruction: str) -> str:
-    """Return the object's name in the scene: ``pick up the milk and place it in the basket`` is about ``milk_1``."""
-    words = instruction.removeprefix("pick up the ").removesuffix(" and place it in the basket")
-    return f"{words.replace(' ', '_')}_1"
 
 
 def plan_episode(number: int, task: int, seed: int) -> LiberoPlan:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bringup.children import Child, stop_all
+from flashvla_ros.bringup.libero import ROBOTS
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import ROBOT, Bringup
 from flashvla_ros.bringup.terminal import Progress, Screen
@@ -29,6 +30,7 @@ _LAST_WORDS_S = 0.5  # for what the processes said as they ended
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``bringup``."""
     robot = parser.add_argument_group("simulated robot")
+    robot.add_argument("--robot", default="demo", choices=ROBOTS, help="demo: Meta-World's; LIBERO's (%(default)s)")
     robot.add_argument("--task", default="drawer-open", help="what it does (%(default)s); a misspelt one lists them")
     robot.add_argument("--episodes", type=_count, default=0, metavar="N", help="then end; otherwise until Ctrl-C")
     robot.add_argument("--seed", type=_count, default=0, metavar="S", help="of the first episode's scene (%(default)s)")
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         process refused its settings.
     """
     bringup = Bringup(
+        robot=args.robot,
         task=args.task,
         instruction=args.instruction,
         episodes=args.episodes,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flashvla_ros.bringup.libero import check_robot, libero_parameters
 from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
@@ -68,7 +68,8 @@ class Bringup:
     """What to bring up; the defaults are the demo.
 
     Attributes:
-        task: Task of the simulated robot.
+        robot: Which one is simulated: demo, or libero.
+        task: Its task: a name, or of LIBERO suite/number.
         instruction: What it is told; empty: the task's own words.
         episodes: How many; 0: until stopped.
         seed: Of the first episode's scene.
@@ -91,6 +92,7 @@ class Bringup:
         overrides: Parameters of the policy node that go before the files.
     """
 
+    robot: str = "demo"
     task: str = "drawer-open"
     instruction: str = ""
     episodes: int = 0
@@ -135,6 +137,14 @@ class Bringup:
     def _guarded(self) -> bool:
         return self.guard and not self.lock_step
 
+    @property
+    def _libero(self) -> bool:
+        return not self.camera and check_robot(self.robot, self.task)
+
+    @property
+    def _defaults(self) -> Path:
+        return share_path("config", "libero.yaml" if self._libero else "demo.yaml")
+
     def _guard(self, policy: Process) -> Process:
         """The guard reads what the policy's commands mean from the policy's parameters; its limits are its own."""
         space = self.namespace.strip("/")
@@ -150,7 +160,7 @@ class Bringup:
             parameters["use_sim_time"] = True
         files = (_existing(self.guard_params),) if self.guard_params else ()
         if not self.camera and not files:
-            files = (share_path("config", "guard.yaml"),)
+            files = (share_path("config", "libero.yaml" if self._libero else "guard.yaml"),)
         rules = tuple(_remapping(rule) for rule in self.remap.split())
         remappings = tuple(rule for rule in rules if rule[0] in (*_GUARDED, *_HEARD))
         return self._process(GUARD, "guard_node", files, parameters, remappings)
@@ -166,6 +176,8 @@ class Bringup:
             parameters["model.checkpoint"] = _folder(self.checkpoint)
         if self.policy:
             parameters["model.remote"] = self.policy
+        if self._libero and not self.policy:
+            parameters = {**libero_parameters(self.checkpoint, self.task).policy, **parameters}
         if self.camera:
             cameras = _cameras(self.camera)
             compressed = _are_compressed(cameras.values())
@@ -178,18 +190,16 @@ class Bringup:
             parameters.update({"node.instruction": self.instruction} if self.instruction else {})
         if self.lock_step or self.use_sim_time:
             parameters["use_sim_time"] = True
-        files = () if self.camera else (share_path("config", "demo.yaml"),)
+        files = () if self.camera else (self._defaults,)
         if self.params:
             files = (*files, _existing(self.params))
         return self._process(POLICY, "policy_node", files, parameters, remappings)
 
     def _robot(self) -> Process:
         # The table of tasks needs no simulator, and a misspelt name is better refused before anything starts.
-        from flashvla_ros.sim.tasks import TASKS
+        from flashvla_ros.sim.tasks import check_name
 
-        if self.task not in TASKS:
-            close = difflib.get_close_matches(self.task, TASKS, n=3) or list(TASKS)
-            raise FlashVLAError(f"there is no task {self.task!r}; did you mean {', '.join(close)}?")
+        check_name(self.task)
         parameters: dict[str, Value] = {
             "task": self.task,
             "episodes": self.episodes,
@@ -197,7 +207,9 @@ class Bringup:
             "lock_step": self.lock_step,
         }
         parameters.update({"instruction": self.instruction} if self.instruction else {})
-        return self._process(ROBOT, "robot_node", (share_path("config", "demo.yaml"),), parameters)
+        if self._libero and not self.policy:
+            parameters.update(libero_parameters(self.checkpoint, self.task).robot)
+        return self._process(ROBOT, "robot_node", (self._defaults,), parameters)
 
     def _process(
         self,

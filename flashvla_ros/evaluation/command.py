@@ -23,7 +23,8 @@ from flashvla_ros.evaluation.modes import BUILT_IN, choose_modes
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 from flashvla_ros.evaluation.plan import Evaluation, play
 from flashvla_ros.evaluation.summary import table_rows
-from flashvla_ros.sim.perturbation import NONE, PERTURBATIONS, can_perturb
+from flashvla_ros.sim.libero.protocol import render_for
+from flashvla_ros.sim.perturbation import ANYWHERE, NONE, PERTURBATIONS, can_perturb
 from flashvla_ros.sim.tasks import TASKS, find_task
 
 LEDGER_SUFFIX = ".episodes.jsonl"
@@ -85,16 +86,20 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
     tasks = tuple(chosen or (find_task(task).name for task in args.tasks or known_tasks(checkpoint)))
     for name in perturbations:
         if not any(can_perturb(find_task(task), name) for task in tasks):
-            raise FlashVLAError(f"{name} makes no sense for {', '.join(tasks)}: leave one of them out")
+            needs = f"another scene than LIBERO's, which has {', '.join(ANYWHERE)}"
+            needs = needs if chosen else "a task that shares its scene with another"
+            raise FlashVLAError(f"{name} needs {needs}, got {', '.join(tasks)}")
     overrides, modes = parse_overrides(args.set), args.modes
     presets: dict[str, Any] = {}
+    render = "official"
     seeds = range(args.seed, args.seed + (args.episodes or 20))
     if chosen:
         from flashvla_ros.vla.checkpoint import load_config
 
         seeds, modes = suites.chosen_states(args, tasks), [*modes, OPEN_LOOP]
-        known = load_config(checkpoint).norm_stats
-        presets = suites.presets(tasks[0], args.render, None if "model.unnorm_key" in overrides else known)
+        config = load_config(checkpoint)
+        render = args.render or render_for(config.towers[0].image_size)
+        presets = suites.presets(tasks[0], render, None if "model.unnorm_key" in overrides else config.norm_stats)
     return Evaluation(
         checkpoint=checkpoint,
         modes=tuple(choose_modes(modes, args.modes_file or share_path("config", "eval_modes.yaml"))),
@@ -104,7 +109,7 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
         overrides=overrides,
         free_running=args.free_running,
         presets=presets,
-        render=args.render,
+        render=render,
     )
 
 

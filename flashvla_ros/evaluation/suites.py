@@ -22,9 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--states", metavar="A:B", help="initial states A to B - 1 of each task (0:50)")
     parser.add_argument(
         "--render",
-        default="official",
         choices=("official", "fast"),
-        help="LIBERO's images: OpenVLA's own, or those of a policy trained with cheaper ones (%(default)s)",
+        help="LIBERO's images: OpenVLA's own, of 224 pixels, or those of a policy trained with cheaper ones (by size)",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,32 @@ def test_without_a_guard_the_commands_are_the_policys():
         policy, _robot = bringup.processes()
         assert policy.remappings == ()
         assert not settings_of(policy).control.require_guard
+
+
+def test_another_robots_task_is_refused():
+    for robot, task, says in (
+        ("libero", "drawer-open", "such as libero_object/0"),
+        ("demo", "libero_object/0", "such as drawer-open"),
+        ("franka", "drawer-open", "one of demo, libero"),
+    ):
+        with pytest.raises(FlashVLAError, match=says):
+            Bringup(robot=robot, task=task).processes()
+
+
+def test_libero_takes_images_and_statistics_from_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("flashvla_ros.bringup.libero.find_task", lambda task: task)  # needs LIBERO
+    config = {"image_sizes": [224, 224], "num_images_in_input": 2, "norm_stats": {"libero_object_no_noops": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = Bringup(robot="libero", task="libero_object/3", checkpoint=str(tmp_path))
+    policy, guard, robot = asked.processes()
+    settings = settings_of(policy)
+    assert settings.model.unnorm_key == "libero_object_no_noops"
+    assert settings.model.center_crop == 0.9
+    assert settings.camera.names == ("agentview", "robot0_eye_in_hand")
+    assert (settings.action.dt_s, settings.command.gripper) == (0.05, (-1.0, 1.0))
+    assert {"task": "libero_object/3", "render": "official", "cameras": 2}.items() <= robot.parameters.items()
+    assert guard.files == robot.files
+    with pytest.raises(FlashVLAError, match="no statistics of libero_goal"):
+        dataclasses.replace(asked, task="libero_goal/3").processes()
+    with pytest.raises(FlashVLAError, match="give a checkpoint"):
+        dataclasses.replace(asked, checkpoint="").processes()

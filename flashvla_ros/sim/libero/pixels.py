@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.extras import remedy
 from flashvla_ros.core.types import ImageArray
+from flashvla_ros.sim.libero.protocol import SIDE
 
-SIDE = 224  # of the picture that the model sees, in pixels
 _QUALITY = 95  # TensorFlow's default
 _LOBES = 3.0
 

@@ -13,6 +13,7 @@ import numpy as np
 from flashvla_ros.core.errors import CheckpointError, SimulationError, unknown_name
 from flashvla_ros.core.types import FloatArray
 
+SIDE = 224  # of the picture that the model sees, in pixels
 INITIAL_STATES = 50  # kept for every task
 WAITING_STEPS = 10  # in which objects come to rest, not counted
 CAMERAS = ("agentview", "robot0_eye_in_hand")  # that checkpoints of one and of two images see
@@ -78,6 +79,11 @@ def split_task(task: str) -> tuple[str, int]:
     if not number.isdecimal() or int(number) >= suite.tasks:
         raise SimulationError(f"{name} has tasks {name}/0 to {name}/{suite.tasks - 1}, got {task!r}")
     return name, int(number)
+
+
+def render_for(size: int) -> str:
+    """Return how images are made for a checkpoint that sees `size` pixels a side: official ones have 224."""
+    return "official" if size == SIDE else "fast"
 
 
 def statistics_key(suite: str, known: Collection[str]) -> str:

@@ -1,0 +1,59 @@
+"""LIBERO's robot in a bringup: what a checkpoint says of the images that it wants, and of its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from flashvla_ros.core.errors import CheckpointError, SettingsError
+from flashvla_ros.core.files import read_json
+from flashvla_ros.core.parameter import Value
+from flashvla_ros.sim.libero.protocol import CAMERAS, is_libero, render_for, statistics_key
+from flashvla_ros.sim.tasks import find_task
+
+ROBOTS = ("demo", "libero")
+_STATISTICS = "dataset_statistics.json"  # goes before norm_stats of config.json
+
+
+class LiberoParameters(NamedTuple):
+    """Parameters of the policy node and of the robot node beside those of ``config/libero.yaml``."""
+
+    policy: Mapping[str, Value]
+    robot: Mapping[str, Value]
+
+
+def check_robot(robot: str, task: str) -> bool:
+    """Say whether the robot is LIBERO's.
+
+    Raises:
+        SettingsError: There is no such robot, or the task is another one's.
+    """
+    if robot not in ROBOTS:
+        raise SettingsError(f"robot must be one of {', '.join(ROBOTS)}, got {robot!r}")
+    if is_libero(task) != (robot == "libero"):
+        example = "drawer-open" if robot == "demo" else "libero_object/0"
+        raise SettingsError(f"the robot {robot} does tasks such as {example}, got {task!r}: give another task or robot")
+    return robot == "libero"
+
+
+def libero_parameters(checkpoint: str, task: str) -> LiberoParameters:
+    """Return what a task and a checkpoint ask of the two nodes.
+
+    Raises:
+        FlashVLAError: LIBERO is not installed, or the checkpoint is none, or none of this suite.
+    """
+    find_task(task)
+    if not checkpoint:
+        raise CheckpointError("the demo policy does not know LIBERO: give a checkpoint that was trained on its suite")
+    folder = Path(checkpoint).expanduser()
+    config = read_json(folder / "config.json", CheckpointError)
+    own = folder / _STATISTICS
+    known = read_json(own, CheckpointError) if own.is_file() else config.get("norm_stats", {})
+    size = int(config["image_sizes"][0]) if config.get("image_sizes") else 224
+    images = int(config.get("num_images_in_input", 1))
+    render = render_for(size)
+    policy: dict[str, Value] = {"model.unnorm_key": statistics_key(task, known)}
+    policy |= {"model.center_crop": 1.0} if render == "fast" else {}
+    policy |= {"camera.names": CAMERAS} if images > 1 else {}
+    return LiberoParameters(policy, {"render": render, "image_size": size, "cameras": images})

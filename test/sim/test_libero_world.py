@@ -1,0 +1,147 @@
+"""LIBERO for real: resets, pixels, an episode of the expert, an evaluation. Needs `make setup-libero`, and minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import tiny_config, write_checkpoint
+
+from flashvla_ros import __main__ as cli
+
+if importlib.util.find_spec("libero") is None:
+    pytest.skip("LIBERO is not installed: make setup-libero", allow_module_level=True)
+
+from flashvla_ros.sim.libero import protocol
+from flashvla_ros.sim.libero.cameras import LiberoCameras
+from flashvla_ros.sim.libero.library import initial_states, library, quiet, task_files
+from flashvla_ros.sim.libero.scene import LiberoScene
+from flashvla_ros.sim.libero.world import LiberoWorld
+from flashvla_ros.sim.tasks import find_task
+from training.libero_expert import LiberoExpert
+
+pytestmark = [pytest.mark.libero, pytest.mark.timeout(900)]
+
+OBJECT = "libero_object/0"
+WAIT = [0.0] * 6 + [-1.0]
+
+
+def official(task: str, episode: int, **options: Any) -> Any:
+    """An environment as OpenVLA's evaluation has it at the start of an episode: hard resets, counted from seed(0)."""
+    files = task_files(task)
+    with quiet():
+        environment = library().environment(
+            bddl_file_name=str(files.scene), use_camera_obs=False, has_renderer=False, **options
+        )
+    environment.seed(0)
+    for _ in range(episode + 1):
+        environment.reset()
+    environment.set_init_state(initial_states(files)[episode])
+    for _ in range(protocol.WAITING_STEPS):
+        environment.step(WAIT)
+    return environment
+
+
+def motions(count: int = 30) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [np.append(rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0])) for _ in range(count)]
+
+
+def state_of(environment: Any) -> np.ndarray:
+    model, data = environment.sim.model._model, environment.sim.data._data
+    return np.concatenate([data.qpos, data.qvel, model.body_pos.ravel()])
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[LiberoWorld]:
+    world = LiberoWorld(128, "fast")
+    yield world
+    world.close()
+
+
+def test_a_soft_reset_is_a_hard_one_with_its_fixtures_bit_for_bit() -> None:
+    task = "libero_spatial/0"  # has a cabinet and a stove
+    scene = LiberoScene(task)
+    for episode in (2, 0):
+        scene.reset(episode)
+        for action in motions(5):
+            scene.step(action)
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    scene.reset(1)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # nobody else's draws are touched
+    environment = official(task, 1, has_offscreen_renderer=False)
+    np.testing.assert_array_equal(scene.state(), state_of(environment))
+    for action in motions():
+        scene.step(action)
+        environment.step(action)
+    np.testing.assert_array_equal(scene.state(), state_of(environment))
+    environment.close()
+    scene.close()
+
+
+def test_official_pixels_are_robosuites() -> None:
+    environment = official(OBJECT, 0, has_offscreen_renderer=True)
+    scene = LiberoScene(OBJECT)
+    scene.reset(0)
+    cameras = LiberoCameras(scene.model, scene.data, "official", 224, 1)
+    for name in protocol.CAMERAS:
+        turned = environment.sim.render(256, 256, camera_name=name)[::-1, ::-1]
+        np.testing.assert_array_equal(cameras._raw(name)[:, ::-1], turned)
+    assert cameras.picture(protocol.CAMERAS[0]).shape == (224, 224, 3)
+    cameras.close()
+    environment.close()
+    scene.close()
+
+
+def test_the_expert_ends_an_episode_with_the_first_success(world: LiberoWorld) -> None:
+    world.reset(OBJECT, 0)
+    expert, steps = LiberoExpert(world.scene, "alphabet_soup_1"), 0
+    while not world.success(OBJECT) and steps < find_task(OBJECT).max_steps:
+        world.step(expert())
+        steps += 1
+    assert world.success(OBJECT)
+    assert steps < 150
+    assert world.render().shape == (128, 128, 3)
+
+
+def test_permuted_states_come_from_their_seed_alone(world: LiberoWorld) -> None:
+    task = f"libero_object{protocol.PERMUTED}/0"
+    states = []
+    for seed in (3, 4, 3):
+        world.reset(task, seed)
+        for action in motions(5):
+            world.step(action)
+        states.append(world.scene.state())
+    np.testing.assert_array_equal(states[0], states[2])
+    assert np.abs(states[0] - states[1]).max() > 0.05
+
+
+@pytest.mark.parametrize("suite", ["libero_goal", "libero_10", "libero_90", "libero_object_swap", "libero_spatial_lan"])
+def test_every_suite_has_its_files(suite: str) -> None:
+    last = protocol.base_suite(suite).tasks - 1
+    assert find_task(f"{suite}/{last}").instruction
+    assert len(initial_states(task_files(f"{suite}/{last}"))) == protocol.INITIAL_STATES
+
+
+def test_an_evaluation_with_its_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(protocol.SUITES, "libero_object", protocol.Suite("libero_object", 10, 6))
+    statistics = {"action": {"q01": [-1.0] * 6 + [0.0], "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}
+    folder = write_checkpoint(tmp_path / "tiny", tiny_config(norm_stats={"libero_object_no_noops": statistics}))
+    file = tmp_path / "x.json"
+    command = ["eval", "--checkpoint", str(folder), "--suite", "libero_object", "--tasks", OBJECT, "--states", "0:1"]
+    assert cli.main([*command, "--modes", "dense", "--json", str(file)]) == 0
+    rows = {(row["mode"], row["task"]): row for row in json.loads(file.read_text())["rows"]}
+    assert set(rows) == {(mode, task) for mode in ("dense", "open_loop") for task in (OBJECT, "all")}
+    assert rows["open_loop", OBJECT]["visual_flops_ratio"] == 0.0
+    assert rows["dense", OBJECT]["steps_median"] == 6
+    other = write_checkpoint(tmp_path / "other", tiny_config(norm_stats={"bridge_orig": statistics}))
+    assert cli.main(["eval", "--checkpoint", str(other), "--suite", "libero_object"]) == 2
+    assert "no statistics of libero_object (norm_stats: bridge_orig)" in capsys.readouterr().err
