@@ -16,7 +16,7 @@ import torch
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import cpuinfo
 from flashvla_ros.sim.tasks import TASKS
-from training.collect import collect
+from training.collect import Recording, collect
 from training.fit import fit
 from training.trainer import FitConfig
 
@@ -30,7 +30,7 @@ def make(out: Path, *, workers: int, threads: int, compiled: bool) -> None:
     """Collect and train below `out`; what is there already is not made again."""
     torch.set_num_threads(threads)
     precision = "bfloat16" if BFLOAT16 & set(cpuinfo("flags").split()) else "float32"
-    collect(out / "data", list(TASKS), EPISODES, 0, PLAIN.size.image_size, workers)
+    collect(out / "data", list(TASKS), EPISODES, 0, Recording(PLAIN.size.image_size), workers)
     start = None
     for name, config in (("plain", PLAIN), ("dropout", DROPOUT)):
         print(f"{name}: {config.steps} steps, {precision}, {threads} threads")

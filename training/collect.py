@@ -105,7 +105,27 @@ class Disturbance:
         return np.clip([*motion, action[-1]], -1.0, 1.0)
 
 
-def record_episode(world: Any, plan: Plan, instructions: list[str]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What is kept of an episode.
+
+    Attributes:
+        image_size: Side of the images in pixels.
+        chunk: T, time steps of a label.
+        every: Steps from one frame to the next; rendering is what collecting costs.
+    """
+
+    image_size: int = 108
+    chunk: int = 1
+    every: int = 1
+
+
+SINGLE_ACTIONS = Recording()
+
+
+def record_episode(
+    world: Any, plan: Plan, instructions: list[str], recording: Recording = SINGLE_ACTIONS
+) -> dict[str, Any]:
     """Run the expert through one episode and return its arrays, see :class:`training.dataset.Frames`."""
     world.reset(plan.start, plan.seed, plan.progress)
     disturb = Disturbance(plan)
@@ -114,12 +134,14 @@ def record_episode(world: Any, plan: Plan, instructions: list[str]) -> dict[str,
     for step in range(MAX_STEPS):
         task = plan.task if step >= plan.switch_step else plan.first
         action, done = world.expert(task), world.success(task)
-        frames["images"].append(world.render())
-        frames["actions"].append(action.astype(np.float32))
-        frames["instruction"].append(np.uint8(instructions.index(find_task(task).instruction)))
-        frames["auxiliary"].append(world.scene.state.vector())
-        frames["done"].append(done)
         left -= done and task == plan.task
+        if step % recording.every == 0 or left <= 0:
+            label = action if recording.chunk == 1 else world.foresee(task, recording.chunk)
+            frames["images"].append(world.render())
+            frames["actions"].append(label.astype(np.float32))
+            frames["instruction"].append(np.uint8(instructions.index(find_task(task).instruction)))
+            frames["auxiliary"].append(world.scene.state.vector())
+            frames["done"].append(done)
         if left <= 0:
             break
         world.step(disturb(action))
@@ -141,14 +163,14 @@ def _start_worker() -> None:
 
 
 def _collect_one(
-    folder: Path, plan: Plan, number: int, image_size: int, instructions: list[str]
+    folder: Path, plan: Plan, number: int, recording: Recording, instructions: list[str]
 ) -> tuple[str, int, bool]:
-    arrays = record_episode(_world(image_size), plan, instructions)
+    arrays = record_episode(_world(recording.image_size), plan, instructions, recording)
     write_episode(episode_path(folder, plan.task, number), **arrays, kind=np.array(plan.kind), seed=np.array(plan.seed))
     return plan.task, len(arrays["images"]), bool(arrays["done"][-1])
 
 
-def collect(folder: Path, tasks: list[str], episodes: int, seed: int, image_size: int, workers: int) -> None:
+def collect(folder: Path, tasks: list[str], episodes: int, seed: int, recording: Recording, workers: int) -> None:
     """Add what is missing of `episodes` demonstrations of each task to a data set, in parallel processes."""
     instructions = [find_task(task).instruction for task in tasks]
     for task in tasks:
@@ -158,10 +180,12 @@ def collect(folder: Path, tasks: list[str], episodes: int, seed: int, image_size
     meta = {
         "tasks": tasks,
         "instructions": instructions,
-        "image_size": image_size,
+        "image_size": recording.image_size,
         "seed": seed,
         "auxiliary": list(AUXILIARY),
         "action": ["dx", "dy", "dz", "gripper"],
+        "chunk": recording.chunk,
+        "every": recording.every,
     }
     write_meta(folder, meta)
     jobs = [(task, number) for number in range(episodes) for task in tasks]
@@ -169,7 +193,7 @@ def collect(folder: Path, tasks: list[str], episodes: int, seed: int, image_size
     context = multiprocessing.get_context("spawn")  # a forked child cannot use its parent's OpenGL
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = [
-            pool.submit(_collect_one, folder, plan_episode(task, number, seed), number, image_size, instructions)
+            pool.submit(_collect_one, folder, plan_episode(task, number, seed), number, recording, instructions)
             for task, number in missing_jobs
         ]
         try:
@@ -207,6 +231,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--image-size", type=int, default=108, help="side of the images in pixels (default %(default)s)"
     )
+    parser.add_argument("--chunk", type=int, default=1, help="time steps of a label (default %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="steps from one frame to the next (default %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="parallel processes (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the data set; an unfinished one is completed"
@@ -219,7 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
 
     def work() -> None:
-        collect(options.out, options.tasks, options.episodes, options.seed, options.image_size, options.workers)
+        recording = Recording(options.image_size, options.chunk, options.every)
+        collect(options.out, options.tasks, options.episodes, options.seed, recording, options.workers)
 
     return exit_code(work, interrupted="the same command goes on from here")
 

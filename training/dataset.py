@@ -30,7 +30,8 @@ class Frames:
 
     Attributes:
         images: [F, H, W, 3] RGB uint8.
-        actions: [F, D] float32, normalised: the expert's motion and gripper at that frame, without noise.
+        actions: [F, D] float32, normalised: the expert's motion and gripper at that frame, without noise; or [F, T, D],
+            what it would do in the next T steps if nothing disturbed them.
         instruction: [F] uint8, index into the instructions of the data set.
         auxiliary: [F, A] float32, see :data:`AUXILIARY`; positions in m, gripper's opening in [0, 1]; NaN: not there.
         done: [F] bool, the instruction in force is already accomplished.

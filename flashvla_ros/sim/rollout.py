@@ -35,7 +35,7 @@ class Outcome:
         plan: What was asked.
         success: The last instruction was accomplished.
         steps: Steps of the robot in all.
-        reused: Control steps that used the last action again.
+        reused: Control steps that used the last action again where the model was due.
         clamped: Control steps in which safety changed the action.
         kept_ratio: Visual tokens that the layers behind the pruned one saw, as a share, over fresh steps; 1 where
             nothing was dropped.
@@ -176,7 +176,7 @@ def _outcome(
         plan=episode.plan,
         success=episode.success,
         steps=episode.steps,
-        reused=len(results) - len(fresh),
+        reused=sum(result.reused for result in results),
         clamped=sum(bool(result.clamped.any()) for result in results),
         kept_ratio=float(np.mean(kept)),
         reasons=dict(collections.Counter(str(result.decision.reason) for result in results)),

@@ -122,9 +122,16 @@ class Scene:
         The scene is then as if it had been reset with it: goals and experts follow the object, while every joint, of
         the robot and of the object, stays where it is.
         """
+        state = self._save()
+        self._place(placement, self._tasks)
+        self._restore(state)
+
+    def _save(self) -> FloatArray:
         state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        self._place(placement, self._tasks)
+        return state
+
+    def _restore(self, state: FloatArray) -> None:
         mujoco.mj_setState(self._model, self._data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self._model, self._data)
 
@@ -169,6 +176,16 @@ class Scene:
             warnings.simplefilter("ignore")  # the experts ask for more than 1 by design and are clipped
             action = self._experts[task.name].get_action(self._of(task)._get_obs().copy())
         return np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+
+    def foresee(self, task: Task, steps: int) -> FloatArray:
+        """Return what the expert would do in the next steps, [steps, 4]; the scene stays as it is."""
+        state, action, actions = self._save(), self._action, []
+        for _ in range(steps):
+            actions.append(self.expert(task))
+            self.step(actions[-1])
+        self._restore(state)
+        self._action = action
+        return np.stack(actions)
 
     @property
     def state(self) -> WorldState:

@@ -78,6 +78,10 @@ class World:
         """Return Meta-World's scripted action [4] in [-1, 1] for a task of the present scene."""
         return self.scene.expert(find_task(task))
 
+    def foresee(self, task: str, steps: int) -> FloatArray:
+        """Return the expert's next actions [steps, 4], as they would be if nothing disturbed them; nothing moves."""
+        return self.scene.foresee(find_task(task), steps)
+
     @property
     def scene(self) -> Scene:
         """The present scene; :class:`SimulationError` before the first reset."""

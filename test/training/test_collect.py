@@ -15,7 +15,7 @@ try:
 except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-from training.collect import FIRST_SEED, Plan, main, plan_episode, record_episode
+from training.collect import FIRST_SEED, Plan, Recording, main, plan_episode, record_episode
 from training.dataset import DatasetError, episode_path, load
 
 INSTRUCTIONS = ["open the drawer", "close the drawer"]
@@ -57,6 +57,15 @@ def test_a_switched_episode_is_labelled_with_the_instruction_in_force(world: Wor
     assert set(arrays["instruction"][30:]) == {0}
     assert set(arrays["actions"][:30, 3]) == {1.0}
     assert set(arrays["actions"][30:, 3]) == {-1.0}
+
+
+def test_a_chunk_is_what_the_expert_would_do_undisturbed_and_asking_changes_nothing(world: World) -> None:
+    clean = record_episode(world, plain("drawer-close"), INSTRUCTIONS)
+    chunks = record_episode(world, plain("drawer-close"), INSTRUCTIONS, Recording(chunk=4, every=3))
+    assert chunks["actions"].shape[1:] == (4, 4)
+    np.testing.assert_array_equal(chunks["images"][:-1], clean["images"][:-1:3])
+    np.testing.assert_allclose(chunks["actions"][2], clean["actions"][6:10], atol=1e-6)
+    assert chunks["done"][-1]
 
 
 def test_plans_mix_the_kinds_and_never_share_a_scene_with_an_evaluation() -> None:
