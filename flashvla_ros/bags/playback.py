@@ -136,11 +136,11 @@ class Comparison:
     def add(self, recorded: RecordedStep | None, result: StepResult) -> None:
         """Count one step."""
         self.steps += 1
-        self.reuses += result.decision.reuse
+        self.reuses += result.reused
         if recorded is None:
             return
         self.compared += 1
-        self.recorded_reuses += bool(recorded.values["decision"])
+        self.recorded_reuses += recorded.values["reason"] == Reason.REUSE
         replayed = result.reported
         for field, value in recorded.values.items():
             if not equal(value, replayed[field]):

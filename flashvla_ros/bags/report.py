@@ -134,7 +134,7 @@ def _dimensions(tuning: Tuning, row: sweep.Row) -> str:
 def _recording(outcome: BagOutcome, row: sweep.Row, tuning: Tuning) -> str:
     decisions = sweep.timeline(outcome.features, row.settings)
     warnings = "".join(f"<p>⚠ {_text(warning)}</p>" for warning in outcome.warnings)
-    reused = sum(decision.reuse for decision in decisions)
+    reused = sum(decision.reason is Reason.REUSE for decision in decisions)
     figures = "".join(
         _costly(outcome, frame.index, frame.cost, frame.jpeg, decisions) for frame in outcome.features.worst
     )
@@ -156,8 +156,8 @@ def _timeline(outcome: BagOutcome, decisions: list[GateDecision], tuning: Tuning
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[0.3 * len(names) + 0.3, 2])
     _draw_reasons(top, times, reasons, names)
     sources = _sources(decisions)
-    frames = np.flatnonzero(sources != np.arange(len(sources)))
-    bottom.vlines(times[frames], 0.0, sweep.errors(outcome.features, sources).max(axis=1), color=_REUSE_COLOUR)
+    frames = sweep.reused_frames(outcome.features, sources, decisions[0].settings)
+    bottom.vlines(times[frames], 0.0, sweep.errors(outcome.features, sources, frames).max(axis=1), color=_REUSE_COLOUR)
     bottom.axhline(tuning.max_error, color="red", linewidth=0.8, linestyle="--")
     bottom.set(xlabel="seconds from the first frame", ylabel="error of reuse")
     return figure

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.bags.features import Features
-from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.reasons import WITHOUT_MODEL, Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.gate.decision import FreshComparison, GateDecision, GateMeasurements, decide, judge, measure
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import SceneChange, SceneMotion
@@ -48,15 +49,15 @@ def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
         merged: dict[tuple[object, ...], _Group] = {}
         for memory, members in groups:
             measured = known.measurements(memory, current)
-            verdicts = [judge(memory, measured, settings[member]) is Reason.REUSE for member in members]
-            running = [member for member, reuse in zip(members, verdicts, strict=True) if not reuse]
-            reusing = [member for member, reuse in zip(members, verdicts, strict=True) if reuse]
+            verdicts = [judge(memory, measured, settings[member]) for member in members]
+            running = [member for member, reason in zip(members, verdicts, strict=True) if reason not in WITHOUT_MODEL]
             if running:
                 sources[running, index] = index
                 _merge(merged, known.after_fresh(memory, fresh), running, settings[0])
-            if reusing:
-                sources[reusing, index] = sources[reusing, index - 1]
-                _merge(merged, known.after_reuse(memory, current), reusing, settings[0])
+            for reason in WITHOUT_MODEL & set(verdicts):
+                alike = [member for member, own in zip(members, verdicts, strict=True) if own is reason]
+                sources[alike, index] = sources[alike, index - 1]
+                _merge(merged, known.after_step_without_model(memory, reason, current), alike, settings[0])
         groups = list(merged.values())
     return sources
 
@@ -103,8 +104,8 @@ class _Known:
         self._motion = after.motion
         return after
 
-    def after_reuse(self, memory: GateMemory, current: GateInput) -> GateMemory:
-        after = memory.after_reuse(current, self._motion)
+    def after_step_without_model(self, memory: GateMemory, reason: Reason, current: GateInput) -> GateMemory:
+        after = memory.after_step_without_model(reason, current, self._motion)
         self._motion = after.motion
         return after
 
@@ -131,12 +132,24 @@ def timeline(features: Features, settings: GateSettings) -> list[GateDecision]:
             memory = memory.forgotten(cause)
         decision = decide(memory, current, settings)
         decisions.append(decision)
-        memory = memory.after_reuse(current) if decision.reuse else memory.after_fresh(features.fresh(index), settings)
+        if decision.reuse:
+            memory = memory.after_step_without_model(decision.reason, current)
+        else:
+            memory = memory.after_fresh(features.fresh(index), settings)
     return decisions
 
 
-def errors(features: Features, sources: NDArray[np.int32]) -> FloatArray:
-    """Return the error [R, D] of every reused step of one setting, normalised, per dimension.
+def reused_frames(features: Features, sources: NDArray[np.int32], settings: GateSettings) -> NDArray[np.intp]:
+    """Return the frames at which `settings` skipped a run of the model that was due; `sources` [F] are theirs."""
+    frames = np.flatnonzero(sources != np.arange(len(sources)))
+    size = features.actions.shape[1]
+    if size == 1:
+        return frames
+    return frames[_elapsed(features, sources, frames) >= replan_row(size, settings.replan_after)]
+
+
+def errors(features: Features, sources: NDArray[np.int32], frames: NDArray[np.intp]) -> FloatArray:
+    """Return the error [R, D] of reused steps of one setting, normalised, per dimension.
 
     It is the distance from the row of the older chunk that the robot follows at that frame to what the dense model
     says for that very frame.
@@ -144,13 +157,17 @@ def errors(features: Features, sources: NDArray[np.int32]) -> FloatArray:
     Args:
         features: The recording.
         sources: [F] of that setting.
+        frames: [R] its reused ones.
     """
-    frames = np.flatnonzero(sources != np.arange(len(sources)))
-    origins, stamps = sources[frames], features.stamps_s
-    elapsed = np.rint((stamps[frames] - stamps[origins]) / features.spec.dt_s).astype(np.int64)
-    rows = np.minimum(elapsed, features.actions.shape[1] - 1)
-    difference: FloatArray = np.abs(features.actions[origins, rows] - features.actions[frames, 0])
+    rows = np.minimum(_elapsed(features, sources, frames), features.actions.shape[1] - 1)
+    difference: FloatArray = np.abs(features.actions[sources[frames], rows] - features.actions[frames, 0])
     return difference
+
+
+def _elapsed(features: Features, sources: NDArray[np.int32], frames: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Time steps from each frame's source to itself."""
+    stamps = features.stamps_s
+    return np.rint((stamps[frames] - stamps[sources[frames]]) / features.spec.dt_s).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +194,16 @@ class Row:
         return self.reused / self.steps
 
 
+def _reuse_errors(features: Features, sources: NDArray[np.int32], settings: GateSettings) -> FloatArray:
+    return errors(features, sources, reused_frames(features, sources, settings))
+
+
 def evaluate(recordings: Sequence[tuple[Features, Sources]], settings: Sequence[GateSettings]) -> list[Row]:
     """Return one row per setting, the errors of all recordings pooled."""
     steps = sum(len(features) for features, _ in recordings)
     rows = []
     for number, setting in enumerate(settings):
-        pooled = np.concatenate([errors(features, sources[number]) for features, sources in recordings])
+        pooled = np.concatenate([_reuse_errors(features, sources[number], setting) for features, sources in recordings])
         rows.append(Row(setting, steps, len(pooled), _summary(pooled.max(axis=1)), _by_dimension(pooled)))
     return rows
 

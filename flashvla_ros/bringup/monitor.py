@@ -22,6 +22,9 @@ from flashvla_ros.bringup.processes import POLICY
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.flops import DecoderSize
 from flashvla_ros.core.provenance import Provenance, settings_digest
+from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.msg import EpisodeStatus, GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
 
@@ -89,7 +92,7 @@ class Monitor(Node):
         self.modes: dict[str, None] = {}
         self.steps: collections.deque[Step] = collections.deque(maxlen=_STEPS_KEPT)
         self._decoder: DecoderSize | None = None
-        self._layers: dict[str, int | None] = {}
+        self._settings: dict[str, Settings] = {}
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self)
         self._ended: list[tuple[float, int, EpisodeStatus]] = []
@@ -134,18 +137,20 @@ class Monitor(Node):
 
     def _on_gate(self, message: GateStatus) -> None:
         self.modes[message.mode] = None
-        reused = message.decision == GateStatus.REUSE
-        share = 0.0 if reused else self._visual_share(message)
-        self.steps.append(Step(_nanoseconds(message), reused, share, message.step_s))
+        without_model = message.decision == GateStatus.REUSE
+        share = 0.0 if without_model else self._visual_share(message)
+        self.steps.append(Step(_nanoseconds(message), message.reason == Reason.REUSE, share, message.step_s))
 
     def _visual_share(self, message: GateStatus) -> float:
-        """The share of a fresh step; NaN where the sizes of the model are not known."""
+        """The share of a fresh step, which speaks for all rows up to the next; NaN where no sizes are known."""
         if self._decoder is None:
             return math.nan
-        layer, kept = self._layers.get(message.settings_digest), len(message.kept_tokens)
-        if layer is None or not kept:
-            return 1.0
-        return self._decoder.visual_share(message.visual_tokens, kept, layer)
+        settings, kept = self._settings.get(message.settings_digest), len(message.kept_tokens)
+        size = len(message.action) // max(message.action_size, 1)
+        rows = replan_row(size, settings.gate.replan_after if settings else 0)
+        if settings is None or not settings.pruning.drop or not kept:
+            return float(rows)
+        return rows * self._decoder.visual_share(message.visual_tokens, kept, settings.pruning.layer)
 
     def _on_status(self, message: PolicyStatus) -> None:
         self.status = message
@@ -158,7 +163,7 @@ class Monitor(Node):
             return
         settings, decoder = self.provenance.settings, self.provenance.platform.get("decoder")
         self._decoder = DecoderSize.parse(decoder) if decoder else None
-        self._layers[settings_digest(settings)] = settings.pruning.layer if settings.pruning.drop else None
+        self._settings[settings_digest(settings)] = settings
 
     def _on_episode(self, message: EpisodeStatus) -> None:
         if message.event == EpisodeStatus.ENDED and self.episode is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashvla_ros.control import safety, targets
+from flashvla_ros.control import blend, safety, targets
 from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled, slowed
 from flashvla_ros.core.policy import Policy, Request, TimedPolicy
@@ -23,6 +23,7 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.calibration import CalibrationState, Trial, after_step, entering, is_off, try_reuse
+from flashvla_ros.gate.chunk import elapsed_rows, in_force, remainder
 from flashvla_ros.gate.decision import GateDecision, decide, measure
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 
@@ -58,6 +59,9 @@ class StepResult:
         calibration: What calibration knew as the step began; None where it is off.
         trial: What it made of the step.
         off: Whether a reuse was, or would have been, another action than the model's; None where that is not known.
+        chunk_row: Row of the chunk that is in force at this step, from 0.
+        handover: [D] change from the row that was in force to the first of a chunk that begins at this step; empty
+            where none does, or the robot rested.
     """
 
     observation: Observation
@@ -74,6 +78,13 @@ class StepResult:
     calibration: CalibrationState | None = None
     trial: Trial | None = None
     off: bool | None = None
+    chunk_row: int = 0
+    handover: FloatArray = dataclasses.field(default_factory=lambda: np.empty(0))
+
+    @property
+    def reused(self) -> bool:
+        """Whether a run of the model that was due was skipped; to follow a chunk as it is meant to be is none."""
+        return self.decision.reason is Reason.REUSE
 
     @property
     def inference_s(self) -> float:
@@ -108,6 +119,7 @@ class StepperState:
         resting: True from a reset to the next command: the robot is taken to be at rest.
         dry_run: The last command was not sent.
         speed_scale: Share of the policy's motion that was in it.
+        plans: The chunks of this run that still say something, while ``control.blend`` asks for them.
         resets: Number of resets so far.
         step: Number of the next step.
         calibration: What the thresholds have learnt; resets and new instructions leave it.
@@ -120,6 +132,7 @@ class StepperState:
     resting: bool = True
     dry_run: bool = False
     speed_scale: float = 0.0
+    plans: blend.Plans = ()
     resets: int = 0
     step: int = 0
     calibration: CalibrationState = dataclasses.field(default_factory=CalibrationState)
@@ -162,7 +175,7 @@ class Stepper:
         calibration, trial, decision = self._decide(state, current, settings)
         inference, off = state.inference, None
         if decision.reuse and inference is not None:
-            memory = state.memory.after_reuse(current)
+            memory = state.memory.after_step_without_model(decision.reason, current)
         else:
             if tried is not None and tried.fresh and _same_model(tried.settings, settings):
                 inference = tried.inference
@@ -171,7 +184,10 @@ class Stepper:
             result = FreshResult.of(inference, current, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
             off = is_off(trial, result, settings) if trial and trial.candidate else None
-        action = _remainder(inference.action, decision.age_s, self.spec.dt_s)
+        plans = self._plans(state, current, settings, None if decision.reuse else inference.action)
+        action = remainder(inference.action, decision.age_s, self.spec.dt_s)
+        if len(plans) > 1:
+            action = blend.blended(plans, current.stamp_s, self.spec, settings.control.blend_decay)
         command, clamped, speed_scale = self._command(action, state, observation, settings)
         self.state = StepperState(
             memory=memory,
@@ -181,6 +197,7 @@ class Stepper:
             resting=False,
             dry_run=settings.control.dry_run,
             speed_scale=speed_scale,
+            plans=plans,
             resets=state.resets,
             step=state.step + 1,
             calibration=after_step(calibration, trial, off, settings.calibration) if trial else calibration,
@@ -200,6 +217,8 @@ class Stepper:
             calibration=calibration if trial else None,
             trial=trial,
             off=off,
+            chunk_row=min(elapsed_rows(decision.age_s, self.spec.dt_s), len(inference.action) - 1),
+            handover=np.empty(0) if decision.reuse else self._handover(state, observation.stamp_s, command),
         )
 
     def _decide(
@@ -215,7 +234,7 @@ class Stepper:
         """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
         state = self.state
         self.state = dataclasses.replace(
-            state, memory=state.memory.forgotten(cause), inference=None, resting=True, resets=state.resets + 1
+            state, memory=state.memory.forgotten(cause), inference=None, resting=True, plans=(), resets=state.resets + 1
         )
 
     def held(self, now_s: float) -> FloatArray | None:
@@ -224,6 +243,24 @@ class Stepper:
 
     def _held(self, state: StepperState, now_s: float) -> FloatArray | None:
         return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
+
+    def _plans(
+        self, state: StepperState, current: GateInput, settings: Settings, chunk: FloatArray | None
+    ) -> blend.Plans:
+        """The chunks to blend at this step, with the one that begins; none where the newest has ended."""
+        if settings.control.blend == "none":
+            return ()
+        interrupted = state.memory.interrupted_by(current, settings.gate.stale_gap_s) is not None
+        plans = () if interrupted else blend.lasting(state.plans, current.stamp_s, self.spec.dt_s)
+        return plans if chunk is None else (*plans, (current.stamp_s, chunk))
+
+    def _handover(self, state: StepperState, now_s: float, command: FloatArray) -> FloatArray:
+        """How far a new chunk [T, D] begins from the row in force, which the limits have kept within their step."""
+        held = self._held(state, now_s)
+        if held is None or state.resting or len(command) == 1:
+            return np.empty(0)
+        change: FloatArray = np.abs(command[0] - held)
+        return change
 
     def _draft(self, current: GateInput, settings: Settings) -> Draft | None:
         """Offer the last fresh action's tokens, unless another run or another instruction asked for them.
@@ -274,24 +311,3 @@ def _same_model(one: Settings, other: Settings) -> bool:
     """Whether two settings ask the same of the model."""
     same_draft = one.decode == other.decode and one.gate.calibration == other.gate.calibration
     return one.pruning == other.pruning and same_draft
-
-
-def in_force(command: FloatArray, elapsed_s: float, dt_s: float) -> FloatArray:
-    """Return the row [D] of a command [T, D] that a robot has followed up to `elapsed_s` after it was given."""
-    row: FloatArray = command[min(max(_elapsed_rows(elapsed_s, dt_s) - 1, 0), len(command) - 1)]
-    return row
-
-
-def _elapsed_rows(elapsed_s: float, dt_s: float) -> int:
-    """Time steps of a chunk that have passed; a clock that jumped back counts as none."""
-    return round(elapsed_s / dt_s) if elapsed_s > 0.0 else 0
-
-
-def _remainder(action: FloatArray, age_s: float, dt_s: float) -> FloatArray:
-    """The chunk [T, D] as it stands `age_s` after its observation: rows that have passed drop out, the last repeats.
-
-    With T = 1 this is the action itself. With more it goes on where the robot is in its plan, where a repeated chunk
-    of absolute poses would send it back to the first.
-    """
-    passed = min(_elapsed_rows(age_s, dt_s), len(action) - 1)
-    return np.concatenate([action[passed:], np.repeat(action[-1:], passed, axis=0)]) if passed else action

@@ -17,7 +17,7 @@ class Tally:
     Attributes:
         steps: Steps in all.
         inferred: Steps that ran the model.
-        reused: Steps that used the last fresh action again.
+        reused: Steps that used the last fresh action again where the model was due.
         clamped: Steps whose command safety had to clamp.
         scene_alarms: Steps at which the scene guard forbade reuse, whichever condition decided.
         clamped_by: Steps at which each dimension was clamped, by its index.
@@ -27,7 +27,7 @@ class Tally:
         stamp_latency: Seconds from an observation's stamp to its command, on the node's clock.
         inference: Seconds of the model, fresh steps only.
         network: Seconds of a remote inference that were not its model's; empty where the policy runs here.
-        reuse: 1 for a reused step, 0 for a fresh one.
+        reuse: 1 for a reused step, 0 for any other.
         offered: Tokens offered as a draft, steps with a draft only.
         accepted: Those of them that were accepted.
     """
@@ -49,7 +49,7 @@ class Tally:
         """Count one step at `now_s`, in seconds of the monotonic clock; `stamp_latency_s` from its stamp to now."""
         self.steps += 1
         self.inferred += result.fresh
-        self.reused += not result.fresh
+        self.reused += result.reused
         self.clamped += bool(result.clamped.any())
         self.clamped_by.update(map(int, np.flatnonzero(result.clamped.any(axis=0))))
         self.speed_scale = result.speed_scale
@@ -57,7 +57,7 @@ class Tally:
         self.reasons[result.decision.reason] += 1
         self.latency.add(now_s, result.step_s)
         self.stamp_latency.add(now_s, stamp_latency_s)
-        self.reuse.add(now_s, float(not result.fresh))
+        self.reuse.add(now_s, float(result.reused))
         if result.fresh:
             self.inference.add(now_s, result.inference_s)
             if (network_s := result.inference.timings_s.get("network")) is not None:

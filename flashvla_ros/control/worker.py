@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from flashvla_ros.control import safety
 from flashvla_ros.control.mailbox import Mailbox
-from flashvla_ros.control.stepper import Stepper, StepResult, in_force
+from flashvla_ros.control.stepper import Stepper, StepResult
 from flashvla_ros.core.reasons import LATCHED, Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray, Observation
+from flashvla_ros.gate.chunk import in_force
 
 _PACE_SLICE_S = 0.05  # a new control.rate_hz is noticed within this time
 _JOIN_S = 2.0

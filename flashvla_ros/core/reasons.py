@@ -9,6 +9,7 @@ class Reason(enum.StrEnum):
     """Code of the condition that decided a step; also the cause that emptied the gate's memory."""
 
     REUSE = "reuse"  # every condition holds: the last fresh action is used again
+    OPEN_LOOP = "open_loop"  # the model is not due yet: its chunk is followed, which saves nothing
 
     MODE_OFF = "mode_off"
 
@@ -41,6 +42,7 @@ class Reason(enum.StrEnum):
     TOO_FEW_FRESH = "too_few_fresh"
 
     # Caps.
+    CHUNK_END = "chunk_end"
     MAX_REUSE = "max_reuse"
     FRESH_BETWEEN = "fresh_between"
     MAX_AGE = "max_age"
@@ -58,6 +60,9 @@ class Reason(enum.StrEnum):
     LEARNING = "learning"  # nothing may be reused yet, or not any more
     AUDIT = "audit"  # this would be a reuse; the model runs to see what it would have cost
 
+
+# Steps without the model.
+WITHOUT_MODEL = frozenset({Reason.REUSE, Reason.OPEN_LOOP})
 
 # What empties the gate's memory; the step that follows names it.
 EMPTYING = frozenset(

@@ -155,7 +155,8 @@ class GateSettings:
 
     mode: str = row(
         "guarded",
-        "off: always infer; paper: angle, overlap and reuse cap alone; guarded: every guard.",
+        "off: infer whenever the model is due, which is at every step unless it plans in chunks; paper: angle, overlap "
+        "and reuse cap alone; guarded: every guard.",
         choices=("off", "paper", "guarded"),
     )
     calibration: str = row(
@@ -197,7 +198,16 @@ class GateSettings:
         low=0.0,
         high=10.0,
     )
-    max_reuse: int = row(2, "Most reused steps in a row.", low=0, high=1000)
+    max_reuse: int = row(
+        2, "Most reused steps in a row; along a chunk, most runs of the model skipped in a row.", low=0, high=1000
+    )
+    replan_after: int = row(
+        0,
+        "Time steps of a chunk after which the model is due again, and may be skipped up to the chunk's end; before, "
+        "the chunk is followed unless the scene changes; 0: the whole chunk.",
+        low=0,
+        high=1000,
+    )
     fresh_between: int = row(1, "Least fresh steps between two runs of reused ones.", low=1, high=1000)
     max_age_s: float = row(1.0, "Oldest fresh result that may be used again.", unit="s", low=0.0, high=60.0)
     stale_gap_s: float = row(
@@ -346,6 +356,18 @@ class ControlSettings:
         unit="s",
         low=0.02,
         high=60.0,
+    )
+    blend: str = row(
+        "none",
+        "none: the newest chunk is followed; temporal: the mean of what all chunks of this run say of an instant, the "
+        "newest counting most, as in UniVLA; the model must run again before its chunk ends.",
+        choices=("none", "temporal"),
+    )
+    blend_decay: float = row(
+        0.1,
+        "Of control.blend: a chunk's weight falls by exp(-decay) with every time step of its age.",
+        low=0.0,
+        high=10.0,
     )
     latency_budget_s: float = row(
         0.0,

@@ -15,6 +15,7 @@ from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy
+from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.rollout import Outcome, roll_out
@@ -61,7 +62,7 @@ class Record:
 
     Attributes:
         success, steps, reused, clamped, kept_ratio, reasons, change_step, reaction_steps: As in the outcome.
-        visual_flops: Visual-token FLOPs of all control steps, as a multiple of one dense prefill's.
+        visual_flops: Visual-token FLOPs of all control steps, as a multiple of a dense step's.
         flops: FLOPs of all control steps, as a multiple of one dense inference's.
         fresh_ticks: Latency of each control step that ran the model, in steps of 10 µs.
         reuse_ticks: Latency of each control step that did not.
@@ -180,13 +181,13 @@ class _Cost:
     def __init__(self, policy: Any, settings: Settings) -> None:
         from flashvla_ros.vla.sizes import model_size
 
-        self._policy, self._pruning = policy, settings.pruning
+        self._policy, self._pruning, self._gate = policy, settings.pruning, settings.gate
         self._size: ModelSize | None = model_size(policy.model.config) if policy is not None else None
         self.visual = self.total = 0.0
         self.fresh: list[bool] = []
 
     def add(self, result: StepResult) -> None:
-        """Count one control step; a reused one costs nothing."""
+        """Count one control step; a reused one costs nothing, and one run of a dense chunk counts for all its steps."""
         self.fresh.append(result.fresh)
         if not result.fresh or self._size is None:
             return
@@ -194,12 +195,13 @@ class _Cost:
         kept = tokens if run.kept is None or not self._pruning.drop else len(run.kept)
         text = len(self._policy.prompts(result.observation.instruction)) + self._policy.layout.rows
         actions = max(self._policy.decoded, 1)
-        self.visual += self._size.decoder.visual_share(tokens, kept, layer)
+        spread = replan_row(len(run.action), self._gate.replan_after)
+        self.visual += spread * self._size.decoder.visual_share(tokens, kept, layer)
         drafted, settled = 0, 1
         if run.draft_tokens:  # the last of them is checked without being run
             drafted, settled = run.draft_tokens - 1, min(run.draft_accepted + 1, run.draft_tokens)
         spent = self._size.inference_flops(kept, layer, text, actions, drafted, settled)
-        self.total += spent / self._size.inference_flops(tokens, layer, text, actions)
+        self.total += spread * spent / self._size.inference_flops(tokens, layer, text, actions)
 
 
 def _record(outcome: Outcome, cost: _Cost) -> Record:

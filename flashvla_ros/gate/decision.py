@@ -12,9 +12,10 @@ import math
 
 import numpy as np
 
-from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.reasons import WITHOUT_MODEL, Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.chunk import aligned_rows, elapsed_rows, replan_row
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import SceneChange, compare
 
@@ -24,7 +25,8 @@ class GateDecision:
     """What the gate decided at one step, why, and on what; NaN where a value is undefined.
 
     Attributes:
-        reason: The first condition that failed, in the order of docs/gate.md; :attr:`Reason.REUSE` where none did.
+        reason: The first condition that failed, in the order of docs/gate.md; :attr:`Reason.REUSE` where none did,
+            :attr:`Reason.OPEN_LOOP` where the model is not due yet.
         angle_deg: Angle between the last two fresh actions.
         overlap: φ, share of the last fresh set of kept tokens that is in the one before it.
         corrected_overlap: φ' = (φ - k/N) / (1 - k/N).
@@ -47,8 +49,8 @@ class GateDecision:
 
     @property
     def reuse(self) -> bool:
-        """Whether the last fresh action is used again."""
-        return self.reason is Reason.REUSE
+        """Whether the model is not run: the last fresh action is used again, or its chunk followed."""
+        return self.reason in WITHOUT_MODEL
 
     @property
     def scene_alarm(self) -> bool:
@@ -85,14 +87,15 @@ class FreshComparison:
             incomparable = Reason.NO_TOKEN_SETS
         elif previous.pruning != last.pruning or math.isnan(corrected):
             incomparable = Reason.PRUNING_CHANGED
-        same_size = previous.motion.shape == last.motion.shape
+        apart = elapsed_rows(last.source.stamp_s - previous.source.stamp_s, last.dt_s)
+        before, after = aligned_rows(previous.motion, last.motion, apart)
         return cls(
-            angle_deg=angle_between(previous.motion, last.motion),
+            angle_deg=angle_between(before, after),
             overlap=overlap,
             corrected_overlap=corrected,
-            gripper_may_flip=_gripper_may_flip(previous, last, settings),
-            either_small=min(_size(previous.motion), _size(last.motion)) < settings.still_norm,
-            difference_small=same_size and _size(last.motion - previous.motion) <= settings.still_difference,
+            gripper_may_flip=_gripper_may_flip(aligned_rows(previous.gripper, last.gripper, apart)[0], last, settings),
+            either_small=min(_size(before), _size(after)) < settings.still_norm,
+            difference_small=before.shape == after.shape and _size(after - before) <= settings.still_difference,
             incomparable=incomparable,
         )
 
@@ -128,7 +131,7 @@ def decide(memory: GateMemory, current: GateInput, settings: GateSettings) -> Ga
 
 def report(memory: GateMemory, measured: GateMeasurements, reason: Reason, settings: GateSettings) -> GateDecision:
     """Return a decision with what it was made on."""
-    reuse = reason is Reason.REUSE
+    reuse = reason in WITHOUT_MODEL
     return GateDecision(
         reason=reason,
         angle_deg=measured.comparison.angle_deg,
@@ -137,7 +140,7 @@ def report(memory: GateMemory, measured: GateMeasurements, reason: Reason, setti
         scene_level=measured.scene.level,
         scene_changed=measured.scene.changed,
         age_s=measured.age_s if reuse else 0.0,
-        reused_in_a_row=memory.reused_in_a_row + 1 if reuse else 0,
+        reused_in_a_row=memory.reused_in_a_row + (reason is Reason.REUSE) if reuse else 0,
         settings=settings,
     )
 
@@ -171,14 +174,23 @@ def measure(
 
 
 def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> Reason:
-    """Return the first condition that forbids reuse, :attr:`Reason.REUSE` where there is none."""
-    if settings.mode == "off":
-        return Reason.MODE_OFF
+    """Return the first condition that forbids reuse, one of :data:`WITHOUT_MODEL` where there is none."""
+    off, skipped = settings.mode == "off", memory.reused_in_a_row
     if measured.interrupted_by is not None:
-        return measured.interrupted_by
+        return Reason.MODE_OFF if off else measured.interrupted_by
+    if memory.last is not None and len(memory.last.motion) > 1:
+        size, row = len(memory.last.motion), elapsed_rows(measured.age_s, memory.last.dt_s)
+        due = replan_row(size, settings.replan_after)
+        if row < due:
+            return _present(measured, settings) or Reason.OPEN_LOOP
+        if row >= size and not off:
+            return Reason.CHUNK_END
+        skipped = row // due - 1
+    if off:
+        return Reason.MODE_OFF
     if memory.previous is None:
         return Reason.TOO_FEW_FRESH
-    if memory.reused_in_a_row >= settings.max_reuse:
+    if skipped >= settings.max_reuse:
         return Reason.MAX_REUSE
     comparison = measured.comparison
     tokenless = comparison.incomparable is Reason.NO_TOKEN_SETS and settings.tokenless_angle_deg > 0.0
@@ -189,6 +201,15 @@ def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings
         return reason or Reason.REUSE
     overlap = None if comparison.corrected_overlap >= settings.delta else Reason.OVERLAP
     return reason or comparison.incomparable or overlap or Reason.REUSE
+
+
+def _present(measured: GateMeasurements, settings: GateSettings) -> Reason | None:
+    """The guard that ends a chunk before the model is due: what has happened since, whatever the plans before said."""
+    if settings.mode != "guarded":
+        return None
+    if measured.age_s > settings.max_age_s:
+        return Reason.MAX_AGE
+    return Reason.SCENE_CHANGED if _scene_alarm(measured.scene.changed, settings) else None
 
 
 def _guard(
@@ -218,11 +239,11 @@ def _size(motion: FloatArray) -> float:
     return _norm(motion) / math.sqrt(len(motion))
 
 
-def _gripper_may_flip(previous: FreshResult, last: FreshResult, settings: GateSettings) -> bool:
-    """Whether a gripper moves, and is near its middle or changes sides in the last two actions."""
-    values = np.concatenate([previous.gripper, last.gripper]) - settings.gripper_middle
+def _gripper_may_flip(before: FloatArray, last: FreshResult, settings: GateSettings) -> bool:
+    """Whether a gripper moves, and is near its middle or changes sides in the last action and in rows before [n, G]."""
+    values = np.concatenate([before, last.gripper]) - settings.gripper_middle
     moves = np.ptp(values, axis=0) > settings.gripper_still
-    near = (np.abs(values[len(previous.gripper) :]) < settings.gripper_margin).any(axis=0)
+    near = (np.abs(values[len(before) :]) < settings.gripper_margin).any(axis=0)
     sides = np.sign(values)
     return bool((moves & (near | (sides != sides[:1]).any(axis=0))).any())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from flashvla_ros.core.reasons import Reason
-from flashvla_ros.core.settings import GateSettings, PruningSettings
+from flashvla_ros.core.settings import ActionSettings, GateSettings, PruningSettings
 from flashvla_ros.core.types import ActionSpec, FloatArray, Inference, IntArray, Observation
 from flashvla_ros.gate import scene
 
@@ -45,6 +45,7 @@ class FreshResult:
         kept: [k] indices of the selected visual tokens; None where none were selected.
         visual_tokens: N, from which they were selected.
         pruning: The settings by which they were selected.
+        dt_s: Time from one row of the chunk to the next.
     """
 
     source: GateInput
@@ -53,13 +54,14 @@ class FreshResult:
     kept: IntArray | None
     visual_tokens: int
     pruning: PruningSettings
+    dt_s: float = ActionSettings().dt_s
 
     @classmethod
     def of(cls, inference: Inference, source: GateInput, spec: ActionSpec, pruning: PruningSettings) -> FreshResult:
         """Return what the gate keeps of `inference`."""
         gripper = spec.gripper_mask
         motion, grip = inference.normalized[:, ~gripper], inference.normalized[:, gripper]
-        return cls(source, motion, grip, inference.kept, inference.visual_tokens, pruning)
+        return cls(source, motion, grip, inference.kept, inference.visual_tokens, pruning, spec.dt_s)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class GateMemory:
         last: The last fresh result, the one that a reuse repeats.
         previous: The fresh result before it.
         seen_s: Stamp of the last observation, fresh or reused.
-        reused_in_a_row: Reused steps since the last fresh one.
+        reused_in_a_row: Reused steps since the last fresh one; those that merely follow a chunk are none.
         fresh_since_reuse: Fresh steps since the last reused one; None where nothing has been reused yet.
         motion: Running rate of change of the scene.
     """
@@ -121,12 +123,20 @@ class GateMemory:
             motion=motion or past.motion.after(source.frame, source.stamp_s),
         )
 
+    def after_following(self, current: GateInput, motion: scene.SceneMotion | None = None) -> GateMemory:
+        """Return the memory after a row of the last chunk was followed, open loop."""
+        motion = motion or self.motion.after(current.frame, current.stamp_s)
+        return dataclasses.replace(self, seen_s=current.stamp_s, motion=motion)
+
     def after_reuse(self, current: GateInput, motion: scene.SceneMotion | None = None) -> GateMemory:
         """Return the memory after the last fresh action was used again: counted, not remembered."""
         return dataclasses.replace(
-            self,
-            seen_s=current.stamp_s,
-            reused_in_a_row=self.reused_in_a_row + 1,
-            fresh_since_reuse=0,
-            motion=motion or self.motion.after(current.frame, current.stamp_s),
+            self.after_following(current, motion), reused_in_a_row=self.reused_in_a_row + 1, fresh_since_reuse=0
         )
+
+    def after_step_without_model(
+        self, reason: Reason, current: GateInput, motion: scene.SceneMotion | None = None
+    ) -> GateMemory:
+        """Return the memory after a step that `reason` decided, one of :data:`WITHOUT_MODEL`."""
+        after = self.after_reuse if reason is Reason.REUSE else self.after_following
+        return after(current, motion)

@@ -90,7 +90,7 @@ def _tag(row: ImageArray, result: StepResult) -> None:
 
 def _banner(result: StepResult, width: int) -> ImageArray:
     strip = np.full((_BANNER, width, 3), _INFER if result.fresh else _REUSE, dtype=np.uint8)
-    decision = "INFER" if result.fresh else "REUSE"
+    decision = "INFER" if result.fresh else "REUSE" if result.reused else "FOLLOW"
     kept, tokens = result.inference.kept, result.inference.visual_tokens
     count = f"{tokens if kept is None else len(kept)}/{tokens}"
     _text(strip, decision, 10, 23, 0.65, 2)
@@ -104,6 +104,8 @@ def _why(result: StepResult) -> str:
     decision = result.decision
     if result.fresh:
         return str(decision.reason).replace("_", " ")
+    if not result.reused:
+        return f"row {result.chunk_row + 1} of {len(result.command)}, {decision.age_s:.2f} s old"
     return f"{decision.reused_in_a_row} of {decision.settings.max_reuse}, {decision.age_s:.2f} s old"
 
 

@@ -178,12 +178,25 @@ def chunk_policy(steps: int) -> ScriptedPolicy:
     )
 
 
-def test_a_reused_chunk_goes_on_where_the_robot_is_and_then_repeats_its_last_row() -> None:
-    values = with_values(gate__max_reuse=9, gate__max_age_s=9.0)
-    results = run(Stepper(chunk_policy(4), JOINTS), 7, values)
+def test_a_chunk_is_followed_to_its_end_and_no_further() -> None:
+    results = run(Stepper(chunk_policy(4), JOINTS), 6, with_values())
     assert [result.command[:, 0].tolist() for result in results] == [
-        [1, 2, 3, 4], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4, 4, 4, 4], [4, 4, 4, 4], [4, 4, 4, 4],
+        [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4, 4, 4, 4], [1, 2, 3, 4], [2, 3, 4, 4],
     ]  # fmt: skip
+    assert [result.chunk_row for result in results] == [0, 1, 2, 3, 0, 1]
+    assert [str(result.decision.reason) for result in results] == [
+        "start", "open_loop", "open_loop", "open_loop", "chunk_end", "open_loop",
+    ]  # fmt: skip
+    assert not any(result.reused for result in results)
+
+
+def test_the_change_at_a_new_chunk_is_told_and_stays_within_the_step() -> None:
+    values = Settings().with_values(
+        {"action.names": ("a", "b"), "action.kinds": ("absolute", "gripper"), "limits.max_step": (1.5, 2.0)}
+    )
+    results = run(Stepper(chunk_policy(4), JOINTS), 5, values)
+    assert [result.handover.tolist() for result in results] == [[], [], [], [], [1.5, 0.0]]
+    assert all(result.handover.size == 0 for result in run(Stepper(ScriptedPolicy(), SPEC), 3, with_values()))
 
 
 def test_step_limits_count_from_the_row_in_force_not_from_the_end_of_the_last_chunk() -> None:
@@ -205,13 +218,14 @@ KEPT_SETS = [None, tuple(range(40)), tuple(range(2, 42)), tuple(range(24, 64)), 
 
 
 def random_policy(rng: np.random.Generator) -> ScriptedPolicy:
-    """Mostly steady, with still, turning and gripper-flipping actions and all kinds of kept sets."""
+    """Mostly steady, with still, turning and gripper-flipping actions, some in chunks, and all kinds of kept sets."""
     motions = rng.choice([-0.5, -0.01, 0.0, 0.01, 0.49, 0.5, 0.5, 0.5], (6, 3))
     motions[0] *= 0.02  # often starts from rest
     grips = rng.choice([-1.0, 0.0, 1.0, 1.0, 1.0], (6, 1))
     script = np.hstack([motions, grips])[np.sort(rng.integers(0, 6, 40))]
     kept = [KEPT_SETS[index] for index in rng.choice(5, 40, p=[0.05, 0.6, 0.25, 0.05, 0.05])]
-    return ScriptedPolicy(script.tolist(), kept)
+    size = rng.choice([1, 1, 3])
+    return ScriptedPolicy([script[index : index + size] for index in range(41 - size)], kept)
 
 
 def random_settings(rng: np.random.Generator) -> Settings:
@@ -225,6 +239,7 @@ def random_settings(rng: np.random.Generator) -> Settings:
             "gate.max_angle_deg": pick(0.0, 10.0, 180.0),
             "gate.max_reuse": pick(0, 1, 2, 3, 4),
             "gate.fresh_between": pick(1, 2, 3),
+            "gate.replan_after": pick(0, 1, 2),
             "gate.max_age_s": pick(0.05, 0.25, 10.0),
             "limits.lower": pick((), (-0.003,) * 4),
             "limits.upper": pick((), (0.003,) * 4),
@@ -258,24 +273,26 @@ seeds = st.integers(0, 2**32 - 1)
 @settings(max_examples=25, deadline=None)
 def test_every_reuse_is_inside_its_caps(seed: int) -> None:
     results: list[StepResult] = []
-    in_a_row, fresh_since = 0, math.inf
+    since, in_a_row, fresh_since = 0, 0, math.inf
     for result, elapsed_s, reset in random_run(seed):
-        decision, gate = result.decision, result.decision.settings
+        decision, gate, size = result.decision, result.decision.settings, len(result.command)
         if result.fresh:
-            in_a_row, fresh_since = 0, fresh_since + 1
+            since, in_a_row, fresh_since = 0, 0, fresh_since + 1
         else:
-            in_a_row += 1
-            fresh = results[-in_a_row]
+            since, in_a_row = since + 1, in_a_row + result.reused
+            fresh = results[-since]
             assert fresh.fresh
-            assert gate.mode != "off"
             assert not reset
             assert elapsed_s > 0.0
             assert result.observation.instruction == fresh.observation.instruction
-            assert in_a_row == decision.reused_in_a_row <= gate.max_reuse
-            if gate.mode == "guarded":
-                assert decision.age_s <= gate.max_age_s
-                assert in_a_row > 1 or fresh_since >= gate.fresh_between
-                assert decision.scene_changed < gate.scene_patches
+            assert size == 1 or 0 < result.chunk_row < size
+            assert in_a_row == decision.reused_in_a_row
+            assert gate.mode != "guarded" or decision.age_s <= gate.max_age_s
+            assert gate.mode != "guarded" or decision.scene_changed < gate.scene_patches
+        if result.reused:
+            assert gate.mode != "off"
+            assert in_a_row <= gate.max_reuse if size == 1 else gate.max_reuse > 0
+            assert gate.mode != "guarded" or in_a_row > 1 or fresh_since >= gate.fresh_between
             fresh_since = 0
         results.append(result)
 
@@ -290,7 +307,9 @@ def test_no_command_leaves_its_limits(seed: int) -> None:
         assert (command <= (limits.upper or math.inf)).all()
         assert (command >= (limits.lower or -math.inf)).all()
         if limits.max_step and last is not None and not reset:
-            assert (np.abs(command - last) <= 0.001 + 1e-12).all()
+            assert len(command) > 1 or (np.abs(command - last) <= 0.001 + 1e-12).all()
+            assert (np.abs(np.diff(command, axis=0)) <= 0.001 + 1e-12).all()
+            assert (result.handover <= 0.001 + 1e-12).all()
         last = command
 
 

@@ -209,7 +209,7 @@ def test_a_gripper_that_flips_within_the_chunk_is_not_repeated() -> None:
     results = [
         dataclasses.replace(fresh(shown(at)), motion=np.full((2, 3), 0.5), gripper=flips.copy()) for at in (1.0, 1.1)
     ]
-    assert decide(remembering(*results), shown(1.2), GateSettings()).reason is Reason.GRIPPER
+    assert decide(remembering(*results), shown(1.2), GateSettings(replan_after=1)).reason is Reason.GRIPPER
 
 
 def test_without_a_gripper_there_is_nothing_to_flip() -> None:
