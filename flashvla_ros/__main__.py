@@ -30,6 +30,9 @@ class Subcommand(NamedTuple):
 COMMANDS = (
     Subcommand("bringup", "flashvla_ros.bringup.command", "start the policy node and a robot, and count episodes"),
     Subcommand("eval", "flashvla_ros.evaluation.command", "measure success, cost and reaction in closed loop"),
+    Subcommand(
+        "certify", "flashvla_ros.evaluation.certify_command", "find the fastest setting whose failures are bounded"
+    ),
     Subcommand("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
     Subcommand("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
     Subcommand("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),

@@ -15,6 +15,7 @@ from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.calibration import CalibrationState, claim_of
 from flashvla_ros.gate.memory import GateMemory
 
 
@@ -57,14 +58,14 @@ def play(
     """Run the control step on every frame; one that cannot be answered stops the robot, as it does in the node."""
     before: RecordedStep | None = None
     for frame in frames:
-        cause = reset_before(frame, before)
+        cause, settings = reset_before(frame, before), settings_of(frame)
         if frame.recorded is not None:
-            _follow(stepper, frame.recorded, before, cause)
+            _follow(stepper, frame.recorded, before, cause, settings)
             before = frame.recorded
         elif cause is not None:
             stepper.reset(cause)
         try:
-            result = stepper.step(frame.observation, settings_of(frame))
+            result = stepper.step(frame.observation, settings)
         except (ObservationError, ActionError):
             if frame.index == 0:
                 raise  # most likely every frame is of this kind
@@ -89,13 +90,29 @@ def _restarted(step: RecordedStep, before: RecordedStep) -> bool:
     return step.step <= before.step or step.resets < before.resets
 
 
-def _follow(stepper: Stepper, step: RecordedStep, before: RecordedStep | None, cause: Reason | None) -> None:
-    """Bring the stepper to the recorded activation, resets and number."""
-    if cause is not None and (before is None or _restarted(step, before)):
-        stepper.state = StepperState(GateMemory(cause), resets=step.resets)
+def _follow(
+    stepper: Stepper, step: RecordedStep, before: RecordedStep | None, cause: Reason | None, settings: Settings
+) -> None:
+    """Bring the stepper to the recorded activation, resets, number and state of calibration."""
+    if before is not None and _restarted(step, before):
+        before = None
+    if cause is not None and before is None:
+        stepper.state = StepperState(GateMemory(cause), resets=step.resets, calibration=stepper.state.calibration)
+    if before is None or not len(before.values.get("calibration_state", ())):  # it was off, or began with a file
+        known = _recorded_calibration(step, settings) or stepper.state.calibration
+        stepper.state = dataclasses.replace(stepper.state, calibration=known)
     while cause is not None and stepper.state.resets < step.resets:
         stepper.reset(cause)
     stepper.state = dataclasses.replace(stepper.state, step=step.step)
+
+
+def _recorded_calibration(step: RecordedStep, settings: Settings) -> CalibrationState | None:
+    """What calibration knew before a recorded step; None where it was off, or of a version with another state."""
+    claim = claim_of(step.instruction, settings.calibration, settings.pruning)
+    try:
+        return CalibrationState.unpacked(step.values.get("calibration_state", ()), claim)
+    except ValueError:
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,12 @@ _OF_DECISION = (
     "age_s",
 )
 _OF_DRAFT = ("draft_tokens", "draft_accepted", "draft_near")
-REPORTED = ("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale")
+_OF_CALIBRATION = ("need", "permissiveness", "certified_level", "off", "calibration_state")
+REPORTED = (
+    *("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale"),
+    *_OF_CALIBRATION,
+)
+_UNKNOWN = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +109,20 @@ class StepResult:
             "clamped": int(self.clamped.any(axis=0).sum()),
             **{name: getattr(run, name) if self.fresh else 0 for name in _OF_DRAFT},
             "speed_scale": self.speed_scale,
+            **self._calibrated,
+        }
+
+    @property
+    def _calibrated(self) -> dict[str, Any]:
+        state, trial = self.calibration, self.trial
+        if state is None or trial is None:
+            return dict(zip(_OF_CALIBRATION, (math.nan, math.nan, 0.0, _UNKNOWN, np.empty(0)), strict=True))
+        return {
+            "need": trial.need,
+            "permissiveness": state.permissiveness,
+            "certified_level": state.certified_level,
+            "off": _UNKNOWN if self.off is None else int(self.off),
+            "calibration_state": state.packed(),
         }
 
 

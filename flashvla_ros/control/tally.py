@@ -9,6 +9,8 @@ import numpy as np
 from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.core.reasons import Reason
+from flashvla_ros.core.settings import GateSettings
+from flashvla_ros.gate.calibration import CalibrationState
 
 
 class Tally:
@@ -30,12 +32,16 @@ class Tally:
         reuse: 1 for a reused step, 0 for any other.
         offered: Tokens offered as a draft, steps with a draft only.
         accepted: Those of them that were accepted.
+        thresholds: Those in force at the last step.
+        calibration: What calibration knew as the last step began; None where it is off.
     """
 
     def __init__(self, span_s: float = 10.0) -> None:
         self.steps = self.inferred = self.reused = self.clamped = self.scene_alarms = 0
         self.clamped_by: collections.Counter[int] = collections.Counter()
         self.speed_scale = 0.0
+        self.thresholds = GateSettings()
+        self.calibration: CalibrationState | None = None
         self.reasons: collections.Counter[Reason] = collections.Counter()
         self.latency = SlidingWindow(span_s)
         self.stamp_latency = SlidingWindow(span_s)
@@ -53,6 +59,7 @@ class Tally:
         self.clamped += bool(result.clamped.any())
         self.clamped_by.update(map(int, np.flatnonzero(result.clamped.any(axis=0))))
         self.speed_scale = result.speed_scale
+        self.thresholds, self.calibration = result.decision.settings, result.calibration
         self.scene_alarms += result.decision.scene_alarm
         self.reasons[result.decision.reason] += 1
         self.latency.add(now_s, result.step_s)

@@ -75,6 +75,24 @@ def write_text(path: Path, text: str) -> None:
         raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash in between, meets the old one or the new one, whole.
+
+    Raises:
+        FlashVLAError: It cannot be written.
+    """
+    new = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
+
+
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 

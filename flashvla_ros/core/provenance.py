@@ -15,6 +15,7 @@ from flashvla_ros.core.settings import Settings
 
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 64 * 1024
+CERTIFICATE = "certificate.json"  # says what the other files are worth, so it is none of them
 
 
 @functools.lru_cache(maxsize=256)
@@ -33,7 +34,7 @@ def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
 
     Args:
         folder: The checkpoint's folder.
-        without: Names of files that do not count.
+        without: Names of files that do not count; a certificate never does.
 
     Raises:
         CheckpointError: `folder` is not a readable folder with files.
@@ -41,7 +42,7 @@ def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        files = [path for path in files if path.name not in without]
+        files = [path for path in files if path.name not in (*without, CERTIFICATE)]
         for path in files:
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             _add_file(digest, path)

@@ -273,6 +273,23 @@ class CalibrationSettings:
     min_delta: float = row(0.0, "Least δ that may come into force.", low=0.0, high=1.0)
     max_angle_deg: float = row(40.0, "Greatest ε₁ that may come into force.", unit="deg", low=0.0, high=180.0)
     max_reuse: int = row(4, "Greatest reuse cap that may come into force.", low=0, high=1000)
+    state_file: str = row(
+        "",
+        "File that keeps what was learnt from one start to the next; of this node alone; empty: none.",
+        fixed=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceSettings:
+    """What is known of the settings."""
+
+    certificate: str = row(
+        "",
+        "File of flashvla-ros certify with which the settings in force are compared; empty: certificate.json in the "
+        "checkpoint's folder, where there is one.",
+        fixed=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -524,6 +541,7 @@ class Settings:
     decode: DecodeSettings = DecodeSettings()
     gate: GateSettings = GateSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
     control: ControlSettings = ControlSettings()
     monitor: MonitorSettings = MonitorSettings()
     limits: LimitsSettings = LimitsSettings()

@@ -16,7 +16,7 @@ from flashvla_ros.core.settings import Settings
 from flashvla_ros.doctor.finding import Finding, Level, render
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros
-from flashvla_ros.doctor.settings import check_settings
+from flashvla_ros.doctor.settings import check_certificate, check_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,3 +81,4 @@ def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remapp
         yield Finding("checkpoint", Level.FAILURE, f"cannot be looked at: {error}", "mend torch first")
         return
     yield from check_checkpoint(folder.expanduser(), settings)
+    yield check_certificate(settings, folder.expanduser())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from flashvla_ros.control.command_rules import check_command
 from flashvla_ros.control.limits import unlimited
 from flashvla_ros.control.urdf import limits_of, read_urdf
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.certificate import certification
+from flashvla_ros.core.errors import CheckpointError, SettingsError
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.doctor.finding import Finding, Level, ok
@@ -26,6 +29,18 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         yield _limits(settings, spec)
     except SettingsError as error:
         yield Finding.failure_of("limits", error)
+
+
+def check_certificate(settings: Settings, folder: Path) -> Finding:
+    """Say whether the settings are certified on a folder of weights; a warning only where a certificate is named."""
+    try:
+        asked = settings.with_values({"model.checkpoint": str(folder)})
+        certified, why = certification(asked, checkpoint_fingerprint(folder))
+    except CheckpointError as error:
+        return Finding.failure_of("certificate", error)
+    if certified or not settings.evidence.certificate:
+        return ok("certificate", why)
+    return Finding("certificate", Level.WARNING, why, "run flashvla-ros certify, or use the settings it names")
 
 
 def _limits(settings: Settings, spec: ActionSpec) -> Finding:

@@ -138,7 +138,7 @@ def entering(state: CalibrationState, instruction: str, settings: Settings) -> C
 @functools.lru_cache(maxsize=16)
 def claim_of(instruction: str, allowed: CalibrationSettings, pruning: PruningSettings) -> str:
     """Return what is claimed something of, in words that differ where it does."""
-    return f"{instruction}\n{allowed}\n{pruning}"
+    return f"{instruction}\n{dataclasses.replace(allowed, state_file='')}\n{pruning}"
 
 
 def try_reuse(

@@ -32,6 +32,10 @@ _ROWS = {row.name: row for row in table.PARAMETERS}
 def _nothing(_settings: Settings) -> None: ...
 
 
+def _no_more(_values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
 class RefusedParameterError(ParameterNotDeclaredException):
     """A set with an unknown name or a wrong type.
 
@@ -56,6 +60,7 @@ class NodeParameters:
         *,
         check: Callable[[Settings], None] = _nothing,
         changing: Callable[[Settings], AbstractContextManager[object]] = nullcontext,
+        along: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_more,
     ) -> None:
         """Declare every parameter with the values given at start.
 
@@ -63,6 +68,7 @@ class NodeParameters:
             node: Whose parameters they become.
             check: Raises SettingsError for a candidate that the table allows but this node cannot do.
             changing: Gets every new snapshot; it comes into force within the context that this returns.
+            along: Returns what is to be set along with some values, such as thresholds that stay in force.
 
         Raises:
             SettingsError: A value given at start is unknown, of the wrong type, out of range or at odds with another.
@@ -74,6 +80,7 @@ class NodeParameters:
         self.node = node
         self._check_candidate = check
         self._changing = changing
+        self._along = along
         node.add_pre_set_parameters_callback(self._convert)
         node.add_on_set_parameters_callback(self._check)
         node.add_post_set_parameters_callback(self._apply)
@@ -98,7 +105,10 @@ class NodeParameters:
                     table.find(parameter.name)
                 except SettingsError as error:
                     raise RefusedParameterError(str(error)) from error
-        return [_converted(parameter) if parameter.name in _ROWS else parameter for parameter in parameters]
+        converted = [_converted(parameter) if parameter.name in _ROWS else parameter for parameter in parameters]
+        given = {parameter.name: parameter.value for parameter in converted}
+        more = {name: value for name, value in self._along(given).items() if name not in given}
+        return [*converted, *(Parameter(name, _TYPES[table.find(name).kind], value) for name, value in more.items())]
 
     def _check(self, parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -17,14 +17,17 @@ from std_srvs.srv import Trigger
 
 from flashvla_ros.control.limits import unlimited
 from flashvla_ros.control.monitors import Signs
-from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.worker import State
+from flashvla_ros.core.certificate import certification
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.calibrating import Calibrating, check_thresholds, last_thresholds
 from flashvla_ros.nodes.emergency import EmergencyStop
 from flashvla_ros.nodes.guard_watch import GuardWatch
 from flashvla_ros.nodes.inputs import Inputs, unheard_publishers
@@ -59,9 +62,10 @@ class PolicyNode(LifecycleNode):
         self.failure = self.transition_error = ""
         self.loading = self.finished = False
         self._factory = factory
-        self._table = NodeParameters(self, check=self._check_settings, changing=self._changing)
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
+        self._table = NodeParameters(self, check=self._check_settings, changing=self._changing, along=self._along)
+        self._certificate = ""  # what certifies the settings in force, or why nothing does
         self._unlimited: list[str] = []  # what was last said to have no limits
         self._rejections = Rejections(lambda line: self.get_logger().warning(line))
         # Outlives every transition; only ~/reset ends it.
@@ -93,6 +97,8 @@ class PolicyNode(LifecycleNode):
         self._close_topics.append(self._inputs.close)
         self._guard = GuardWatch(self, self.settings.control.require_guard)
         self._close_topics.append(self._guard.close)
+        self._calibrating = Calibrating(self, self._learnt)
+        self._close_topics.append(self._calibrating.close)
         self._reporter = Reporter(self, self._facts)
         self._close_topics.append(self._reporter.close)
         service = self.create_service(Trigger, interfaces.RESET.name, self._on_reset)
@@ -111,6 +117,8 @@ class PolicyNode(LifecycleNode):
                 self._loaded = self._factory.load(settings)
             self._loaded.check(settings)
             stepper = Stepper(self._loaded.policy, self._spec)
+            learnt = self._calibrating.take_up(settings.calibration, self._loaded.checkpoint)
+            stepper.state = StepperState(calibration=learnt)
         finally:
             self.loading = False
         super().on_activate(state)
@@ -208,7 +216,14 @@ class PolicyNode(LifecycleNode):
         response.message = "emergency stop released, memory emptied" if released else "memory emptied"
         return response
 
+    def _learnt(self) -> CalibrationState | None:
+        return self._runner.calibration if self._runner else None
+
+    def _along(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return last_thresholds(self.settings, self._learnt(), values)
+
     def _check_settings(self, settings: Settings) -> None:
+        check_thresholds(self.settings, settings)
         if self._loaded:
             self._loaded.check(settings)
 
@@ -234,6 +249,10 @@ class PolicyNode(LifecycleNode):
 
     def _publish_settings(self, loaded: LoadedPolicy) -> None:
         self._reporter.settings(Provenance(self.settings, loaded.checkpoint, loaded.platform))
+        _, certificate = certification(self.settings, loaded.checkpoint)
+        if certificate != self._certificate:
+            self._certificate = certificate
+            self.get_logger().info(certificate)
 
     def _facts(self) -> tuple[Health, Tally]:
         inputs, runner = self._inputs, self._runner
@@ -253,6 +272,7 @@ class PolicyNode(LifecycleNode):
             names=self._spec.names,
             signs=runner.monitor.signs if runner else Signs(),
             alarm=runner.alarm if runner else "",
+            certificate=self._certificate,
         )
         return health, runner.tally if runner else Tally()
 

@@ -16,6 +16,7 @@ from flashvla_ros.control.worker import Stop, Worker
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.nodes.logs import Rejections
 from flashvla_ros.nodes.outputs import Outputs
 
@@ -45,6 +46,7 @@ class Runner:
     ) -> None:
         self._outputs = outputs
         self._logger = logger
+        self._stepper = stepper
         self._faults = Rejections(lambda line: logger.error(line))
         self.worker = Worker(
             stepper,
@@ -73,6 +75,11 @@ class Runner:
         self.watchdog.close()
         self._outputs.flush()
         return self.worker.close()
+
+    @property
+    def calibration(self) -> CalibrationState:
+        """What the thresholds have learnt so far."""
+        return self._stepper.state.calibration
 
     @property
     def stop_reason(self) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
@@ -15,6 +17,7 @@ from flashvla_ros.control.monitors import Signs
 from flashvla_ros.control.stepper import StepResult
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.core.provenance import Provenance, settings_digest
+from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.msg import GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
 
@@ -23,8 +26,8 @@ _PERIOD_S = 1.0
 
 def gate_status(result: StepResult, header: Header) -> GateStatus:
     """Return the message of one control step."""
-    gate, reported = result.settings.gate, result.reported
-    reported |= {name: reported[name].tolist() for name in ("kept_tokens", "action")}
+    gate, reported = result.decision.settings, result.reported
+    reported |= {name: reported[name].tolist() for name in ("kept_tokens", "action", "calibration_state")}
     return GateStatus(
         header=header,
         step=result.step,
@@ -41,6 +44,7 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
         step_s=result.step_s,
         settings_digest=settings_digest(result.settings),
         dry_run=result.settings.control.dry_run,
+        calibration=gate.calibration,
         **reported,
     )
 
@@ -64,6 +68,7 @@ class Health:
         names: Names of the action's dimensions.
         signs: What the monitors see.
         alarm: Which of their thresholds are exceeded, in words; empty where none is.
+        certificate: What certifies the settings in force, or why nothing does.
     """
 
     state: str
@@ -80,6 +85,7 @@ class Health:
     names: tuple[str, ...] = ()
     signs: Signs = dataclasses.field(default_factory=Signs)
     alarm: str = ""
+    certificate: str = ""
 
 
 def policy_status(health: Health, tally: Tally, header: Header, now_s: float) -> PolicyStatus:
@@ -110,7 +116,23 @@ def policy_status(health: Health, tally: Tally, header: Header, now_s: float) ->
         draft_acceptance=tally.draft_acceptance(now_s),
         dry_run=health.dry_run,
         speed_scale=tally.speed_scale,
+        certificate=health.certificate,
+        **_calibrated(tally),
     )
+
+
+def _calibrated(tally: Tally) -> dict[str, Any]:
+    """The fields of calibration, and the thresholds in force at the last step."""
+    gate, state = tally.thresholds, tally.calibration
+    values = {name: getattr(gate, name) for name in ("calibration", "delta", "max_angle_deg", "max_reuse")}
+    if state is None:  # nothing is counted, so the shares are NaN
+        state = CalibrationState(permissiveness=math.nan)
+    values |= {name: getattr(state, name) for name in ("permissiveness", "certified_level", "audits")}
+    return values | _shares("off_per_step", state.off_per_step) | _shares("off_per_reuse", state.off_per_reuse)
+
+
+def _shares(name: str, values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, now_s: float) -> DiagnosticArray:

@@ -101,12 +101,16 @@ def _banner(result: StepResult, width: int) -> ImageArray:
 
 def _why(result: StepResult) -> str:
     """The condition that made the model run, or how far the reuse has gone."""
-    decision = result.decision
+    decision, state = result.decision, result.calibration
     if result.fresh:
-        return str(decision.reason).replace("_", " ")
-    if not result.reused:
-        return f"row {result.chunk_row + 1} of {len(result.command)}, {decision.age_s:.2f} s old"
-    return f"{decision.reused_in_a_row} of {decision.settings.max_reuse}, {decision.age_s:.2f} s old"
+        why = str(decision.reason).replace("_", " ")
+    elif result.reused:
+        why = f"{decision.reused_in_a_row} of {decision.settings.max_reuse}, {decision.age_s:.2f} s old"
+    else:
+        why = f"row {result.chunk_row + 1} of {len(result.command)}, {decision.age_s:.2f} s old"
+    if state is None:
+        return why
+    return f"{why}; level {state.permissiveness:.2f}, certified {state.certified_level:.2f}"
 
 
 def _panel(result: StepResult, width: int) -> ImageArray:

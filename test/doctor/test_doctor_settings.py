@@ -9,7 +9,7 @@ import pytest
 
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.doctor.finding import Finding, Level
-from flashvla_ros.doctor.settings import check_settings
+from flashvla_ros.doctor.settings import check_certificate, check_settings
 
 JOINT = {"action.names": ["j1", "grip"], "action.kinds": ["absolute", "gripper"], "command.type": "JointTrajectory"}
 URDF = '<robot><joint name="j1" type="revolute"><limit lower="{}" upper="{}" velocity="{}"/></joint></robot>'
@@ -46,3 +46,13 @@ def test_limits_are_told(tmp_path: Path, values: dict[str, Any], level: Level, w
         values = {**values, "limits.urdf": str(path)}
     found = limits(values)
     assert (found.level, words in found.text) == (level, True), found
+
+
+def test_a_certificate_that_is_asked_for_and_does_not_fit_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert check_certificate(Settings(), tmp_path).level is Level.OK
+    named = Settings().with_values({"evidence.certificate": str(tmp_path / "none.json")})
+    found = check_certificate(named, tmp_path)
+    assert found.level is Level.WARNING
+    assert found.text.startswith("not certified: cannot read")
+    assert check_certificate(named, tmp_path / "nowhere").level is Level.FAILURE

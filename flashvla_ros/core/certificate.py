@@ -1,0 +1,128 @@
+"""A certificate: what ``flashvla-ros certify`` has found of one setting of one checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.files import read_json, write_atomically
+from flashvla_ros.core.parameter import Value
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.provenance import CERTIFICATE
+from flashvla_ros.core.settings import Settings
+
+_COMPARED = ("pruning.", "decode.", "gate.")  # what decides which action is commanded, apart from the robot's limits
+_CALIBRATED = ("gate.delta", "gate.max_angle_deg", "gate.max_reuse")  # not used where the thresholds move by themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What was played, and what follows from it.
+
+    Attributes:
+        name: Of the setting, such as ``guarded``.
+        checkpoint: Fingerprint of the weights.
+        settings: The values of the parameters that are compared.
+        tasks: Played, each as often as another.
+        tasks_digest: Of tasks, seeds and the limits of an episode.
+        version: Of the package.
+        code: Digest of the code that played the episodes.
+        episodes: n, starts that were played.
+        induced: k, those that the reference mastered and this setting did not.
+        risk: Largest share of induced failures that was allowed.
+        confidence: With which it is not exceeded.
+        bound: Upper end of the exact one-sided interval of that share.
+        device: What computed it.
+        failures: Task and seed of each induced failure.
+    """
+
+    name: str
+    checkpoint: str
+    settings: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    tasks_digest: str
+    version: str
+    code: str
+    episodes: int
+    induced: int
+    risk: float
+    confidence: float
+    bound: float
+    device: str
+    failures: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Certificate:
+        """Read a certificate.
+
+        Raises:
+            SettingsError: The file cannot be read, or is none.
+        """
+        content = read_json(path, SettingsError)
+        try:
+            values = {**content, **{name: tuple(content[name]) for name in ("tasks", "failures")}}
+            found = cls(**values)
+            if not 0 <= found.induced <= found.episodes or not found.bound <= found.risk:
+                raise ValueError("its bound exceeds its risk")
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(f"{path} is no certificate of flashvla-ros certify: {error}") from error
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    def verdict(self, settings: Settings, checkpoint: str) -> tuple[bool, str]:
+        """Say whether `settings` on the weights with this fingerprint are certified, and by what or why not."""
+        if checkpoint != self.checkpoint:
+            return False, f"not certified: the certificate is of another checkpoint ({self.checkpoint[:12]})"
+        now = compared(settings)
+        changed = [name for name, value in now.items() if _plain(value) != _plain(self.settings.get(name))]
+        if changed:
+            name, more = changed[0], len(changed) - 1
+            others = f" and {more} more" if more else ""
+            return False, (
+                f"not certified: {name} is {now[name]}, the certificate has {self.settings.get(name)}{others}"
+            )
+        return True, (
+            f"certified: at most {self.risk:.1%} of episodes fail because of {self.name}, with {self.confidence:.0%} "
+            f"confidence ({self.induced} of {self.episodes} did; {', '.join(self.tasks)})"
+        )
+
+
+def compared(settings: Settings) -> dict[str, Value]:
+    """Return the parameters that a certificate is about."""
+    online = settings.gate.calibration == "online"
+    prefixes = (*_COMPARED, "calibration.") if online else _COMPARED
+    skipped = {"calibration.state_file", *(_CALIBRATED if online else ())}
+    values = settings.values()
+    return {name: value for name, value in values.items() if name.startswith(prefixes) and name not in skipped}
+
+
+def find_certificate(settings: Settings) -> Path | None:
+    """Return the file that the settings name, else the one in the checkpoint's folder; None where there is none."""
+    if settings.evidence.certificate:
+        return Path(settings.evidence.certificate).expanduser()
+    named = settings.model.checkpoint
+    folder = Path(named).expanduser() if named else share_path("models", "demo")
+    found = folder / CERTIFICATE
+    return found if found.is_file() else None
+
+
+def certification(settings: Settings, checkpoint: str) -> tuple[bool, str]:
+    """Say whether the settings in force are certified, and by what or why not; a file that is no use is a reason."""
+    path = find_certificate(settings)
+    if path is None:
+        return False, "not certified: no certificate (flashvla-ros certify makes one)"
+    try:
+        return Certificate.read(path).verdict(settings, checkpoint)
+    except SettingsError as error:
+        return False, f"not certified: {error}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
