@@ -100,6 +100,13 @@ class ModelSettings:
         choices=("auto", "eager", "static", "compiled"),
         fixed=True,
     )
+    check: str = row(
+        "first",
+        "first: the robot's first observation is answered by the engine eager too, before any command, and eager goes "
+        "on where the two differ; that answer takes up to three times as long. off: model.engine is trusted.",
+        choices=("first", "off"),
+        fixed=True,
+    )
     threads: int = row(0, "CPU threads of the model; 0: torch's default.", low=0, high=256, fixed=True)
 
 

@@ -39,7 +39,7 @@ from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health, Reporter
 from flashvla_ros.remote.loading import FROM_SETTINGS
-from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
+from flashvla_ros.vla.loading import EngineState, LoadedPolicy, PolicyFactory
 
 
 class PolicyNode(LifecycleNode):
@@ -273,6 +273,7 @@ class PolicyNode(LifecycleNode):
             signs=runner.monitor.signs if runner else Signs(),
             alarm=runner.alarm if runner else "",
             certificate=self._certificate,
+            engine=self._loaded.engine() if self._loaded else EngineState(),
         )
         return health, runner.tally if runner else Tally()
 

@@ -20,6 +20,7 @@ from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.msg import GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
+from flashvla_ros.vla.loading import EngineState
 
 _PERIOD_S = 1.0
 
@@ -69,6 +70,7 @@ class Health:
         signs: What the monitors see.
         alarm: Which of their thresholds are exceeded, in words; empty where none is.
         certificate: What certifies the settings in force, or why nothing does.
+        engine: What runs the model.
     """
 
     state: str
@@ -86,6 +88,7 @@ class Health:
     signs: Signs = dataclasses.field(default_factory=Signs)
     alarm: str = ""
     certificate: str = ""
+    engine: EngineState = dataclasses.field(default_factory=EngineState)
 
 
 def policy_status(health: Health, tally: Tally, header: Header, now_s: float) -> PolicyStatus:
@@ -118,6 +121,7 @@ def policy_status(health: Health, tally: Tally, header: Header, now_s: float) ->
         speed_scale=tally.speed_scale,
         certificate=health.certificate,
         **_calibrated(tally),
+        engine=f"{health.engine.name}: {health.engine.fault}" if health.engine.fault else health.engine.name,
     )
 
 
@@ -158,6 +162,8 @@ def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -
         return DiagnosticStatus.ERROR, f"stopped: {health.stop_reason}"
     if health.state == "waiting":
         return DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
+    if health.engine.fault:
+        return DiagnosticStatus.WARN, f"slow, engine {status.engine}"
     if health.crowded:
         return DiagnosticStatus.WARN, f"more than one publisher on {', '.join(health.crowded)}"
     if health.alarm:

@@ -17,6 +17,19 @@ def _accept(_settings: Settings) -> None:
     """Any settings will do."""
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineState:
+    """What runs the model.
+
+    Attributes:
+        name: Of the engine, and whether it was checked.
+        fault: Why it is not the one that was asked for, empty where it is.
+    """
+
+    name: str = ""
+    fault: str = ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedPolicy:
     """A policy, loaded and warmed up, with what the node must know of it.
@@ -26,12 +39,14 @@ class LoadedPolicy:
         check: Raises SettingsError for parameters that this checkpoint cannot do.
         checkpoint: Fingerprint of its files, empty where it has none.
         platform: What computes it, such as device, dtype and versions.
+        engine: Returns what runs it now.
     """
 
     policy: Policy
     check: Callable[[Settings], None] = _accept
     checkpoint: str = ""
     platform: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    engine: Callable[[], EngineState] = EngineState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +90,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     import torch
 
     from flashvla_ros.vla.arch.table import load
+    from flashvla_ros.vla.checked import CheckedPolicy
     from flashvla_ros.vla.checkpoint import checkpoint_folder
     from flashvla_ros.vla.config import check_cameras
     from flashvla_ros.vla.gripper import check_gripper
@@ -104,7 +120,17 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         "threads": str(torch.get_num_threads()),
         "flashvla_ros": flashvla_ros.__version__,
     }
-    return LoadedPolicy(policy, check, checkpoint_fingerprint(checkpoint_folder(settings.model)), platform)
+    fingerprint = checkpoint_fingerprint(checkpoint_folder(settings.model))
+    if settings.model.check == "off" or backend.engine == "eager":
+        return LoadedPolicy(policy, check, fingerprint, platform, lambda: EngineState(backend.engine))
+    checked = CheckedPolicy(policy)
+
+    def engine() -> EngineState:
+        if checked.difference:
+            return EngineState("eager", checked.difference)
+        return EngineState(f"{backend.engine}, {'checked' if checked.checked else 'not yet checked'}")
+
+    return LoadedPolicy(checked, check, fingerprint, platform, engine)
 
 
 FROM_CHECKPOINT = PolicyFactory(load_policy, check_before_loading)

@@ -18,7 +18,7 @@ from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
+from flashvla_ros.vla.loading import EngineState, LoadedPolicy, PolicyFactory
 
 MakeBench = Callable[..., PolicyBench]
 
@@ -231,6 +231,16 @@ def test_a_second_publisher_of_images_or_commands_shows_in_the_diagnostics(make,
     bench.until(lambda: bench.node.count_publishers(topic.name) == 2, "the second publisher")
     bench.report()
     assert bench.diagnostics[-1].status[0].message == f"more than one publisher on /{topic.name}"
+
+
+def test_an_engine_that_failed_its_check_shows_in_status_and_diagnostics(make):
+    fault = "the engine static differs from the reference"
+    loaded = LoadedPolicy(ScriptedPolicy(), engine=lambda: EngineState("eager", fault))
+    bench = make(factory=PolicyFactory(lambda _: loaded), control__image_timeout_s=10.0).start()
+    bench.step()
+    bench.report()
+    assert bench.statuses[-1].engine == f"eager: {fault}"
+    assert bench.diagnostics[-1].status[0].message == f"slow, engine eager: {fault}"
 
 
 def test_settings_are_published_for_whoever_records(make):
