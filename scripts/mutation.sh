@@ -17,7 +17,7 @@ while [[ "${1:-}" == --* ]]; do
     shift 2
 done
 mkdir -p "$copy"
-cp -r flashvla_ros test docs config models launch benchmarks training scripts package.xml README.md setup.cfg "$copy"
+cp -r --preserve=timestamps flashvla_ros test docs config models launch benchmarks training scripts package.xml README.md setup.cfg "$copy"
 # Without the fuzz: every mutant of a step would play it to its end.
 rm -f "$copy/test/control/test_fuzz.py"
 # mutmut puts its own tree first on the path.
@@ -27,7 +27,7 @@ cat >>"$copy/pyproject.toml" <<'TOML'
 [tool.mutmut]
 source_paths = ["flashvla_ros"]
 only_mutate = ["flashvla_ros/core/*", "flashvla_ros/gate/*", "flashvla_ros/control/*", "flashvla_ros/messages/*"]
-also_copy = ["docs", "config", "models", "launch", "package.xml", "README.md"]
+also_copy = ["benchmarks", "training", "docs", "config", "models", "launch", "package.xml", "README.md"]
 pytest_add_cli_args_test_selection = ["test/core", "test/gate", "test/control", "test/messages"]
 use_git_change_detection = false
 timeout_constant = 30.0
