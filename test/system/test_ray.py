@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from checkpoints import write_checkpoint
-from ray.cluster_utils import Cluster
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.cli.fanout import fan_out
@@ -27,6 +25,8 @@ pytestmark = pytest.mark.timeout(600)  # each of Ray's processes imports torch o
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a cluster of one machine with two places to work."""
+    from ray.cluster_utils import Cluster  # seconds, which every process that collects this file would spend
+
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_worker_niceness", "0")  # Ray's own 15 lets its workers starve beside other work
         environment.setenv("RAY_memory_monitor_refresh_ms", "0")  # it kills workers where other tests fill the memory
@@ -53,6 +53,8 @@ def test_what_the_machines_of_the_cluster_lack_is_named(cluster: str) -> None:
 
 
 def test_a_cluster_is_started_where_there_is_none() -> None:
+    import ray
+
     assert list(fan_out(parse_overrides, [["gate.delta=0.5"]], ray="local")) == [{"gate.delta": 0.5}]
     assert not ray.is_initialized()
 
