@@ -40,6 +40,7 @@ COMMANDS = (
     Subcommand(
         "bench", "flashvla_ros.bench.command", "what a step costs, against the plain model and the other pruners"
     ),
+    Subcommand("serve", "flashvla_ros.remote.serve", "our policy over openpi's protocol, for whoever speaks it"),
     Subcommand("params", "flashvla_ros.cli.reference", "print every parameter with default, range and meaning"),
 )
 

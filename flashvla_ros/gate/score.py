@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import CalibrationSettings, GateSettings
 from flashvla_ros.gate.decision import FreshComparison
 
@@ -25,17 +26,23 @@ NEVER = math.inf  # the need of a step that no λ reuses
 def most_permissive(gate: GateSettings, allowed: CalibrationSettings) -> GateSettings:
     """Return `gate` with the thresholds of λ = 1."""
     return dataclasses.replace(
-        gate, delta=allowed.min_delta, max_angle_deg=allowed.max_angle_deg, max_reuse=allowed.max_reuse
+        gate,
+        delta=allowed.min_delta,
+        max_angle_deg=allowed.max_angle_deg,
+        tokenless_angle_deg=min(gate.tokenless_angle_deg, allowed.max_angle_deg),
+        max_reuse=allowed.max_reuse,
     )
 
 
 def thresholds(permissiveness: float, gate: GateSettings, allowed: CalibrationSettings) -> GateSettings:
     """Return `gate` with the thresholds of a first reuse at λ, and the cap on reuses that λ leaves."""
     level = min(max(permissiveness, 0.0), 1.0)
+    angle_deg = allowed.max_angle_deg * math.sqrt(level)
     return dataclasses.replace(
         gate,
         delta=1.0 - level * (1.0 - allowed.min_delta),
-        max_angle_deg=allowed.max_angle_deg * math.sqrt(level),
+        max_angle_deg=angle_deg,
+        tokenless_angle_deg=min(gate.tokenless_angle_deg, angle_deg),
         max_reuse=cap_of(level, allowed),
     )
 
@@ -62,6 +69,8 @@ def angle_decides(comparison: FreshComparison, allowed: CalibrationSettings) -> 
 
 
 def _overlap_need(comparison: FreshComparison, allowed: CalibrationSettings) -> float:
+    if comparison.incomparable is Reason.NO_TOKEN_SETS:  # gate.tokenless_angle_deg has let it pass without
+        return 0.0
     span = 1.0 - allowed.min_delta
     return max(1.0 - comparison.corrected_overlap, 0.0) / span if span > 0.0 else 0.0
 

@@ -143,6 +143,18 @@ def test_the_need_is_where_the_thresholds_begin_to_allow_reuse(
         assert inside
 
 
+@given(level=st.floats(0.001, 1), angle=st.floats(0, 50), own=st.floats(0.1, 60))
+@profile(max_examples=100, deadline=None)
+def test_without_token_sets_the_need_is_by_the_angle_alone(level: float, angle: float, own: float) -> None:
+    allowed, gate = ONLINE.calibration, GateSettings(tokenless_angle_deg=own)
+    least = need(FreshComparison(angle, incomparable=Reason.NO_TOKEN_SETS), 0, allowed)
+    if angle < thresholds(level, gate, allowed).tokenless_angle_deg:
+        assert least <= level + 1e-9
+    if least > level + 1e-9:
+        assert angle >= thresholds(level, gate, allowed).tokenless_angle_deg
+    assert thresholds(0.0, gate, allowed).tokenless_angle_deg == 0.0
+
+
 def test_a_more_permissive_level_reuses_wherever_a_stricter_one_does() -> None:
     levels = [thresholds(level, GateSettings(), ONLINE.calibration) for level in (0.0, *LEVELS)]
     for strict, loose in itertools.pairwise(levels):

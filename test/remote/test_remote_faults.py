@@ -39,7 +39,7 @@ class Robot:
         self.stops: list[tuple[float, Stop]] = []
         self.worker = Worker(
             Stepper(RemotePolicy.connect(settings), SPEC),
-            settings,
+            lambda: settings,
             on_step=lambda result: self.steps.append((time.monotonic(), result)),
             on_stop=lambda stop: self.stops.append((time.monotonic(), stop)),
             on_fault=lambda _error: None,

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -52,6 +52,7 @@ ARRAYS = hnp.arrays(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(max_size=5), ARRAYS, max_size=3))
 def test_any_arrays_return_bit_for_bit(message: dict) -> None:
     read = wire.unpack(wire.pack(message))
@@ -60,6 +61,7 @@ def test_any_arrays_return_bit_for_bit(message: dict) -> None:
         assert (read[key].dtype, read[key].shape, read[key].tobytes()) == (value.dtype, value.shape, value.tobytes())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_message_or_one_error(data: bytes) -> None:
     with contextlib.suppress(RemoteError):
