@@ -26,8 +26,9 @@ class Batch:
         pixel_values: [B, 3 per tower, S, S] normalised images.
         input_ids: [B, P] prompts, shorter ones padded right after BOS.
         attention_mask: [B, P] true for real tokens.
-        actions: [B, D] normalised actions.
+        actions: [B, D] normalised actions, or chunks [B, T, D] of them.
         state: [B, A] standardised state of the scene; NaN where there is nothing to know.
+        rows: [B] of the frames in the data set.
     """
 
     pixel_values: Tensor
@@ -35,6 +36,7 @@ class Batch:
     attention_mask: Tensor
     actions: Tensor
     state: Tensor
+    rows: NDArray[np.int64]
 
 
 class Demonstrations:
@@ -77,6 +79,7 @@ class Demonstrations:
             attention_mask=self._mask[instruction],
             actions=torch.from_numpy(frames.actions[rows]),
             state=torch.from_numpy((frames.auxiliary[rows] - self.state_mean) / self.state_std),
+            rows=rows,
         )
 
     def draw(self, rng: np.random.Generator, size: int, lighting: float) -> Batch:

@@ -21,20 +21,22 @@ from tqdm import tqdm
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import processor_name
 from flashvla_ros.sim.tasks import TASKS
+from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
+from training.chunks import ChunkTrainer
 from training.dataset import DatasetError, load
-from training.saving import save_checkpoint
 from training.trainer import FitConfig, Trainer
 
-STATE, LOG, DESCRIPTION, CHECKPOINT = "state.pt", "log.jsonl", "run.json", "checkpoint"
+STATE, LOG, DESCRIPTION, CHECKPOINT, TOKENS = "state.pt", "log.jsonl", "run.json", "checkpoint", "tokens.f16"
 LOG_EVERY = 20
 OPTIONS = (  # fields of FitConfig that the command line sets
     "seed",
     "steps",
     "batch",
     "learning_rate",
+    "warmup",
     "dropout_share",
     "state_weight",
     "state_rate",
@@ -54,7 +56,8 @@ def fit(
         data_folder: Data set of :mod:`training.collect`.
         out: Folder of the run.
         config: How to train.
-        init: Folder of a finished run of the same sizes, whose weights this one starts from; None: from scratch.
+        init: Folder of a finished run of the same sizes, or of a checkpoint, whose weights this one starts from;
+            None: from scratch. Chunks need one, for its towers and projector are not trained further.
         resume: Go on with a run that was stopped.
 
     Raises:
@@ -68,12 +71,23 @@ def fit(
     torch.manual_seed(config.seed)
     tokenizer = demo_tokenizer({*(task.instruction for task in TASKS.values()), *meta["instructions"]})
     # eager: the fused attention of CPUs takes several times as long backwards at these sizes
-    model = PrismaticVLM(demo_config(config.size, meta.get("norm_stats")), attention="eager")
-    trainer = Trainer(config, model, frames.auxiliary.shape[1])
-    if init is not None:
-        trainer.start_from(init / STATE)
+    published = init is not None and (init / "config.json").exists()
+    if init is not None and published:
+        model = load_model(init, load_config(init), torch.device("cpu"), torch.float32, "eager")
+    else:
+        model = PrismaticVLM(demo_config(config.size, meta.get("norm_stats")), attention="eager")
     data = Demonstrations(frames, meta["instructions"], model.config, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
+    if frames.actions.ndim == 3:
+        if not published:
+            raise DatasetError(
+                f"{data_folder} holds chunks: give --init the folder of a checkpoint, such as models/demo"
+            )
+        trainer: Trainer = ChunkTrainer(config, model, data, out / TOKENS)
+    else:
+        trainer = Trainer(config, model, frames.auxiliary.shape[1])
+    if init is not None and not published:
+        trainer.start_from(init / STATE)
     if resume and (out / STATE).exists():
         trainer.restore(out / STATE)
     elif (out / STATE).exists():
@@ -103,6 +117,8 @@ def _history(init: Path | None) -> list[dict[str, Any]]:
     """The descriptions of the runs that this one builds on, the first one first."""
     if init is None:
         return []
+    if not (init / DESCRIPTION).exists():
+        return [{"checkpoint": init.name}]
     before = json.loads((init / DESCRIPTION).read_text(encoding="utf-8"))
     last = json.loads((init / LOG).read_text(encoding="utf-8").splitlines()[-1])
     return [*before["init"], {key: before[key] for key in ("config", "device", "torch")} | {"seconds": last["seconds"]}]
@@ -128,7 +144,7 @@ def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path
             if saving:
                 line["validation"] = validation = trainer.validate(data)
                 trainer.save(out / STATE)
-                save_checkpoint(out / CHECKPOINT, trainer.model, tokenizer, dtype=torch.float16)
+                trainer.write(out / CHECKPOINT, tokenizer)
             log.write(json.dumps(line) + "\n")
             log.flush()
     return validation
@@ -140,7 +156,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.fit", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="data set of training.collect")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the policy lies in its checkpoint/")
-    parser.add_argument("--init", type=Path, metavar="RUN", help="start from the weights of a finished run")
+    parser.add_argument(
+        "--init", type=Path, metavar="RUN", help="start from the weights of a finished run, or a checkpoint"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=default.size.image_size, help="pixels (default %(default)s)")

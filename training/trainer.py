@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from flashvla_ros.vla.model import PrismaticVLM
@@ -16,6 +17,7 @@ from training.batches import Batch, Demonstrations
 from training.dataset import DatasetError
 from training.forcing import action_logits
 from training.loss import StateHead, action_loss, random_subset, smeared_bins, state_loss
+from training.saving import save_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,10 @@ class Trainer:
         self.config = config
         self.model = model
         self.head = StateHead(model.config.visual_tokens * model.config.vision_size, states)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim <= 1]
+        learning = [module for name, module in self.modules().items() if name != "head"]
+        self._learning = [p for module in learning for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in self._learning if p.ndim > 1]
+        vectors = [p for p in self._learning if p.ndim <= 1]
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -85,6 +89,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
         self.seconds = 0.0
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what is saved, by name."""
+        return {"model": self.model, "head": self.head}
 
     def losses(
         self, batch: Batch, keep: Tensor | None, layer: int, generator: torch.Generator
@@ -121,7 +129,7 @@ class Trainer:
         action, state, _ = self.losses(batch, keep, layer, generator)
         self.optimizer.zero_grad(set_to_none=True)
         (action + config.state_weight * state).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        nn.utils.clip_grad_norm_(self._learning, config.clip)
         self.optimizer.step()
         self.step += 1
         return {"action": action.item(), "state": state.item()}
@@ -139,13 +147,21 @@ class Trainer:
         for chunk in np.array_split(rows, math.ceil(len(rows) / config.batch)):
             batch = data.batch(chunk)
             losses = self.losses(batch, None, 0, generator)
-            bins = self.model.config.n_action_bins - 1
-            best = losses[2][..., -bins:].flip(-1).argmax(-1)
-            error.append(((best + 0.5) * (2.0 / bins) - 1.0 - batch.actions).abs())
+            error.append(self.errors(losses[2], batch))
             action.append(losses[0].item())
             state.append(losses[1].item())
         errors = {f"error_{i}": value for i, value in enumerate(torch.cat(error).mean(0).tolist())}
         return {"action": float(np.mean(action)), "state": float(np.mean(state)), **errors}
+
+    def errors(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the absolute error [B, D] of each action dimension that the logits [B, D, vocabulary] choose."""
+        bins = self.model.config.n_action_bins - 1
+        best = outputs[..., -bins:].flip(-1).argmax(-1)
+        return ((best + 0.5) * (2.0 / bins) - 1.0 - batch.actions).abs()
+
+    def write(self, folder: Path, tokenizer: Tokenizer) -> None:
+        """Write the checkpoint that the policy loads."""
+        save_checkpoint(folder, self.model, tokenizer, dtype=torch.float16)
 
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs."""
@@ -153,8 +169,7 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "head": self.head.state_dict(),
+            **{name: module.state_dict() for name, module in self.modules().items()},
             "optimizer": self.optimizer.state_dict(),
         }
         partial = path.with_suffix(".partial")
@@ -175,7 +190,7 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         if state["config"] != dataclasses.asdict(self.config):
             raise DatasetError(f"{path} was written with other settings: give the same ones, or another --out")
-        self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
+        for name, module in self.modules().items():
+            module.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
