@@ -35,7 +35,7 @@ HAND_WRITTEN = sorted(set((ROOT / "docs").glob("*.md")) - {PARAMETER_PAGE, *TABL
 PAGES = [README, *HAND_WRITTEN, PARAMETER_PAGE, *TABLES]
 OTHERS = sorted([*ROOT.glob("models/*/README.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "test/parity/README.md"])
 
-MOST_PAGES, MOST_WORDS_A_PAGE, MOST_WORDS, MOST_README_LINES = 15, 1500, 19_020, 120
+MOST_PAGES, MOST_WORDS_A_PAGE, MOST_WORDS, MOST_README_LINES = 16, 1500, 19_320, 120
 STILTED = ("that of", "beside", "anew", "whom", "likewise", "where nobody says")
 MODULES_TO_RUN = {"flashvla_ros.vla.random_checkpoint"}  # the only ones of the package that a page runs with -m
 
@@ -205,7 +205,7 @@ def test_every_module_that_is_run_takes_its_arguments(
 
 
 def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"^(\w+):", page(ROOT / "Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", page(ROOT / "Makefile"), re.MULTILINE))
     asked = {words.values[0][0] for words in commands_of("make") if words.values[0]}
     assert asked
     assert asked <= targets
