@@ -1,0 +1,292 @@
+"""OpenVLA-OFT and UniVLA give the hidden states, tokens and actions of their official code; broken, they do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import seeded
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flashvla_ros.control.blend import blended, lasting
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
+from flashvla_ros.vla.arch.oft.policy import OFTPolicy
+from flashvla_ros.vla.arch.table import architecture_of, load
+from flashvla_ros.vla.arch.univla.decoder import AttentionPool
+from flashvla_ros.vla.arch.univla.policy import UniVLAPolicy
+
+DATA = Path(__file__).parent / "data"
+DENSE = PruningSettings(method="none")
+NAMES = tuple(f"joint_{index}" for index in range(8))
+STATE = dict(zip(NAMES, seeded.state_of_robot().tolist(), strict=True))
+CASES = {  # name: images, L1 head, proprioception
+    "plain1": (1, True, False),
+    "proprio1": (1, True, True),
+    "proprio2": (2, True, True),
+    "plain3": (3, True, False),
+    "discrete2": (2, False, True),
+}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    return {
+        name: value
+        for kind in ("oft", "univla")
+        for name, value in load_file(DATA / f"{kind}.expected.safetensors").items()
+    }
+
+
+FILM_FILE = "vision_backbone--1_checkpoint"
+
+
+def film_tensors() -> dict[str, Tensor]:
+    """Towers with FiLM and LoRA that was not merged, as peft names them."""
+    shapes = json.loads((DATA / "film_shapes.json").read_text())
+    return {name: seeded.draw(f"film {name}", tuple(shape), seeded.OFT_SEED) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def oft_folder(tmp_path_factory) -> Path:
+    return seeded.write_oft(tmp_path_factory.mktemp("oft"), 1)
+
+
+@pytest.fixture(scope="module")
+def univla_folder(tmp_path_factory) -> Path:
+    return seeded.write_univla(tmp_path_factory.mktemp("univla"))
+
+
+def without(folder: Path, new: Path, *parts: str) -> Path:
+    """Link a folder but for some parts."""
+    shutil.copytree(folder, new, copy_function=os.link)
+    for part in parts:
+        (new / f"{part}.safetensors").unlink()
+    return new
+
+
+def oft(folder: Path, case: str, tmp_path: Path, **settings: Any) -> OFTPolicy:
+    images, head, proprio = CASES[case]
+    left_out = [name for name, there in ((seeded.HEAD_FILE, head), (seeded.PROJECTOR_FILE, proprio)) if not there]
+    policy = load_float(
+        without(folder, tmp_path / "folder", *left_out),
+        architecture="openvla_oft",
+        preset="libero",
+        images=images,
+        proprio=NAMES if proprio else (),
+        **settings,
+    )
+    assert isinstance(policy, OFTPolicy)
+    return policy
+
+
+def load_float(folder: Path, **settings: Any) -> Any:
+    return load(ModelSettings(**{"checkpoint": str(folder), "device": "cpu", "dtype": "float32", **settings}))
+
+
+def see(policy: Any, previous: Inference | None = None, draft: Draft | None = None, **pruning: Any) -> Inference:
+    images = {f"camera_{number}": seeded.image(number) for number in range(policy.cameras)}
+    observation = Observation(images, seeded.INSTRUCTION, stamp_s=0.0, joint_positions=STATE)
+    return policy.infer(Request(observation, PruningSettings(**pruning) if pruning else DENSE, previous, draft))
+
+
+def hidden_rows(policy: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that takes what each prefill gives."""
+    starts: list[Any] = []
+    prefill = policy.engine.prefill
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        starts.append(prefill(*arguments, **named))
+        return starts[-1]
+
+    monkeypatch.setattr(policy.engine, "prefill", noted)
+    return starts
+
+
+def error(actual: Any, wanted: Tensor) -> float:
+    values = torch.as_tensor(actual)
+    assert values.shape == wanted.shape
+    return float((values.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_oft(case: str, engine: str, oft_folder, tmp_path, monkeypatch, expected) -> None:
+    policy = oft(oft_folder, case, tmp_path, engine=engine)
+    starts = hidden_rows(policy, monkeypatch)
+    result = see(policy)
+    assert error(starts[0].hidden, expected[f"{case}/hidden"]) < 1e-6
+    assert error(result.action, expected[f"{case}/action"]) < 1e-6
+    assert result.action.shape == (8, 7)
+    assert bool(result.tokens.size) is not CASES[case][1]
+
+
+def _layout(**changes: Any) -> Callable[[OFTPolicy], None]:
+    def change(policy: OFTPolicy) -> None:
+        policy.layout = dataclasses.replace(policy.layout, **changes)
+
+    return change
+
+
+def _one_row_later(policy: OFTPolicy) -> None:
+    """The rows of the placeholders themselves."""
+    prefill = policy.engine.prefill
+    layout = policy.layout
+
+    def later(visual: Tensor, query: Any, **named: Any) -> Any:
+        wider = dataclasses.replace(layout, zeros=layout.zeros + 1, closing=())
+        start = prefill(visual, dataclasses.replace(query, layout=wider), **named)
+        return dataclasses.replace(start, hidden=start.hidden[1:])
+
+    policy.engine.prefill = later  # type: ignore[method-assign]
+
+
+def _other_bounds(policy: OFTPolicy) -> None:
+    policy.bounds = dataclasses.replace(policy.bounds, low=policy.bounds.low - 1e-4)
+
+
+def _cut_away(policy: OFTPolicy) -> None:
+    """The robot's state is not cut at its bounds."""
+    names, bounds = policy._proprio  # type: ignore[misc]
+    policy._proprio = names, dataclasses.replace(bounds, kind="mean_std")
+
+
+def _cameras_exchanged(policy: OFTPolicy) -> None:
+    prefill, count = policy.engine.prefill, policy.visual_tokens // 2
+
+    def exchanged(visual: Tensor, query: Any, **named: Any) -> Any:
+        return prefill(torch.cat([visual[:, count:], visual[:, :count]], dim=1), query, **named)
+
+    policy.engine.prefill = exchanged  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_layout(full=False), _layout(closing=()), _one_row_later, _other_bounds, _cut_away, _cameras_exchanged],
+    ids=["causal", "no end", "one row later", "bounds", "state not cut", "cameras exchanged"],
+)
+def test_a_broken_oft_is_noticed(change, oft_folder, tmp_path, expected) -> None:
+    policy = oft(oft_folder, "proprio2", tmp_path, engine="eager")
+    change(policy)
+    assert error(see(policy).action, expected["proprio2/action"]) > 1e-5
+
+
+def test_oft_with_film(oft_folder, tmp_path, monkeypatch, expected) -> None:
+    folder = without(oft_folder, tmp_path / "film", seeded.PROJECTOR_FILE)
+    torch.save(film_tensors(), folder / f"{FILM_FILE}.pt")
+    policy = load_float(folder, preset="libero", images=1)
+    starts = hidden_rows(policy, monkeypatch)
+    result = see(policy)
+    assert error(starts[0].hidden, expected["film1/hidden"]) < 1e-5
+    assert error(result.action, expected["film1/action"]) < 1e-5
+    policy._before_vision = lambda _prompt: policy._language.zero_()  # type: ignore[method-assign]
+    assert error(see(policy).action, expected["film1/action"]) > 1e-2
+
+
+def test_discrete_oft_run_causally_is_noticed(oft_folder, tmp_path, expected) -> None:
+    policy = oft(oft_folder, "discrete2", tmp_path, engine="eager")
+    _layout(full=False)(policy)
+    assert error(see(policy).action, expected["discrete2/action"]) > 0.1
+
+
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_univla(engine: str, univla_folder, monkeypatch, expected) -> None:
+    policy = load_float(univla_folder, engine=engine)
+    assert isinstance(policy, UniVLAPolicy)
+    starts = hidden_rows(policy, monkeypatch)
+    previous = None
+    for case in ("first", "history"):
+        previous = result = see(policy, previous)
+        assert result.tokens.tolist() == expected[f"{case}/tokens"].tolist()
+        assert error(starts[-1].visual[:256], expected[f"{case}/visual"]) < 1e-6
+        assert error(result.normalized, expected[f"{case}/normalized_0"]) < 1e-6
+    drafted = see(policy, draft=Draft(expected["first/tokens"].numpy(), accept_bins=9, max_near=4))
+    assert (drafted.draft_accepted, drafted.draft_near) == (4, 0)
+    assert error(drafted.normalized, expected["first/normalized_0"]) < 2e-6
+    wrong = see(policy, draft=Draft(expected["first/tokens"].numpy() - 1, accept_bins=9, max_near=4))
+    assert wrong.draft_accepted == 0
+    assert error(wrong.normalized, expected["first/normalized_0"]) < 2e-6
+
+
+def test_univla_of_a_real_robot_is_told_of_its_state(univla_folder, tmp_path, expected) -> None:
+    folder = without(univla_folder, tmp_path / "folder", "action_decoder")
+    shapes = seeded.decoder_shapes(7)
+    tensors = {name: seeded.draw(f"action_decoder {name}", shape, seeded.UNIVLA_SEED) for name, shape in shapes.items()}
+    torch.save({f"module.{name}": value for name, value in tensors.items()}, folder / "action_decoder-200.pt")
+    (folder / "dataset_statistics.json").write_text(json.dumps(seeded.statistics(7, 7)))
+    policy = load_float(folder, proprio=NAMES[:7])
+    assert error(see(policy).normalized, expected["first/normalized_7"]) < 1e-6
+
+
+def _last_patch_for_bos(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = policy._decoder
+
+    def shifted(latents: Tensor, visual: Tensor, counted: Tensor | None, state: Tensor | None) -> Tensor:
+        return decoder(latents, visual[1:], counted, state)
+
+    policy._decoder = shifted
+
+
+def _latents_one_later(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = policy._decoder
+    policy._decoder = lambda latents, *others: decoder(latents.roll(-1, 0)[:3], *others)
+
+
+def _seed_forgotten(_policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = AttentionPool.forward
+    monkeypatch.setattr(
+        AttentionPool, "forward", lambda self, rows, _start=None, counted=None: forward(self, rows, None, counted)
+    )
+
+
+@pytest.mark.parametrize("change", [_last_patch_for_bos, _latents_one_later, _seed_forgotten])
+def test_a_broken_univla_is_noticed(change, univla_folder, monkeypatch, expected) -> None:
+    policy = load_float(univla_folder, engine="eager")
+    change(policy, monkeypatch)
+    assert error(see(policy).normalized, expected["first/normalized_0"]) > 1e-5
+
+
+def test_univla_without_its_history_is_noticed(univla_folder, expected) -> None:
+    policy = load_float(univla_folder, engine="eager", preset="bridge")
+    assert error(see(policy, see(policy)).normalized, expected["history/normalized_0"]) > 1e-5
+
+
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_keeping_all_tokens_changes_no_bit_and_fewer_change_the_action(
+    engine, oft_folder, univla_folder, tmp_path
+) -> None:
+    for policy in (oft(oft_folder, "proprio2", tmp_path, engine=engine), load_float(univla_folder, engine=engine)):
+        dense, count = see(policy), policy.visual_tokens
+        assert np.array_equal(see(policy, method="ics", keep_ratio=1.0).normalized, dense.normalized)
+        for layer in (0, 2):
+            pruned = see(policy, method="ics", keep_ratio=0.5, layer=layer)
+            assert pruned.kept is not None
+            assert len(pruned.kept) == count // 2
+            assert not np.array_equal(pruned.normalized, dense.normalized)
+
+
+def test_the_files_tell_the_architecture(oft_folder, univla_folder, tmp_path) -> None:
+    alone = without(oft_folder, tmp_path / "folder", seeded.HEAD_FILE, seeded.PROJECTOR_FILE)
+    titles = [architecture_of(ModelSettings(checkpoint=str(f))).title for f in (oft_folder, univla_folder, alone)]
+    assert titles == ["OpenVLA-OFT", "UniVLA", "OpenVLA"]
+
+
+def test_the_blend_is_that_of_the_official_buffer(expected) -> None:
+    chunks = np.random.RandomState(5).uniform(-1, 1, (20, 12, 7)).astype(np.float32).astype(np.float64)
+    spec = ActionSpec(NAMES[:7], (ActionKind.DELTA,) * 7, 0.1)
+    plans: Any = ()
+    for step, (chunk, wanted) in enumerate(zip(chunks, expected["blend/actions"].numpy(), strict=True)):
+        now_s = step * spec.dt_s
+        plans = (*lasting(plans, now_s, spec.dt_s), (now_s, chunk))
+        np.testing.assert_allclose(blended(plans, now_s, spec, 0.1)[0], wanted, rtol=1e-12)
+        assert step == 0 or not np.allclose(blended(plans, now_s, spec, 0.2)[0], wanted, rtol=1e-6)
