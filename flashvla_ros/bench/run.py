@@ -46,8 +46,15 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)
     rows = select(table(policy.visual_tokens), args.only)
-    observations = load_observations(models.INSTRUCTION)[:_FRAMES]
+    observations = [_seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
     return Session(policy, settings, rows, trace, observations).run(args)
+
+
+def _seen_by(policy: VLAPolicy, observation: Observation) -> Observation:
+    """Return an observation with as many cameras and as much of the robot's state as the policy is told of."""
+    (image,) = observation.images.values()
+    images = {f"camera_{number}": image for number in range(policy.cameras)}
+    return dataclasses.replace(observation, images=images, joint_positions=dict.fromkeys(policy.state_names, 0.0))
 
 
 def _eager(policy: VLAPolicy) -> VLAPolicy:

@@ -63,11 +63,13 @@ class VLAPolicy(abc.ABC):
     Attributes:
         chunk_size: T, the time steps of an action.
         layout: Of the sequence.
+        state_names: What of the robot's state an observation must tell, in the order of training.
         decoded: Most tokens that are decoded one after the other, each in a pass over the weights of its own.
     """
 
     chunk_size = 1
     layout = CAUSAL
+    state_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -133,7 +135,8 @@ class VLAPolicy(abc.ABC):
         except ObservationError:  # empty, or refused when a step asks for it
             instruction = _WARM_UP_INSTRUCTION
         images = {f"warm_up_{number}": image for number in range(self.cameras)}
-        seen = Observation(images, instruction, stamp_s=0.0)
+        still = dict.fromkeys(self.state_names, 0.0)
+        seen = Observation(images, instruction, stamp_s=0.0, joint_positions=still)
         first = self.infer(Request(seen, pruning))
         self.infer(Request(seen, pruning, draft=Draft(first.tokens)))
 

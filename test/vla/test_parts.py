@@ -13,11 +13,12 @@ from checkpoints import tiny_config, write_checkpoint
 from safetensors.torch import save_file
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.arch.oft.film import merged
 from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
-from flashvla_ros.vla.arch.table import architecture_of
+from flashvla_ros.vla.arch.table import architecture_of, load
 from flashvla_ros.vla.parts import fill, find_part, read_part
+from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
 
 HEAD, PROJECTOR = "action_head--9_checkpoint", "proprio_projector--9_checkpoint"
 STATE = {"q01": [0.0] * 3, "q99": [1.0] * 3}
@@ -164,3 +165,13 @@ def test_univla_needs_latent_tokens_and_a_decoder_of_a_known_kind(folder) -> Non
 def test_the_other_univla_is_named(folder) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "Emu3"}))
     assert "UniVLA of arXiv 2506.19850" in refused(folder, architecture="openvla")
+
+
+@pytest.mark.parametrize(("architecture", "chunk", "cameras"), [("openvla_oft", 8, 2), ("univla", 12, 1)])
+def test_a_random_checkpoint_of_each_architecture_warms_up(architecture, chunk, cameras, tmp_path) -> None:
+    write_random_checkpoint(tmp_path, config_of_size("tiny"), architecture=architecture)
+    model = ModelSettings(checkpoint=str(tmp_path), unnorm_key="random_7d", device="cpu", engine="eager")
+    policy = load(model)
+    policy.warm_up(PruningSettings(keep_ratio=0.5))
+    assert (policy.chunk_size, policy.action_size, policy.cameras) == (chunk, 7, cameras)
+    assert architecture_of(model).outline(tmp_path, model).chunk_size == chunk

@@ -74,6 +74,7 @@ class OFTPolicy(VLAPolicy):
         self.codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
         self._head, self._projector, self._proprio = head, projector, proprio
         self._language = language
+        self.state_names = proprio[0] if proprio else ()
 
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OFTPolicy:

@@ -59,6 +59,7 @@ class UniVLAPolicy(VLAPolicy):
         self.chunk_size = outline.chunk_size
         self._codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
         self._decoder, self._proprio, self._tells_history = decoder, proprio, history
+        self.state_names = proprio[0] if proprio else ()
 
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> UniVLAPolicy:
