@@ -21,6 +21,7 @@ from benchmarks import (
     growth,
     guard,
     guard_fuzz,
+    guard_trials,
     ics,
     overhead,
     soak,
@@ -75,6 +76,11 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
     "guard": ("What the guard costs", "From one command's publication to the next process's.", guard.page),
     "guard_fuzz": ("Fuzzing of the guard's rules", "Stops by their cause.", guard_fuzz.page),
+    "guard_trials": (
+        "Faults injected behind the guard",
+        "*Late* counts from the moment at which the stop is due.",
+        guard_trials.page,
+    ),
     "droid_faults": (
         "Faults in real actions",
         "DROID's actions with synthetic faults, judged by the guard's rules. The published supervisor's bound was "

@@ -130,10 +130,10 @@ class Surroundings:
         arguments = [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
         arguments += ["-r", f"__ns:={namespace}"] if namespace else []
         arguments += [word for rule in remappings for word in ("-r", rule)]
-        command = [sys.executable, str(HERE / "faulty_policy_node.py"), str(self._fault), "--ros-args", *arguments]
+        self._node = [sys.executable, str(HERE / "faulty_policy_node.py"), str(self._fault), "--ros-args", *arguments]
         self._namespace = namespace
         self._log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(command, stderr=self._log, text=True)
+        self.start_policy()
         self.camera: Camera | None = None
         self.commands: list[Any] = []
         self.gates: list[GateStatus] = []
@@ -150,6 +150,10 @@ class Surroundings:
         ):
             name = topic.name.replace("~", f"{namespace}/flashvla")
             self.node.create_subscription(topic.type, name, received.append, 100)
+
+    def start_policy(self) -> None:
+        """Start the node's process, the first time or in the place of one that has ended."""
+        self.process = subprocess.Popen(self._node, stderr=self._log, text=True)
 
     def fault(self, word: str) -> None:
         """Let the policy misbehave from its next inference on; an empty word ends that."""

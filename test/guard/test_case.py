@@ -1,0 +1,56 @@
+"""The safety case: its hazards have tests that exist, and the security policy has what the nodes open."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from flashvla_ros.nodes import interfaces
+from flashvla_ros.nodes.interfaces import UNGUARDED, Direction
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
+HAZARDS = re.findall(
+    r"^\| (.+) \| ([SM]) \| (.+) \| (.+) \| (.+) \| `([\w/]+\.py)::(test_\w+)` \|$", PAGE, re.MULTILINE
+)
+GUARDED = ("command", "gripper_command")
+
+
+def test_every_hazard_has_a_test_that_exists():
+    assert len(HAZARDS) >= 25
+    assert len(HAZARDS) == len(re.findall(r"^\| ", PAGE, re.MULTILINE)) - 1
+    for *_, file, name in HAZARDS:
+        assert f"def {name}(" in (ROOT / "test" / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+@pytest.fixture(scope="module")
+def profiles():
+    tree = ElementTree.parse(ROOT / "config" / "sros2" / "policies.xml")  # noqa: S314  # our own file
+    return {profile.get("node"): profile for profile in tree.iter("profile")}
+
+
+def allowed(profile, what: str, how: str) -> set[str]:
+    return {item.text for group in profile.iter(what) if group.get(how) == "ALLOW" for item in group}
+
+
+def test_the_policy_node_may_do_what_it_does_and_no_more(profiles):
+    heard = {
+        *(row.name for row in interfaces.INTERFACES if row.direction is Direction.IN),
+        *("image/compressed", "guard/status", "robot_description", "/clock", "/parameter_events"),
+    }
+    said = {row.name for row in interfaces.INTERFACES if row.direction is Direction.OUT}
+    said = {name + UNGUARDED if name in GUARDED else name for name in said}
+    assert allowed(profiles["flashvla"], "topics", "subscribe") == heard
+    published = allowed(profiles["flashvla"], "topics", "publish")
+    assert published == said | {"~/transition_event", "/rosout", "/parameter_events"}
+    assert {"~/reset", "~/change_state", "~/set_parameters"} <= allowed(profiles["flashvla"], "services", "reply")
+
+
+def test_only_the_guard_may_command_the_robot(profiles):
+    published = {node: allowed(profile, "topics", "publish") for node, profile in profiles.items()}
+    assert [node for node, names in published.items() if set(GUARDED) & names] == ["guard"]
+    assert {name + UNGUARDED for name in GUARDED} <= allowed(profiles["guard"], "topics", "subscribe")
+    assert "emergency_stop" in allowed(profiles["guard"], "topics", "subscribe")
