@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flashvla_ros.vla.action_codec import ActionCodec
 from training.architecture import DemoSize, demo_config
-from training.loss import action_loss, random_subset, smeared_bins
+from training.loss import action_loss, random_subset, smeared_bins, state_loss
 
 CONFIG = demo_config(DemoSize())
 BINS = CONFIG.n_action_bins - 1
@@ -44,3 +44,12 @@ def test_random_subsets_are_ascending_and_differ_between_samples() -> None:
     assert keep.shape == (8, 24)
     assert bool((keep.diff(dim=1) > 0).all())
     assert len({tuple(row) for row in keep.tolist()}) == 8
+
+
+def test_a_state_that_is_not_there_costs_nothing() -> None:
+    predicted = torch.tensor([[1.0, 5.0], [0.0, 2.0]], requires_grad=True)
+    loss = state_loss(predicted, torch.tensor([[0.0, torch.nan], [0.0, 0.0]]))
+    assert loss.item() == pytest.approx((1.0 + 0.0 + 4.0) / 3)
+    loss.backward()
+    assert predicted.grad is not None
+    assert predicted.grad[0, 1] == 0.0
