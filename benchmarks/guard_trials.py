@@ -47,6 +47,7 @@ _MEASURED = 0.1  # where every joint is said to be
 _JOINTS = ("a", "b", "c", "d")
 _INPUT = interfaces.COMMAND.name + interfaces.UNGUARDED
 _PATIENCE_S = 4.0  # for a stop
+_LONG_S = 300.0  # for a process to start
 _FIRST = -20
 
 
@@ -180,6 +181,10 @@ class Trials(Surroundings):
         end_s = time.monotonic() + patience_s
         self.until(lambda: condition() or time.monotonic() > end_s, "the end", patience_s + 60.0)
         return condition()
+
+    def until(self, condition: Callable[[], Any], what: str, patience_s: float = _LONG_S) -> None:
+        """Let time pass until `condition` holds; a process may take long to start on a machine with other work."""
+        super().until(condition, what, patience_s)
 
     def start_policy(self) -> None:
         """Start it without this process's precedence."""
