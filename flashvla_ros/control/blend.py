@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from flashvla_ros.control.limits import TURN
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.gate.chunk import elapsed_rows
+from flashvla_ros.gate.memory import GateInput, GateMemory
 
 Plans = tuple[tuple[float, FloatArray], ...]  # stamp of the observation and chunk [T, D] that answered it, oldest first
 
@@ -18,6 +20,26 @@ Plans = tuple[tuple[float, FloatArray], ...]  # stamp of the observation and chu
 def lasting(plans: Plans, now_s: float, dt_s: float) -> Plans:
     """Return the plans that say anything of `now_s` or later."""
     return tuple(plan for plan in plans if elapsed_rows(now_s - plan[0], dt_s) < len(plan[1]))
+
+
+def renewed(
+    plans: Plans, chunk: FloatArray | None, memory: GateMemory, current: GateInput, settings: Settings, dt_s: float
+) -> Plans:
+    """Return the plans to blend at a step, with the chunk that begins, where one does; none unless asked for.
+
+    Args:
+        plans: Of the step before.
+        chunk: [T, D] that begins at this step; None: the newest goes on.
+        memory: Of the step before: plans of another run are forgotten with it.
+        current: The observation in hand.
+        settings: In force.
+        dt_s: Spacing of the rows.
+    """
+    if settings.control.blend == "none":
+        return ()
+    interrupted = memory.interrupted_by(current, settings.gate.stale_gap_s) is not None
+    left = () if interrupted else lasting(plans, current.stamp_s, dt_s)
+    return left if chunk is None else (*left, (current.stamp_s, chunk))
 
 
 def blended(plans: Plans, now_s: float, spec: ActionSpec, decay: float) -> FloatArray:

@@ -23,7 +23,7 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.calibration import CalibrationState, Trial, after_step, entering, is_off, try_reuse
-from flashvla_ros.gate.chunk import elapsed_rows, in_force, remainder
+from flashvla_ros.gate.chunk import elapsed_rows, handover, in_force, remainder
 from flashvla_ros.gate.decision import GateDecision, decide, measure
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 
@@ -41,6 +41,7 @@ _OF_CALIBRATION = ("need", "permissiveness", "certified_level", "off", "calibrat
 REPORTED = (
     *("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale"),
     *_OF_CALIBRATION,
+    *("chunk_size", "chunk_row", "handover_step"),
 )
 _UNKNOWN = -1
 
@@ -108,6 +109,9 @@ class StepResult:
             "action": self.command.ravel(),
             "clamped": int(self.clamped.any(axis=0).sum()),
             **{name: getattr(run, name) if self.fresh else 0 for name in _OF_DRAFT},
+            "chunk_size": len(run.action),
+            "chunk_row": self.chunk_row,
+            "handover_step": self.handover,
             "speed_scale": self.speed_scale,
             **self._calibrated,
         }
@@ -203,11 +207,13 @@ class Stepper:
             result = FreshResult.of(inference, current, self.spec, settings.pruning)
             memory = state.memory.after_fresh(result, settings.gate)
             off = is_off(trial, result, settings) if trial and trial.candidate else None
-        plans = self._plans(state, current, settings, None if decision.reuse else inference.action)
+        chunk = None if decision.reuse else inference.action
+        plans = blend.renewed(state.plans, chunk, state.memory, current, settings, self.spec.dt_s)
         action = remainder(inference.action, decision.age_s, self.spec.dt_s)
         if len(plans) > 1:
             action = blend.blended(plans, current.stamp_s, self.spec, settings.control.blend_decay)
         command, clamped, speed_scale = self._command(action, state, observation, settings)
+        held = self._held(state, observation.stamp_s)
         self.state = StepperState(
             memory=memory,
             inference=inference,
@@ -237,7 +243,7 @@ class Stepper:
             trial=trial,
             off=off,
             chunk_row=min(elapsed_rows(decision.age_s, self.spec.dt_s), len(inference.action) - 1),
-            handover=np.empty(0) if decision.reuse else self._handover(state, observation.stamp_s, command),
+            handover=np.empty(0) if decision.reuse or state.resting else handover(command, held),
         )
 
     def _decide(
@@ -262,24 +268,6 @@ class Stepper:
 
     def _held(self, state: StepperState, now_s: float) -> FloatArray | None:
         return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
-
-    def _plans(
-        self, state: StepperState, current: GateInput, settings: Settings, chunk: FloatArray | None
-    ) -> blend.Plans:
-        """The chunks to blend at this step, with the one that begins; none where the newest has ended."""
-        if settings.control.blend == "none":
-            return ()
-        interrupted = state.memory.interrupted_by(current, settings.gate.stale_gap_s) is not None
-        plans = () if interrupted else blend.lasting(state.plans, current.stamp_s, self.spec.dt_s)
-        return plans if chunk is None else (*plans, (current.stamp_s, chunk))
-
-    def _handover(self, state: StepperState, now_s: float, command: FloatArray) -> FloatArray:
-        """How far a new chunk [T, D] begins from the row in force, which the limits have kept within their step."""
-        held = self._held(state, now_s)
-        if held is None or state.resting or len(command) == 1:
-            return np.empty(0)
-        change: FloatArray = np.abs(command[0] - held)
-        return change
 
     def _draft(self, current: GateInput, settings: Settings) -> Draft | None:
         """Offer the last fresh action's tokens, unless another run or another instruction asked for them.

@@ -48,3 +48,11 @@ def remainder(action: FloatArray, age_s: float, dt_s: float) -> FloatArray:
     """
     passed = min(elapsed_rows(age_s, dt_s), len(action) - 1)
     return np.concatenate([action[passed:], np.repeat(action[-1:], passed, axis=0)]) if passed else action
+
+
+def handover(command: FloatArray, held: FloatArray | None) -> FloatArray:
+    """Return the change [D] from the row in force to the first of a chunk [T, D]; empty where there is none to tell."""
+    if held is None or len(command) == 1:
+        return np.empty(0)
+    change: FloatArray = np.abs(command[0] - held)
+    return change

@@ -23,12 +23,13 @@ from flashvla_ros.nodes import interfaces
 from flashvla_ros.vla.loading import EngineState
 
 _PERIOD_S = 1.0
+_ARRAYS = ("kept_tokens", "action", "calibration_state", "handover_step")
 
 
 def gate_status(result: StepResult, header: Header) -> GateStatus:
     """Return the message of one control step."""
     gate, reported = result.decision.settings, result.reported
-    reported |= {name: reported[name].tolist() for name in ("kept_tokens", "action", "calibration_state")}
+    reported |= {name: reported[name].tolist() for name in _ARRAYS}
     return GateStatus(
         header=header,
         step=result.step,

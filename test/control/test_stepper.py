@@ -183,7 +183,8 @@ def test_a_chunk_is_followed_to_its_end_and_no_further() -> None:
     assert [result.command[:, 0].tolist() for result in results] == [
         [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4, 4, 4, 4], [1, 2, 3, 4], [2, 3, 4, 4],
     ]  # fmt: skip
-    assert [result.chunk_row for result in results] == [0, 1, 2, 3, 0, 1]
+    told = [(result.reported["chunk_row"], result.reported["chunk_size"]) for result in results]
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (0, 4), (1, 4)]
     assert [str(result.decision.reason) for result in results] == [
         "start", "open_loop", "open_loop", "open_loop", "chunk_end", "open_loop",
     ]  # fmt: skip
