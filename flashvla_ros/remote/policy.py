@@ -35,7 +35,7 @@ class RemotePolicy:
         self._spec = ActionSpec.of(settings.action)
         self._map = ObservationMap(settings.remote, settings.camera.names)
         self._scale = np.array(settings.remote.scale or (1.0,))
-        self._deadline_s = settings.control.inference_timeout_s + _GRACE_S
+        self._timeout_s = settings.control.inference_timeout_s
         self._returns_stamp = False
         weakref.finalize(self, client.close)
 
@@ -71,7 +71,7 @@ class RemotePolicy:
             ObservationError: The server is to be told something that the observation lacks.
             RemoteError: No answer in time, or none that can be used.
         """
-        return self._ask(request.observation, self._deadline_s)
+        return self._ask(request.observation, self._timeout_s + _GRACE_S)
 
     def check(self, changed: Settings) -> None:
         """Refuse a later deadline than this connection was made with.
@@ -79,10 +79,9 @@ class RemotePolicy:
         Raises:
             SettingsError: ``control.inference_timeout_s`` is above it.
         """
-        most_s = self._deadline_s - _GRACE_S
-        if changed.control.inference_timeout_s > most_s:
+        if changed.control.inference_timeout_s > self._timeout_s:
             raise SettingsError(
-                f"control.inference_timeout_s cannot rise above {most_s:g} s while model.remote is connected: "
+                f"control.inference_timeout_s cannot rise above {self._timeout_s:g} s while model.remote is connected: "
                 f"deactivate and clean up first"
             )
 
