@@ -32,7 +32,7 @@ from flashvla_ros.gate.score import NEVER, angle_decides, cap_of, most_permissiv
 
 LEVELS: FloatArray = np.arange(1, 21) / 20.0  # the grid of λ that rule B judges, safest first
 STEP = 0.05  # η / p: one audit that was off throws λ back by this much
-REVOKED = math.log(1e4)  # the mean run to a false revocation is at least 10,000 steps
+REVOKED = math.log(1e3)  # the mean run to a false revocation is at least 1000 steps, at a risk of just ε
 _NONE: FloatArray = np.zeros(len(LEVELS))
 
 
@@ -227,7 +227,8 @@ def after_step(
     loss = float(bool(off)) / rate if audited else 0.0
     weight = 1.0 / rate if chance else 1.0  # a fresh step is always seen
     losses = np.where(trial.need <= LEVELS, weight * bool(off), 0.0).astype(np.float64)
-    certified, wealth, alarm = _claimed(state, losses, gain, allowed)
+    bet = 0.5 / weight  # known before the coin; what is seen for sure is bet on more
+    certified, wealth, alarm = _claimed(state, losses, gain, bet, allowed)
     return CalibrationState(
         permissiveness=min(1.0, state.permissiveness + STEP * rate * (gain - loss)),
         coins=state.coins + chance,
@@ -243,10 +244,9 @@ def after_step(
 
 
 def _claimed(
-    state: CalibrationState, losses: FloatArray, gain: float, allowed: CalibrationSettings
+    state: CalibrationState, losses: FloatArray, gain: float, bet: float, allowed: CalibrationSettings
 ) -> tuple[int, FloatArray, FloatArray]:
     """Bet once more for every level, and certify or revoke: the levels certified, wealth and alarm."""
-    bet = 0.5 / max(1.0 / allowed.audit_rate - allowed.risk, 1.0)
     wealth = state.wealth + np.log1p(bet * (gain - losses))
     # Wealth on the opposite never falls below 1, so that a long quiet time does not hide a shift.
     alarm = np.maximum(state.alarm, 0.0) + np.log1p(bet * (losses - allowed.risk))
