@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     abuse,
+    calibration,
     droid_faults,
     engine,
     evaluations,
@@ -24,6 +25,7 @@ from benchmarks import (
     guard_trials,
     ics,
     overhead,
+    score,
     soak,
     speed,
 )
@@ -71,6 +73,19 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
         "A reused step is everything but the model. In brackets are 95 % Wilson intervals; steps of one episode are "
         "not independent, so the true spread is wider.",
         gate.page,
+    ),
+    "calibration": (
+        "Does online calibration hold its bound?",
+        "Simulated streams of known risk through the gate's own controller; after a shift the world is three times as "
+        "hard. *Unsafe claims* are runs that certified a level whose risk exceeds ε before the shift.",
+        calibration.page,
+    ),
+    "score": (
+        "What predicts that a reuse will be off?",
+        "Dense episodes in lock-step; what is known before the model runs, alone and in a logistic model that has seen "
+        "no episode of the task. Reuse is what may be reused until 5 % of all steps are off. *tokens* are probability "
+        "and margin of the last fresh action's tokens.",
+        score.page,
     ),
     "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),
     "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
