@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -43,7 +43,7 @@ def read_part(path: Path) -> Tensors:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         )
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise CheckpointError(f"{path} is a pickle that would run code when read: save its tensors alone") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
