@@ -60,11 +60,11 @@ def random_run(seed: int, count: int) -> tuple[list[Frame], ScriptedPolicy]:
     return frames, frame_policy(actions, kept)
 
 
-@settings(max_examples=12, deadline=None)
 def every_error(features: Features, sources: np.ndarray) -> np.ndarray:
     return sweep.errors(features, sources, np.flatnonzero(sources != np.arange(len(sources))))
 
 
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     mode=st.sampled_from(["guarded", "paper"]),
