@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.task import Future
@@ -34,6 +35,7 @@ from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.parameter import Parameter, Value
 from flashvla_ros.core.settings import PARAMETERS
+from flashvla_ros.nodes import interfaces
 
 _START_S = 600.0  # longest wait for the first command
 _SAMPLE_S = 1.0
@@ -109,6 +111,7 @@ class Soak:
         windows: What was seen so far.
         faults: What must not have happened, in words.
         episodes, successes: Of the simulated robot.
+        guard_stops: What the guard said of each of its stops.
 
     Args:
         monitor: Hears the processes.
@@ -128,6 +131,14 @@ class Soak:
         self.windows: list[Window] = []
         self.faults: list[str] = []
         self.episodes = self.successes = 0
+        self.guard_stops: set[str] = set()
+        guard = interfaces.GUARD_STATUS
+        monitor.create_subscription(guard.type, guard.name, self._on_guard, guard.qos)
+
+    def _on_guard(self, status: DiagnosticStatus) -> None:
+        """Note why the guard stopped the robot; it says so ten times a second, and each stop in other words."""
+        if status.level == DiagnosticStatus.ERROR:
+            self.guard_stops.add(status.message)
 
     def run(self, duration_s: float, on_window: Callable[[], None]) -> None:
         """Run until the time is over; `on_window` is called whenever a window is complete.
@@ -260,6 +271,7 @@ def _report(soak: Soak, monitor: Monitor, args: argparse.Namespace, begun: str) 
         episodes=soak.episodes,
         successes=soak.successes,
         faults=soak.faults,
+        guard_stops=sorted(soak.guard_stops),
         drift=dataclasses.asdict(Drift.of(soak.windows)) if len(soak.windows) >= MIN_WINDOWS else None,
     )
     write_results(args.json, made, rows)
@@ -294,6 +306,7 @@ def _judge(soak: Soak, *, idle: bool) -> int:
         f"{drift.handle_growth:+d}, latency p99 {drift.latency_growth:+.1%}, reference loop p99 "
         f"{drift.spin_growth:+.1%}, processor time of a step {drift.cpu_growth:+.1%}"
     )
+    print(f"the guard stopped the robot {len(soak.guard_stops)} times", *sorted(soak.guard_stops), sep="\n  ")
     for fault in faults:
         print(f"fault: {fault}")
     return 1 if faults else 0
