@@ -187,8 +187,8 @@ def test_oft_with_film(oft_folder, tmp_path, monkeypatch, expected) -> None:
     policy = load_float(folder, preset="libero", images=1)
     starts = hidden_rows(policy, monkeypatch)
     result = see(policy)
-    assert error(starts[0].hidden, expected["film1/hidden"]) < 1e-5
-    assert error(result.action, expected["film1/action"]) < 1e-5
+    assert error(starts[0].hidden, expected["film1/hidden"]) < 5e-4
+    assert error(result.action, expected["film1/action"]) < 5e-4
     policy._before_vision = lambda _prompt: policy._language.zero_()  # type: ignore[method-assign]
     assert error(see(policy).action, expected["film1/action"]) > 1e-2
 
@@ -212,10 +212,10 @@ def test_univla(engine: str, univla_folder, monkeypatch, expected) -> None:
         assert error(result.normalized, expected[f"{case}/normalized_0"]) < 1e-6
     drafted = see(policy, draft=Draft(expected["first/tokens"].numpy(), accept_bins=9, max_near=4))
     assert (drafted.draft_accepted, drafted.draft_near) == (4, 0)
-    assert error(drafted.normalized, expected["first/normalized_0"]) < 2e-6
+    assert error(drafted.normalized, expected["first/normalized_0"]) < 1e-5
     wrong = see(policy, draft=Draft(expected["first/tokens"].numpy() - 1, accept_bins=9, max_near=4))
     assert wrong.draft_accepted == 0
-    assert error(wrong.normalized, expected["first/normalized_0"]) < 2e-6
+    assert error(wrong.normalized, expected["first/normalized_0"]) < 1e-5
 
 
 def test_univla_of_a_real_robot_is_told_of_its_state(univla_folder, tmp_path, expected) -> None:
