@@ -58,6 +58,7 @@ class GuardFuzz:
             "limits.max_step": tuple(self.step) if np.isfinite(self.step).all() else (),
             "limits.joint_velocity": tuple(self.speed) if np.isfinite(self.speed).all() else (),
             "guard.stop_action": str(rng.choice(["zero", "hold", "none"])),
+            "guard.max_age_s": 1.0,
         }
         self.covariance = None
         if rng.random() < 0.3:

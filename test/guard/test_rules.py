@@ -17,7 +17,7 @@ from flashvla_ros.guard.rules import Age, Guard, GuardState
 from flashvla_ros.guard.settings import ROWS, GuardSettings
 
 COMMANDS = 20_000
-TWIST = {"limits.lower": [-0.1] * 3 + [0.0] * 3, "limits.upper": [0.1] * 3 + [0.0] * 3}
+TWIST = {"limits.lower": [-0.1] * 3 + [0.0] * 3, "limits.upper": [0.1] * 3 + [0.0] * 3, "guard.max_age_s": 1.0}
 JOINTS = {
     "command.type": "Float64MultiArray",
     "action.names": ("a", "b"),
@@ -202,7 +202,8 @@ def test_no_parameter_can_be_widened_while_it_runs():
 
 @given(st.lists(st.floats(), min_size=1, max_size=8), st.floats(0.001, 1e300), st.floats(), st.floats())
 def test_whatever_passes_is_finite_inside_and_fresh(values, most, stamp_s, transit_s):
-    bounded = Guard(GuardSettings.of({"limits.lower": [-most] * 6, "limits.upper": [most] * 6}))
+    limits = {"limits.lower": [-most] * 6, "limits.upper": [most] * 6, "guard.max_age_s": 1.0}
+    bounded = Guard(GuardSettings.of(limits))
     passes, _ = bounded.command(np.array([values]), Age(stamp_s, transit_s), 10.0)
     good = len(values) == 6 and all(abs(value) <= most for value in values)
     if passes:
