@@ -117,7 +117,7 @@ def prefill(
     behind = hidden.shape[1] - length  # rows behind the prompt
     rotary = model.rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
     mask = model.mask(hidden, full=layout.full)
-    cache = None if layout.full else KeyValueCache(depth, size - 1 - behind)
+    cache = None if layout.full else KeyValueCache(depth, max(size - 1 - behind, 0))
     kept: Tensor | None
     if planned.chooses:
         hidden, seen = run_before_pruning(model, hidden, query, rotary, mask, cache)

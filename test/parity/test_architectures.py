@@ -209,7 +209,7 @@ def test_univla(engine: str, univla_folder, monkeypatch, expected) -> None:
         previous = result = see(policy, previous)
         assert result.tokens.tolist() == expected[f"{case}/tokens"].tolist()
         assert error(starts[-1].visual[:256], expected[f"{case}/visual"]) < 1e-6
-        assert error(result.normalized, expected[f"{case}/normalized_0"]) < 1e-6
+        assert error(result.normalized, expected[f"{case}/normalized_0"]) < (1e-6 if engine == "eager" else 1e-5)
     drafted = see(policy, draft=Draft(expected["first/tokens"].numpy(), accept_bins=9, max_near=4))
     assert (drafted.draft_accepted, drafted.draft_near) == (4, 0)
     assert error(drafted.normalized, expected["first/normalized_0"]) < 1e-5
