@@ -12,6 +12,9 @@ from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_
 
 from flashvla_ros.core.errors import BagError
 
+# rclpy's serialize_message returns up to eight bytes of its buffer behind the message, and rosbags allows three. A
+# script that writes a bag with it, as rosbag2_py's examples do, writes them too.
+_BEHIND = (0, 4, 8)
 SEPARATOR = "\n" + "=" * 80 + "\n"
 _PRIMITIVES = {"bool", "byte", "char", "string", "wstring", "float32", "float64"}
 _PRIMITIVES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -99,10 +102,14 @@ class Decoder:
         store = self._store if type_name in self._store.types else self._fallback
         if type_name not in store.types:
             raise BagError(f"the definition of {type_name} {self._unparsable.get(type_name) or 'is not in the bag'}")
-        try:
-            return store.deserialize_ros1(data, type_name) if self._ros1 else store.deserialize_cdr(data, type_name)
-        except Exception as error:  # damaged bytes make the parsers below fail in any way
-            raise BagError(f"it is not a {type_name}: {one_line(error)}") from error
+        read = store.deserialize_ros1 if self._ros1 else store.deserialize_cdr
+        why = ""
+        for behind in _BEHIND:
+            try:
+                return read(data[: len(data) - behind], type_name)
+            except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
+                why = why or one_line(error)
+        raise BagError(f"it is not a {type_name}: {why}")
 
 
 def one_line(error: BaseException) -> str:

@@ -80,5 +80,7 @@ def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remapp
     except ImportError as error:
         yield Finding("checkpoint", Level.FAILURE, f"cannot be looked at: {error}", "mend torch first")
         return
-    yield from check_checkpoint(folder.expanduser(), settings)
-    yield check_certificate(settings, folder.expanduser())
+    folder = folder.expanduser()
+    yield from check_checkpoint(folder, settings)
+    if folder.is_dir():
+        yield check_certificate(settings, folder)

@@ -133,7 +133,10 @@ def prefill(
     first, norm = len(hidden) - behind - 1, model.language_model.model.norm
     stay = len(hidden) - behind - length + count  # visual tokens that are left
     seen_rows = norm(hidden[: 1 + stay]) if layout.sees else None
-    return Prefill(model, norm(hidden[first : first + query.reads]), seen_rows, cache, length, kept, layout.without)
+    start = Prefill(model, norm(hidden[first : first + query.reads]), seen_rows, cache, length, kept, layout.without)
+    if cache is not None:  # a token follows, and its logits are work of the prefill
+        _ = start.logits
+    return start
 
 
 def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Tensor, Rotary]:

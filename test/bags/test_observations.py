@@ -118,7 +118,11 @@ class Live:
         now_s = 0.0
         inputs = Inputs(self.node, lambda: SETTINGS, Rejections(print), clock=lambda: now_s)
         worker = Answering(
-            Stepper(ScriptedPolicy(), SPEC), SETTINGS, on_step=pytest.fail, on_stop=pytest.fail, on_fault=pytest.fail
+            Stepper(ScriptedPolicy(), SPEC),
+            lambda: SETTINGS,
+            on_step=pytest.fail,
+            on_stop=pytest.fail,
+            on_fault=pytest.fail,
         )
         inputs.start(worker, Watchdog(worker))
         callbacks = {subscription.topic_name: subscription.callback for subscription in inputs._subscriptions}

@@ -6,11 +6,13 @@ import pytest
 from bag_factory import IMAGE, START_NS, STORE, STRING, drive, fill, text, write_bag
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
+from rclpy.serialization import serialize_message
 from rosbags.convert.converter import convert
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from sensor_msgs.msg import JointState
 
-from flashvla_ros.bags.definitions import message_definition
+from flashvla_ros.bags.definitions import Decoder, message_definition
 from flashvla_ros.bags.reader import open_bag
 from flashvla_ros.bags.topics import find_topics
 from flashvla_ros.core.errors import BagError
@@ -284,3 +286,13 @@ def test_short_type_names_are_understood(tmp_path):
         (message,) = bag.messages(["/words"])
         assert bag.decode(message).data == "hello"
         assert bag.warnings == []
+
+
+@pytest.mark.parametrize("name", ["a", "abcde"])
+def test_what_serialize_message_leaves_behind_a_message_does_no_harm(name):
+    definition, _ = message_definition("sensor_msgs/msg/JointState")
+    decoder = Decoder({"sensor_msgs/msg/JointState": ("MSG", definition)})
+    data = serialize_message(JointState(name=[name], position=[0.5]))
+    assert decoder.decode(data, "sensor_msgs/msg/JointState").position.tolist() == [0.5]
+    with pytest.raises(BagError, match="is not a sensor_msgs"):
+        decoder.decode(data + bytes(4), "sensor_msgs/msg/JointState")

@@ -22,11 +22,12 @@ import numpy as np
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.motion import slowed
 from flashvla_ros.control.safety import resting
-from flashvla_ros.control.stepper import Stepper, StepperState, StepResult, in_force
+from flashvla_ros.control.stepper import Stepper, StepperState, StepResult
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
+from flashvla_ros.gate.chunk import elapsed_rows, in_force, replan_row
 
 sys.path.append(str(Path(__file__).parents[1]))  # where it runs as a script
 
@@ -163,13 +164,19 @@ class Fuzz:
         if result.fresh:
             self._in_a_row, self._fresh_s = 0, self._stamp_s
             return
+        assert result.observation.instruction == self._fresh_instruction(), "reused for another instruction"
+        if gate.mode == "guarded":
+            assert self._stamp_s - self._fresh_s <= gate.max_age_s + _SLACK, "reused what is older than gate.max_age_s"
+        size, passed = len(result.inference.action), elapsed_rows(self._stamp_s - self._fresh_s, self.spec.dt_s)
+        assert size == 1 or passed < size, "reused a chunk beyond its end"
+        if not result.reused:
+            assert passed < replan_row(size, gate.replan_after), "followed a chunk where the model was due"
+            return
         self.reused += 1
         self._in_a_row += 1
         assert gate.mode != "off", "reused with the gate off"
-        assert self._in_a_row <= gate.max_reuse, "reused more often than gate.max_reuse"
-        if gate.mode == "guarded":
-            assert self._stamp_s - self._fresh_s <= gate.max_age_s + _SLACK, "reused what is older than gate.max_age_s"
-        assert result.observation.instruction == self._fresh_instruction(), "reused for another instruction"
+        skipped = self._in_a_row if size == 1 else passed // replan_row(size, gate.replan_after)
+        assert skipped <= gate.max_reuse, "reused more often than gate.max_reuse"
 
     def _check_range(self, result: StepResult, before: StepperState) -> None:
         """No value is outside limits.lower and upper; an absolute one that starts outside goes no further out."""

@@ -97,9 +97,9 @@ def test_a_right_draft_needs_no_decoding_step(folder, monkeypatch):
     rows: list[int] = []
     plain = policy.model.run_layers
 
-    def counted(hidden, *rest):
+    def counted(hidden, *rest, **named):
         rows.append(hidden.shape[1])
-        return plain(hidden, *rest)
+        return plain(hidden, *rest, **named)
 
     monkeypatch.setattr(policy.model, "run_layers", counted)
     policy.infer(Request(observation(), NONE, draft=Draft(greedy.tokens)))
