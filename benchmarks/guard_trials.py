@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import TwistStamped
 from rclpy.subscription import MessageInfo
+from rclpy.timer import Timer
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
@@ -132,17 +133,17 @@ class Trials(Surroundings):
             self.process.wait()
             self.process.poll = lambda: None  # type: ignore[method-assign]  # until() would take its end for a failure
         self.value, self._publisher = 0.05, self.node.create_publisher(self.kind, _INPUT, interfaces.COMMAND.qos)
-        self._timer = self.node.create_timer(PERIOD_S, self._drive)
+        self._timer: Timer | None = self.node.create_timer(PERIOD_S, self._drive)
         count = len(self.sent)
         self.until(lambda: len(self.sent) >= count + 3 and self._moving, "motion")
         self.late_s = 0.0
 
     def leave(self) -> None:
-        """End that."""
-        if not self._timer.is_canceled():
-            self._timer.cancel()
+        """End that, where it has not ended."""
+        if self._timer is not None:
             self.node.destroy_timer(self._timer)
             self.node.destroy_publisher(self._publisher)
+            self._timer = None
 
     def _drive(self) -> None:
         message = self.kind()
