@@ -27,7 +27,7 @@ from std_srvs.srv import Trigger
 from flashvla_ros.control.robot_state import RobotState
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.reasons import Reason
-from flashvla_ros.guard.realtime import lock_memory, prioritise_thread
+from flashvla_ros.guard.realtime import lock_memory, prioritise
 from flashvla_ros.guard.rules import Age, Guard, GuardState, GuardStop
 from flashvla_ros.guard.settings import ROWS, GuardSettings
 from flashvla_ros.messages.commands import message_of, stamp_of, values_of
@@ -160,9 +160,6 @@ class GuardNode(Node):
     # Deadlines, on a thread of their own.
 
     def _watch(self) -> None:
-        priority = self.settings.guard.priority
-        if priority and (refusal := prioritise_thread(priority)):
-            self.get_logger().info(refusal)
         wait_s = 0.0
         while not self._closed.wait(wait_s):
             with self._lock:
@@ -238,8 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.setswitchinterval(_SWITCH_S)
         node = GuardNode()
         gc.freeze()  # what start has made is never looked through again
-        if refusal := lock_memory():
-            node.get_logger().info(refusal)
+        priority = node.settings.guard.priority
+        for refusal in (prioritise(priority) if priority else "", lock_memory()):
+            if refusal:
+                node.get_logger().info(refusal)
         node.get_logger().info(f"guards {node.resolve_topic_name(interfaces.COMMAND.name)}")
         return node
 

@@ -64,7 +64,7 @@ class WatchSettings:
     )
     priority: int = row(
         10,
-        "Priority of the deadline's thread under SCHED_FIFO; 0: an ordinary thread.",
+        "Priority of the guard's process under SCHED_FIFO; 0: an ordinary process.",
         low=0,
         high=99,
     )

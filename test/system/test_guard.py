@@ -138,6 +138,12 @@ def moving(around) -> Guarded:
     return around
 
 
+def test_every_thread_of_the_guard_goes_before_other_processes_where_the_system_grants_that(moving):
+    classes = {os.sched_getscheduler(int(thread.name)) for thread in Path(f"/proc/{moving.guard.pid}/task").iterdir()}
+    refused = "no real-time priority" in moving.log
+    assert classes == {os.SCHED_OTHER if refused else os.SCHED_FIFO}
+
+
 def test_a_policy_that_is_stopped_and_goes_on(moving):
     count = len(moving.sent) - 1
     moving.process.send_signal(signal.SIGSTOP)
