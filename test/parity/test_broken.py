@@ -216,7 +216,7 @@ def test_a_prompt_in_upper_case_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         processor_module,
         "format_prompt",
-        lambda instruction: f"In: What action should the robot take to {instruction}?\nOut:",
+        lambda instruction, _history="": f"In: What action should the robot take to {instruction}?\nOut:",
     )
     with pytest.raises(AssertionError):
         check_prompts("fused", policy)
