@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.model import PrismaticVLM, Rotary, kept_rows, likeliest, take_rows
+from flashvla_ros.vla.model import PrismaticVLM, Rotary, certainty, kept_rows, likeliest, take_rows
 from flashvla_ros.vla.pruning.probe import run_before_pruning
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
@@ -76,17 +76,26 @@ class Prefill:
         """[1, m, vocabulary] that predict the token after each row that is read."""
         return self.model.language_model.lm_head(self.hidden[None])
 
-    @property
+    @functools.cached_property
     def choices(self) -> Tensor:
         """[m] most likely tokens."""
         return likeliest(self.logits[0], self.without)
 
+    @property
+    def certainty(self) -> Tensor:
+        """[m] their probabilities, float32."""
+        return certainty(self.logits[0], self.choices)
+
 
 class Decoded(NamedTuple):
-    """Tokens [count], and the rows [count, d] behind the final norm that each was chosen at."""
+    """Tokens [count], the rows [count, d] behind the final norm that each was chosen at, and their probabilities.
+
+    Of a token that a draft settled, it is the probability of the model's own choice in its place.
+    """
 
     tokens: Tensor
     hidden: Tensor
+    certainty: Tensor
 
 
 def untimed(_stage: str) -> None:
@@ -158,11 +167,11 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
             `start` holds. None: nothing is, and `start` holds no draft.
     """
     if known is None:
-        known = likeliest(start.logits, start.without)
+        known = start.choices[None]
     settled = known.shape[1]
-    rows = [start.hidden[:settled]]
+    rows, sure = [start.hidden[:settled]], [start.certainty[:settled]]
     if settled == count:
-        return Decoded(known[0], rows[0])
+        return Decoded(known[0], rows[0], sure[0])
     cache = start.cache
     assert cache is not None, "nothing is decoded behind full attention"  # noqa: S101  # of the code, not of input
     cache.drop_last(len(start.hidden) - settled)
@@ -176,5 +185,7 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
         rotary = cosines[:, step : step + 1], sines[:, step : step + 1]
         hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, cache)
         rows.append(model.language_model.model.norm(hidden)[0])
-        tokens.append(likeliest(model.language_model.lm_head(rows[-1])[None], start.without))
-    return Decoded(torch.cat(tokens, dim=1)[0], torch.cat(rows))
+        logits = model.language_model.lm_head(rows[-1])[None]
+        tokens.append(likeliest(logits, start.without))
+        sure.append(certainty(logits, tokens[-1])[0])
+    return Decoded(torch.cat(tokens, dim=1)[0], torch.cat(rows), torch.cat(sure))

@@ -180,6 +180,13 @@ def likeliest(logits: Tensor, without: int = -1) -> Tensor:
     return torch.where((low < high) & low.isfinite() & high.isfinite(), logits.argmax(dim=-1), NOTHING)
 
 
+def certainty(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Probability, float32, that logits [..., vocabulary] give to `tokens` [...]; any for :data:`NOTHING`."""
+    wide = logits.float()
+    chosen = wide.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+    return (chosen - wide.logsumexp(dim=-1)).exp()
+
+
 def kept_rows(keep: Tensor, count: int, length: int) -> Tensor:
     """Return the rows [B, 1 + k + text] of a sequence of `length` that stay: BOS, kept of `count` visual, text."""
     batch = keep.shape[0]

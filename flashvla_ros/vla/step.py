@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ class Answer:
     draft_tokens: int = 0
     draft_accepted: int = 0
     draft_near: int = 0
+    confidence: float = math.nan
 
 
 class VLAPolicy(abc.ABC):
@@ -295,12 +297,12 @@ def _checked_images(observation: Observation, count: int) -> list[ImageArray]:
     return list(observation.images.values())
 
 
-def to_host(tokens: Tensor, kept: Tensor | None) -> tuple[IntArray, IntArray | None]:
-    """Copy tokens and indices of kept visual tokens in one transfer."""
-    if kept is None:
-        return tokens.cpu().numpy().copy(), None
-    both = torch.cat([tokens, kept]).cpu().numpy()
-    return both[: len(tokens)], both[len(tokens) :]
+def to_host(tokens: Tensor, certainty: Tensor, kept: Tensor | None) -> tuple[IntArray, float, IntArray | None]:
+    """Copy tokens, the least of their probabilities and indices of kept visual tokens in one transfer."""
+    least = certainty.min().double().view(torch.int64)[None]  # its bits travel as an integer
+    parts = [least, tokens] if kept is None else [least, tokens, kept]
+    copied, end = torch.cat(parts).cpu().numpy(), 1 + len(tokens)
+    return copied[1:end], float(copied[:1].view(np.float64)[0]), None if kept is None else copied[end:]
 
 
 def check_tokens(tokens: IntArray) -> None:

@@ -25,6 +25,7 @@ class Start(Protocol):
 
     Attributes:
         choices: [m] most likely token after each row that is read (:class:`..query.Layout`), where it chooses.
+        certainty: [m] their probabilities, float32.
         hidden: [m, d] these rows, behind the final norm.
         visual: [1 + k, d] rows of BOS and of the visual tokens that are left, the same; None where nobody asked.
         kept: [k] ascending indices of the selected visual tokens, or None where nothing was scored.
@@ -32,6 +33,9 @@ class Start(Protocol):
 
     @property
     def choices(self) -> Tensor: ...  # noqa: D102 - described above
+
+    @property
+    def certainty(self) -> Tensor: ...  # noqa: D102
 
     @property
     def hidden(self) -> Tensor: ...  # noqa: D102
@@ -64,7 +68,7 @@ class Engine(Protocol):
         ...
 
     def decode(self, start: Start, known: Sequence[int]) -> Decoded:
-        """Return the tokens [D] of the action; those in `known` are settled, all but the last by the draft."""
+        """Return the D tokens of the action; those in `known` are settled, all but the last by the draft."""
         ...
 
 

@@ -56,6 +56,7 @@ class PromptBuffers:
         entering, hidden, attention: [1, rows, d] what the layers before the pruning layer leave behind.
         kept: [N] indices of the visual tokens that stay, the first k of them.
         choices: [at least size] most likely token after each row that is read.
+        certainty: [at least size] probability of the token that was chosen there, float32.
         rotary: Cosines and sines [1, slots, D].
     """
 
@@ -77,13 +78,14 @@ class PromptBuffers:
         self.length, self.ids = self.input.values[:1], self.input.values[None, 1:]
         self.settled = Upload(1 + size + _SPARE, device)
         self.place, self.tokens = self.settled.values[:1], self.settled.values[1:]
+        self.certainty = torch.zeros(reads + _SPARE, device=device)
         self.kept, self.choices = (torch.zeros(n, dtype=torch.int64, device=device) for n in (count, reads))
         self.rotary = model.rotary(embedding.new_zeros(1, 1, 1), torch.arange(self.slots, device=device)[None])
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[None]:
         """Point length and place behind every row that counts while a step is run only to be recorded."""
-        used = self.length, self.settled.values, self.read
+        used = self.length, self.settled.values, self.read, self.certainty
         before = [tensor.clone() for tensor in used]
         self.length.fill_(self.rows)
         self.place.fill_(1)

@@ -89,8 +89,9 @@ class Kernels:
         if buffers.layout.sees:
             buffers.seen[: 1 + stay].copy_(self._decoder.normed(hidden[:, : 1 + stay]))
         if buffers.layout.chooses:
-            choices = self._decoder.choices(rows, buffers.layout.without)
+            choices, sure = self._decoder.choices(rows, buffers.layout.without)
             buffers.choices[:outputs].copy_(choices)
+            buffers.certainty[:outputs].copy_(sure)
             buffers.tokens[:1].copy_(choices[:1])
         buffers.place.fill_(1)
 
@@ -106,7 +107,9 @@ class Kernels:
             hidden, _ = decoder_layer(hidden, rotary, attend)
         row = self._decoder.normed(hidden)
         buffers.read.index_copy_(0, buffers.place, row)
-        buffers.tokens.index_copy_(0, buffers.place, self._decoder.choices(row, buffers.layout.without))
+        token, sure = self._decoder.choices(row, buffers.layout.without)
+        buffers.tokens.index_copy_(0, buffers.place, token)
+        buffers.certainty.index_copy_(0, buffers.place, sure)
         buffers.place.add_(1)
 
     def _among(self, buffers: PromptBuffers, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

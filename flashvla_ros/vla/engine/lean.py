@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flashvla_ros.vla.model import PrismaticVLM, Rotary, likeliest
+from flashvla_ros.vla.model import PrismaticVLM, Rotary, certainty, likeliest
 
 # Queries [1, H, L, D], keys and values [1, G, L, D] → [1, H, L, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -105,9 +105,11 @@ class LeanDecoder:
         """Rows of hidden [1, L, d] behind the final norm: [L, d]."""
         return normed(hidden[0], *self._norm)
 
-    def choices(self, rows: Tensor, without: int) -> Tensor:
-        """Most likely token after each of rows [L, d]: [L]; see :func:`.model.likeliest`."""
-        return likeliest(functional.linear(rows, self._head.weight, self._head.bias), without)
+    def choices(self, rows: Tensor, without: int) -> tuple[Tensor, Tensor]:
+        """Most likely token after each of rows [L, d] and its probability: [L] each; see :func:`.model.likeliest`."""
+        logits = functional.linear(rows, self._head.weight, self._head.bias)
+        tokens = likeliest(logits, without)
+        return tokens, certainty(logits, tokens)
 
 
 def normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:

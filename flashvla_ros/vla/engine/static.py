@@ -63,12 +63,13 @@ class StaticStart:
     """The decoder after the prompt; valid until the next prefill.
 
     Attributes:
-        choices, hidden, visual, kept: See :class:`.base.Start`.
+        choices, certainty, hidden, visual, kept: See :class:`.base.Start`.
         buffers: Where it happened.
         step: Decodes one more token there; None under full attention.
     """
 
     choices: Tensor
+    certainty: Tensor
     hidden: Tensor
     visual: Tensor | None
     kept: Tensor | None
@@ -136,7 +137,8 @@ class StaticEngine:
         runs.of(kernels.after, layer, stay, self._size if query.drafted else query.reads)()
         step = None if layout.full else runs.of(kernels.step, layer, stay)
         seen = buffers.seen[: 1 + stay] if layout.sees else None
-        return StaticStart(buffers.choices[: query.reads], buffers.read[: query.reads], seen, kept, buffers, step)
+        read = (tensor[: query.reads] for tensor in (buffers.choices, buffers.certainty, buffers.read))
+        return StaticStart(*read, seen, kept, buffers, step)
 
     def decode(self, start: StaticStart, known: Sequence[int]) -> Decoded:
         """Return the tokens [size] of the action; see :func:`..decoding.decode`. Valid until the next prefill."""
@@ -145,7 +147,8 @@ class StaticEngine:
             start.buffers.settled([len(known), *known])
         for _ in range(self._size - max(len(known), 1)):
             start.step()
-        return Decoded(start.buffers.tokens[: self._size], start.buffers.read[: self._size])
+        buffers = start.buffers
+        return Decoded(*(tensor[: self._size] for tensor in (buffers.tokens, buffers.read, buffers.certainty)))
 
     def _runs_for(self, length: int, layout: Layout) -> RecordedRuns:
         """Return those of the bucket of `length` tokens; rows that attend to all would see a bucket's padding."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -113,16 +114,16 @@ class OFTPolicy(VLAPolicy):
         start = self.engine.prefill(visual, query, done=stages.done)
         stages.done("prefill")
         if self._head is None:
-            tokens, kept = to_host(start.choices, start.kept)
+            tokens, confidence, kept = to_host(start.choices, start.certainty, start.kept)
             check_tokens(tokens)
             normalized = self.codec.decode(tokens).reshape(self.chunk_size, -1)
         else:
-            tokens = np.empty(0, dtype=np.int64)
+            tokens, confidence = np.empty(0, dtype=np.int64), math.nan
             said = self._head(start.hidden.reshape(self.chunk_size, -1))
             kept = None if start.kept is None else start.kept.cpu().numpy()
             normalized = said.float().cpu().numpy().astype(np.float64)
         stages.done("decode")
-        return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept)
+        return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept, confidence=confidence)
 
 
 def read_outline(folder: Path, settings: ModelSettings) -> Outline:

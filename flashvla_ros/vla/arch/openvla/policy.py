@@ -67,7 +67,8 @@ class OpenVLAPolicy(VLAPolicy):
         start = self.engine.prefill(visual, dataclasses.replace(query, drafted=drafted), done=stages.done)
         stages.done("prefill")
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)
-        tokens, kept = to_host(self.engine.decode(start, verdict.tokens).tokens, start.kept)
+        decoded = self.engine.decode(start, verdict.tokens)
+        tokens, confidence, kept = to_host(decoded.tokens, decoded.certainty, start.kept)
         stages.done("decode")
         check_tokens(tokens)
         normalized = self.codec.decode(tokens)[None]
@@ -79,6 +80,7 @@ class OpenVLAPolicy(VLAPolicy):
             draft_tokens=len(drafted),
             draft_accepted=verdict.accepted,
             draft_near=verdict.near,
+            confidence=confidence,
         )
 
     def _judge(self, draft: Draft, drafted: tuple[int, ...], start: Start) -> Verdict:

@@ -100,11 +100,19 @@ class UniVLAPolicy(VLAPolicy):
             state = torch.from_numpy(bounds.normalize(measured(request.observation, names)))
             state = state.to(seen.device, torch.float32)
         said = self._decoder(decoded.hidden.float(), seen.float(), counted, state)
-        tokens, kept = to_host(decoded.tokens, start.kept)
+        tokens, confidence, kept = to_host(decoded.tokens, decoded.certainty, start.kept)
         check_tokens(tokens)
         normalized = said.cpu().numpy().astype(np.float64).reshape(self.chunk_size, -1)
         stages.done("decode")
-        return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept, len(drafted), verdict.accepted)
+        return Answer(
+            self.bounds.unnormalize(normalized),
+            normalized,
+            tokens,
+            kept,
+            draft_tokens=len(drafted),
+            draft_accepted=verdict.accepted,
+            confidence=confidence,
+        )
 
 
 def read_outline(folder: Path, settings: ModelSettings) -> Outline:
