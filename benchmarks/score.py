@@ -11,27 +11,28 @@ from __future__ import annotations
 
 import argparse
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from benchmarks.tables import table
+from flashvla_ros.bags.features import Features
+from flashvla_ros.bags.learning import auc, examples, joined, learn, logistic
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionSpec, FloatArray
+from flashvla_ros.core.settings import PruningSettings, Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray
 from flashvla_ros.gate.decision import angle_between
+from flashvla_ros.gate.memory import GateInput
 from flashvla_ros.gate.scene import signature
 
 POLICIES = ("demo", "demo-plain")
 TOLERANCE = 0.2
 LOSS = 0.05  # share of the steps that may be off, at which reuse is compared
-RIDGE, ROUNDS = 3.0, 12
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "actions": ("difference", "jerk", "size", "slowing", "turn", "gripper"),
     "frame": ("change", "change_max", "surprise", "change_kept"),
@@ -39,6 +40,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "robot": ("lag", "speed"),
     "gate": ("angle", "overlap"),
 }
+Episode = tuple[str, Mapping[str, NDArray[Any]]]  # task, and what was recorded
 NAMES = tuple(name for group in GROUPS.values() for name in group)
 
 
@@ -62,12 +64,12 @@ def record(folder: Path, seeds: range) -> None:
     seen: list[NDArray[np.float32]] = []
     choose = decoding.likeliest
 
-    def watched(logits: torch.Tensor) -> torch.Tensor:
+    def watched(logits: torch.Tensor, without: int = -1) -> torch.Tensor:
         last = torch.softmax(logits.float().reshape(-1, logits.shape[-1])[-1], -1)
         seen.append(last.topk(2).values.numpy().copy())
-        return choose(logits)
+        return choose(logits, without)
 
-    decoding.likeliest = watched  # the policy's port carries no confidence
+    decoding.likeliest = watched  # the policy's port carries the least confidence alone
     settings = {
         name: Settings().with_values(
             {"model.checkpoint": f"models/{name}", "model.engine": "eager", "model.threads": 1, "gate.mode": "off"}
@@ -152,28 +154,6 @@ def features(episode: Mapping[str, NDArray[Any]], age: int) -> tuple[FloatArray,
 # Models.
 
 
-def auc(scores: FloatArray, off: NDArray[np.bool_]) -> float:
-    """Return the chance that a reuse that is off scores higher than one that is not."""
-    positive = int(off.sum())
-    if not 0 < positive < len(off):
-        return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[off].sum() - positive * (positive + 1) / 2) / (positive * (len(off) - positive)))
-
-
-def logistic(inputs: FloatArray, off: NDArray[np.bool_]) -> FloatArray:
-    """Return the weights of a ridge logistic regression, the last one constant, by Newton's method."""
-    design = np.column_stack([inputs, np.ones(len(inputs))])
-    penalty = np.diag([RIDGE] * inputs.shape[1] + [1e-6])
-    weights = np.zeros(design.shape[1])
-    for _ in range(ROUNDS):
-        chance = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
-        slope = design.T @ (chance - off) + penalty @ weights
-        curve = (design * (chance * (1 - chance))[:, None]).T @ design + penalty
-        weights -= np.linalg.solve(curve, slope)
-    return weights
-
-
 def held_out(
     parts: Sequence[tuple[str, FloatArray, NDArray[np.bool_]]], columns: Sequence[int], *, squares: bool = False
 ) -> FloatArray:
@@ -196,6 +176,47 @@ def held_out(
     return np.concatenate(scores)
 
 
+def dense(episode: Mapping[str, NDArray[Any]]) -> Features:
+    """Return an episode as ``tune`` collects it, for the score that the package ships."""
+    count = len(episode["act"])
+    kinds = (ActionKind.DELTA, ActionKind.DELTA, ActionKind.DELTA, ActionKind.GRIPPER)
+    frames = [signature({"image": image}) for image in episode["images"]]
+    return Features(
+        inputs=[GateInput("the task", 0.1 * index, frame) for index, frame in enumerate(frames)],
+        times_ns=np.arange(count, dtype=np.int64),
+        resets=[None] * count,
+        actions=episode["act"][:, None],
+        kept=list(episode["kept"].astype(np.int16)),
+        visual_tokens=144,
+        pruning=PruningSettings(),
+        spec=ActionSpec(("x", "y", "z", "gripper"), kinds, 0.1),
+        worst=[],
+        confidences=episode["conf"][:, :, 0].min(axis=1).astype(np.float64),
+    )
+
+
+def shipped(played: Sequence[Episode], others: Sequence[Episode], age: int) -> dict[str, FloatArray]:
+    """Return the score of ``calibration.score`` for every step, learnt from other tasks, and from another policy."""
+    settings = Settings()
+    parts = [(task, examples(dense(episode), settings)) for task, episode in played]
+    foreign = learn(joined([examples(dense(episode), settings) for _, episode in others]))
+    learnt = {
+        task: learn(joined([known for other, known in parts if other != task])) for task in {task for task, _ in parts}
+    }
+
+    def scores(weights_of: Callable[[str], Sequence[float]]) -> FloatArray:
+        every = []
+        for task, known in parts:
+            weights = np.asarray(weights_of(task))
+            every.append(known.signs[known.ages == age][1:] @ weights[:-1] + weights[-1])  # jerk needs a step more
+        return np.concatenate(every)
+
+    return {
+        "shipped: from other tasks": scores(learnt.__getitem__),
+        "shipped: from the other policy": scores(lambda _: foreign),
+    }
+
+
 def reuse_at(scores: FloatArray, off: NDArray[np.bool_], loss: float = LOSS) -> float:
     """Return the share of steps that may be reused, lowest scores first, until `loss` of all steps are off."""
     order = np.argsort(scores, kind="stable")
@@ -203,7 +224,7 @@ def reuse_at(scores: FloatArray, off: NDArray[np.bool_], loss: float = LOSS) -> 
     return float((spent <= loss).mean())
 
 
-def rows_of(episodes: Mapping[str, list[tuple[str, Mapping[str, NDArray[Any]]]]]) -> Iterator[dict[str, Any]]:
+def rows_of(episodes: Mapping[str, list[Episode]]) -> Iterator[dict[str, Any]]:
     """Yield one row for each policy, age and score."""
     for policy, played in episodes.items():
         for age in (1, 2):
@@ -223,6 +244,8 @@ def rows_of(episodes: Mapping[str, list[tuple[str, Mapping[str, NDArray[Any]]]]]
             scores["learnt: all but tokens"] = held_out(parts, without)
             scores["learnt: all"] = held_out(parts, everything)
             scores["learnt: all, with products"] = held_out(parts, everything, squares=True)
+            others = [episode for other, known in episodes.items() if other != policy for episode in known]
+            scores |= shipped(played, others, age) if others else {}
             lengths = np.cumsum([len(part[2]) for part in parts])[:-1]
             for name, values in scores.items():
                 low, high = _interval(np.split(values, lengths), np.split(off, lengths))
@@ -282,13 +305,13 @@ def page(results: Mapping[str, Any]) -> str:
     return f"{results['meta']['device']}; tolerance {TOLERANCE}; each task is held out in turn.\n\n{table(head, lines)}"
 
 
-def read(folder: Path) -> dict[str, list[tuple[str, Mapping[str, NDArray[Any]]]]]:
+def read(folder: Path) -> dict[str, list[Episode]]:
     """Return the recorded episodes of each policy, with their tasks.
 
     Raises:
         FlashVLAError: There are none.
     """
-    found: dict[str, list[tuple[str, Mapping[str, NDArray[Any]]]]] = {}
+    found: dict[str, list[Episode]] = {}
     for path in sorted(folder.glob("*_*_*.npz")):
         policy, task, _ = path.stem.split("_")
         with np.load(path) as stored:

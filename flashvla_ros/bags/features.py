@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 
 import cv2
@@ -85,6 +86,7 @@ class Features:
         pruning: The settings by which they were selected.
         spec: What the dimensions of an action mean.
         worst: Frames at which repeating the action before would have cost most, most costly first.
+        confidences: [F] of the dense model; None: unknown.
     """
 
     inputs: list[GateInput]
@@ -96,6 +98,7 @@ class Features:
     pruning: PruningSettings
     spec: ActionSpec
     worst: list[CostlyFrame]
+    confidences: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -109,7 +112,10 @@ class Features:
         """Return what the gate remembers after the model was run on a frame."""
         normalized = self.actions[index]
         kept = None if self.kept is None else self.kept[index].astype(np.int64)
-        inference = Inference(normalized, normalized, np.empty(0, dtype=np.int64), kept, self.visual_tokens)
+        confidence = math.nan if self.confidences is None else float(self.confidences[index])
+        inference = Inference(
+            normalized, normalized, np.empty(0, dtype=np.int64), kept, self.visual_tokens, confidence=confidence
+        )
         return FreshResult.of(inference, self.inputs[index], self.spec, self.pruning)
 
 
@@ -133,7 +139,7 @@ def collect(
     inputs: list[GateInput] = []
     times_ns: list[int] = []
     resets: list[Reason | None] = []
-    inferences: list[tuple[FloatArray, IntArray | None]] = []
+    inferences: list[tuple[FloatArray, IntArray | None, float]] = []
     gallery = Gallery()
     before: RecordedStep | None = None
     inference: Inference | None = None
@@ -147,19 +153,20 @@ def collect(
             gallery.offer(float(cost), len(inferences), next(iter(frame.observation.images.values())))
         inputs.append(GateInput.of(frame.observation))
         times_ns.append(frame.time_ns)
-        inferences.append((inference.normalized, inference.kept))
+        inferences.append((inference.normalized, inference.kept, inference.confidence))
         on_frame()
     if inference is None:
         raise BagError("the recording has no frames")
-    kept = [tokens.astype(np.int16) for _, tokens in inferences if tokens is not None]
+    kept = [tokens.astype(np.int16) for _, tokens, _ in inferences if tokens is not None]
     return Features(
         inputs=inputs,
         times_ns=np.asarray(times_ns, dtype=np.int64),
         resets=resets,
-        actions=np.stack([action for action, _ in inferences]),
+        actions=np.stack([action for action, _, _ in inferences]),
         kept=kept if len(kept) == len(inputs) else None,
         visual_tokens=inference.visual_tokens,
         pruning=settings.pruning,
         spec=spec,
         worst=gallery.frames,
+        confidences=np.array([confidence for _, _, confidence in inferences]),
     )

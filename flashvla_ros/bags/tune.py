@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from flashvla_ros.bags import proposals, sweep
+from flashvla_ros.bags import learning, proposals, sweep
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.report import write_report
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, default=Path("tune.html"), help="report to write (%(default)s)")
     parser.add_argument("--yaml", type=Path, default=Path("tune.yaml"), help="parameters to write (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row here as well")
+    parser.add_argument("--score", type=Path, metavar="FILE", help="learn a score for calibration; its parameters")
     proposals.add_arguments(parser)
     add_source_arguments(parser)
     add_fanout_arguments(parser)
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if tuning.best is not None:
         write_text(args.yaml, _parameters(tuning.best))
     print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
+    if args.score:
+        print(_learn(args.score, tuning))
     if args.json:
         write_results(args.json, _meta(tuning), [_json_row(row, tuning) for row in tuning.rows])
     return 0
@@ -80,9 +83,22 @@ def values(name: str, text: str) -> list[Any]:
 
 def _parameters(best: sweep.Row) -> str:
     """Return the recommended thresholds as a ROS parameter file, whatever the node is called."""
-    values = {name: getattr(best.settings, name) for name in SWEPT}
-    text: str = yaml.safe_dump({"/**": {"ros__parameters": {"gate": values}}}, sort_keys=False)
+    return _file("gate", {name: getattr(best.settings, name) for name in SWEPT})
+
+
+def _file(group: str, values: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump({"/**": {"ros__parameters": {group: values}}}, sort_keys=False)
     return text
+
+
+def _learn(path: Path, tuning: Tuning) -> str:
+    """Write the parameters of a score that is learnt from all recordings; return what it is worth in words."""
+    parts = [learning.examples(outcome.features, tuning.settings) for outcome in tuning.outcomes]
+    known = learning.joined(parts)
+    write_text(path, _file("calibration", {"score": list(learning.learn(known))}))
+    worth = learning.held_out(parts)
+    held = "one recording alone cannot say what it is worth" if math.isnan(worth) else f"AUC {worth:.2f} on bags unseen"
+    return f"wrote {path}: a score from {len(known.off)} possible reuses, {known.off.mean():.1%} of them off; {held}"
 
 
 def _lines(tuning: Tuning, node: str) -> list[str]:

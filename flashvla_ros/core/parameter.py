@@ -111,6 +111,14 @@ def three_axes(name: str, values: tuple[float, ...]) -> None:
         raise SettingsError(f"{name} must have 3 values, for x, y and z, or none, got {len(values)}")
 
 
+def weights_of_score(name: str, values: tuple[float, ...]) -> None:
+    """Refuse weights that are not those of :data:`flashvla_ros.gate.score.SIGNS` and a constant; empty is none."""
+    if len(values) not in (0, 8):
+        raise SettingsError(
+            f"{name} must have 8 values, as flashvla-ros tune --score writes them, or none, got {len(values)}"
+        )
+
+
 def open_and_closed(name: str, values: tuple[float, ...]) -> None:
     """Refuse what is not two different values, or none."""
     if values and (len(values) != 2 or values[0] == values[1]):

@@ -58,6 +58,7 @@ class Reason(enum.StrEnum):
 
     # Where the thresholds calibrate themselves (gate.calibration).
     LEARNING = "learning"  # nothing may be reused yet, or not any more
+    RISK = "risk"  # the learnt score says that a reuse would be off too likely
     AUDIT = "audit"  # this would be a reuse; the model runs to see what it would have cost
 
 

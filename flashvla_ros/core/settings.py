@@ -280,6 +280,12 @@ class CalibrationSettings:
     min_delta: float = row(0.0, "Least δ that may come into force.", low=0.0, high=1.0)
     max_angle_deg: float = row(40.0, "Greatest ε₁ that may come into force.", unit="deg", low=0.0, high=180.0)
     max_reuse: int = row(4, "Greatest reuse cap that may come into force.", low=0, high=1000)
+    score: tuple[float, ...] = row(
+        (),
+        "Weights of the learnt score by which a reuse is judged, from flashvla-ros tune --score; empty: angle and "
+        "overlap judge it.",
+        validator=parameter.weights_of_score,
+    )
     state_file: str = row(
         "",
         "File that keeps what was learnt from one start to the next; of this node alone; empty: none.",

@@ -28,7 +28,16 @@ from flashvla_ros.core.settings import CalibrationSettings, PruningSettings, Set
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, report
 from flashvla_ros.gate.memory import FreshResult, GateMemory
-from flashvla_ros.gate.score import NEVER, angle_decides, cap_of, most_permissive, need, thresholds
+from flashvla_ros.gate.score import (
+    NEVER,
+    angle_decides,
+    cap_of,
+    most_permissive,
+    need,
+    predicted_risk,
+    signs,
+    thresholds,
+)
 
 LEVELS: FloatArray = np.arange(1, 21) / 20.0  # the grid of λ that rule B judges, safest first
 STEP = 0.05  # η / p: one audit that was off throws λ back by this much
@@ -160,7 +169,10 @@ def try_reuse(
     reason = judge(memory, measured, most_permissive(settings.gate, allowed))
     if reason is not Reason.REUSE:
         return Trial(NEVER, reason, counted=False), report(memory, measured, reason, in_force)
-    least = need(comparison, memory.reused_in_a_row, allowed)
+    if allowed.score:
+        least = math.sqrt(predicted_risk(signs(memory, measured), allowed.score))
+    else:
+        least = need(comparison, memory.reused_in_a_row, allowed)
     reason = _verdict(least, memory, measured, state, settings)
     still = comparison.either_small or settings.control.dry_run or settings.control.speed_scale == 0.0
     row = _row(memory.last, measured.age_s, dt_s)
@@ -180,6 +192,8 @@ def _verdict(
         return Reason.LEARNING
     if least <= state.permissiveness:
         return Reason.AUDIT if coin(state.coins) < allowed.audit_rate else Reason.REUSE
+    if allowed.score:
+        return Reason.RISK
     if memory.reused_in_a_row >= cap_of(state.permissiveness, allowed):
         return Reason.MAX_REUSE
     return Reason.ANGLE if angle_decides(measured.comparison, allowed) else Reason.OVERLAP

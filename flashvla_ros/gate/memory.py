@@ -7,6 +7,7 @@ the model again.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ActionSettings, GateSettings, PruningSettings
@@ -46,6 +47,7 @@ class FreshResult:
         visual_tokens: N, from which they were selected.
         pruning: The settings by which they were selected.
         dt_s: Time from one row of the chunk to the next.
+        confidence: Probability of its least certain action token, NaN where the policy does not say.
     """
 
     source: GateInput
@@ -55,13 +57,15 @@ class FreshResult:
     visual_tokens: int
     pruning: PruningSettings
     dt_s: float = ActionSettings().dt_s
+    confidence: float = math.nan
 
     @classmethod
     def of(cls, inference: Inference, source: GateInput, spec: ActionSpec, pruning: PruningSettings) -> FreshResult:
         """Return what the gate keeps of `inference`."""
         gripper = spec.gripper_mask
         motion, grip = inference.normalized[:, ~gripper], inference.normalized[:, gripper]
-        return cls(source, motion, grip, inference.kept, inference.visual_tokens, pruning, spec.dt_s)
+        kept, confidence = inference.kept, inference.confidence
+        return cls(source, motion, grip, kept, inference.visual_tokens, pruning, spec.dt_s, confidence)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -109,6 +109,7 @@ class SceneChange:
 
     level: float = math.nan  # greatest expected change of a patch, in grey levels of 255
     changed: int = 0  # patches that changed by more than the thresholds allow
+    mean: float = 255.0  # change of the mean patch, in grey levels of 255
 
 
 def compare(motion: SceneMotion, fresh: Signature, frame: Signature, age_s: float, gate: GateSettings) -> SceneChange:
@@ -122,11 +123,12 @@ def compare(motion: SceneMotion, fresh: Signature, frame: Signature, age_s: floa
         gate: Thresholds; a patch changed where it differs by more than max(scene_floor, scene_factor * expected).
 
     Returns:
-        The greatest expected change in grey levels of 255, and the number of changed patches; every patch where the
-        cameras are not the same.
+        The greatest expected change in grey levels of 255, the number of changed patches, every one where the cameras
+        are not the same, and the mean change.
     """
     if fresh.shape != frame.shape:
         return SceneChange(math.nan, frame.shape[0] * GRID * GRID)
     expected = motion.expected(frame.shape[:-1], age_s)
-    changed = _difference(frame, fresh) > np.maximum(gate.scene_floor, gate.scene_factor * expected)
-    return SceneChange(float(expected.max()), int(np.count_nonzero(changed)))
+    difference = _difference(frame, fresh)
+    changed = difference > np.maximum(gate.scene_floor, gate.scene_factor * expected)
+    return SceneChange(float(expected.max()), int(np.count_nonzero(changed)), float(difference.mean()))

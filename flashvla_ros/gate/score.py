@@ -6,6 +6,10 @@ The thresholds lie on one path. At permissiveness λ, from 0 (never) to 1 (the m
 
 and the k-th reuse in a row is judged at λ - AGEING (k - 1), as it is off more often. The path is nested: what is reused
 at λ is reused at every greater one, so that a step has one least λ, its *need*.
+
+Where ``calibration.score`` holds weights, the path is another: the need is the square root of the risk that a logistic
+model over :data:`SIGNS` predicts, all known before the model runs. The age of a reuse is one of them. A wrong score
+costs reuse, and not the bound of :mod:`.calibration`, which holds for any path.
 """
 
 from __future__ import annotations
@@ -13,13 +17,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import CalibrationSettings, GateSettings
-from flashvla_ros.gate.decision import FreshComparison
+from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.decision import FreshComparison, GateMeasurements
+from flashvla_ros.gate.memory import GateMemory
 
 AGEING = 0.3  # the risk of the second reuse in a row is 1.4 to 1.7 times the first one's
 NEVER = math.inf  # the need of a step that no λ reuses
+SIGNS = ("confidence", "trend", "size", "angle", "overlap", "scene", "age")
+_LEAST = 1e-3  # confidence that counts as none
 
 
 @functools.lru_cache(maxsize=16)
@@ -35,7 +46,12 @@ def most_permissive(gate: GateSettings, allowed: CalibrationSettings) -> GateSet
 
 
 def thresholds(permissiveness: float, gate: GateSettings, allowed: CalibrationSettings) -> GateSettings:
-    """Return `gate` with the thresholds of a first reuse at λ, and the cap on reuses that λ leaves."""
+    """Return `gate` with the thresholds of a first reuse at λ, and the cap on reuses that λ leaves.
+
+    Where a learnt score judges in their place, they are those of λ = 1.
+    """
+    if allowed.score:  # judges in their place
+        return most_permissive(gate, allowed)
     level = min(max(permissiveness, 0.0), 1.0)
     angle_deg = allowed.max_angle_deg * math.sqrt(level)
     return dataclasses.replace(
@@ -79,3 +95,36 @@ def _angle_need(comparison: FreshComparison, allowed: CalibrationSettings) -> fl
     if comparison.either_small:  # its angle is noise, and the guard has compared the difference
         return 0.0
     return (comparison.angle_deg / allowed.max_angle_deg) ** 2
+
+
+def signs(memory: GateMemory, measured: GateMeasurements) -> FloatArray:
+    """Return what predicts that a reuse will be off, one number for each of :data:`SIGNS`; finite.
+
+    They are the logarithm of the last fresh action's confidence and how it has changed, the size of its motion, α and
+    φ′, the mean change of the frame since, and the age in time steps; 0 where there are no two fresh results.
+    """
+    last, previous, comparison = memory.last, memory.previous, measured.comparison
+    if last is None or previous is None:
+        return np.zeros(len(SIGNS))
+    confidence, before = (_known(result.confidence, 0.0) for result in (last, previous))
+    return np.array(
+        [
+            math.log(confidence + _LEAST),
+            confidence - before,
+            math.sqrt(float(np.square(last.motion).sum()) / len(last.motion)),
+            math.log1p(_known(comparison.angle_deg, 180.0)),
+            _known(comparison.corrected_overlap, 0.0),
+            math.log1p(_known(measured.scene.mean, 255.0)),
+            math.log1p(max(_known(measured.age_s, 0.0), 0.0) / last.dt_s),
+        ]
+    )
+
+
+def predicted_risk(found: FloatArray, weights: Sequence[float]) -> float:
+    """Return the probability that a reuse with these signs is off, by weights of which the last is the constant."""
+    logit = float(found @ np.asarray(weights[:-1])) + weights[-1]
+    return 1.0 / (1.0 + math.exp(-min(max(logit, -60.0), 60.0)))
+
+
+def _known(value: float, otherwise: float) -> float:
+    return value if math.isfinite(value) else otherwise

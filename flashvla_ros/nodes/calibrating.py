@@ -89,5 +89,7 @@ def last_thresholds(settings: Settings, state: CalibrationState | None, values: 
     """Return the thresholds that stay in force where `values` switch calibration off; nothing where they do not."""
     if settings.gate.calibration != "online" or values.get("gate.calibration") != "off" or state is None:
         return {}
+    if settings.calibration.score:  # λ was none of theirs: the user's own come back
+        return {}
     gate = thresholds(state.permissiveness, settings.gate, settings.calibration)
     return {f"gate.{name}": getattr(gate, name) for name in _MOVED}

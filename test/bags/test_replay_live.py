@@ -25,9 +25,11 @@ from flashvla_ros.vla.loading import FROM_CHECKPOINT  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)  # the recorder is a process of its own, slow to start on a busy machine
 
+SCORE = [-0.1, 0.1, 0.1, 0.1, -0.1, 0.1, 0.1, -20.0]  # little risk, so that λ soon allows it
 EAGER = {"gate__delta": 0.0, "gate__max_angle_deg": 180.0, "gate__max_reuse": 3, "gate__scene_patches": 0}
 QUICK = {"control__image_timeout_s": 10.0, "control__inference_timeout_s": 30.0}
-SHOWN = (8, 5, 5, 5, 4, 4, 4, 4, 3, 3, 6)  # images after each change that `drive` makes; the node answers each of them
+# Images after each change that `drive` makes; the node answers each of them.
+SHOWN = (8, 5, 5, 5, 4, 4, 4, 4, 3, 3, 6, 14)
 STEPS = sum(SHOWN)
 
 
@@ -68,6 +70,11 @@ def drive(bench: PolicyBench) -> None:
     bench.until(lambda: bench.logged("emergency_stop"), "the stop")
     bench.call(bench.reset, Trigger.Request())
     show()
+    learning = {"score": SCORE, "audit_rate": 0.5, "risk": 0.5, "tolerance": 2.0, "max_angle_deg": 180.0}
+    for name, value in learning.items():
+        assert bench.set(f"calibration.{name}", value).successful
+    assert bench.set("gate.calibration", "online").successful
+    show()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,10 @@ def test_the_run_reuses_resets_and_follows_every_change(run):
     assert len(gates) == STEPS
     assert sum(gate.draft_tokens for gate in gates) > 0
     assert {"reuse", "start", "new_instruction", "reset", "max_reuse", "dry_run"} <= {gate.reason for gate in gates}
+    calibrated = [gate for gate in gates if len(gate.calibration_state)]
+    assert {"learning", "audit", "reuse"} <= {gate.reason for gate in calibrated}
+    assert len({gate.need for gate in calibrated}) > 3
+    assert len({gate.permissiveness for gate in calibrated}) > 3
     changes = [
         "gate.max_reuse",
         "pruning.keep_ratio",
@@ -110,6 +121,7 @@ def test_the_run_reuses_resets_and_follows_every_change(run):
         "decode.accept_bins",
         "ramp_s, speed_scale",
         "dry_run",
+        "calibration",
     ]
     assert len({gate.settings_digest for gate in gates}) == 1 + len(
         changes
