@@ -16,6 +16,7 @@ EXTRAS = {
         "rosbags>=0.11,<0.12",
         "matplotlib>=3.8",
     ),
+    "export": ("av>=14", "pyarrow>=17"),
     "remote": ("msgpack>=1", "websockets>=14"),
     "ray": ("ray>=2.30",),
 }
