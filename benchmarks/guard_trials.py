@@ -314,7 +314,8 @@ def run_trial(bench: Trials, kind: Kind, trial: int) -> dict[str, Any]:
     stop = next((at for at in range(max(before, 1), len(bench.sent)) if not bench.sent[at][1]), None)
     late_s = None
     if stop is not None:
-        late_s = bench.sent[stop][0] - (bench.sent[stop - 1][0] + TIMEOUT_S if kind.silent else began_s)
+        silent = kind.silent or bench.camera is None
+        late_s = bench.sent[stop][0] - (bench.sent[stop - 1][0] + TIMEOUT_S if silent else began_s)
     count = len(bench.sent)
     bench.spin(_AFTER_S if stopped else 0.0)
     moved = sum(moves for _, moves in bench.sent[count:]) if stopped else 0

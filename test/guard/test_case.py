@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,20 @@ from flashvla_ros.nodes.interfaces import UNGUARDED, Direction
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
 HAZARDS = re.findall(
-    r"^\| (.+) \| ([SM]) \| (.+) \| (.+) \| (.+) \| `([\w/]+\.py)::(test_\w+)` \|$", PAGE, re.MULTILINE
+    r"^\| (.+) \| ([SM]) \| (.+) \| (.+) \| (.+) \| (.+) \| `([\w/]+\.py)::(test_\w+)` \|$", PAGE, re.MULTILINE
 )
+TRIALS = ROOT / "benchmarks" / "results" / "guard_trials.json"
+INJECTED = {
+    "the policy is killed (SIGKILL)": ["SIGKILL"],
+    "the policy is suspended (SIGSTOP)": ["SIGSTOP and SIGCONT"],
+    "the policy's machine is drowned out by other processes": ["all cores busy at higher priority"],
+    "the policy has no memory left": ["out of memory"],
+    "the model hangs": ["model hangs"],
+    "the policy's action is not finite": ["NaN in the policy", "NaN command"],
+    "another process publishes commands beside the policy": ["second publisher"],
+    "the policy's writer is gone, its process lives": ["writer gone"],
+    "an emergency stop is missed by the policy": ["emergency stop in every state"],
+}
 GUARDED = ("command", "gripper_command")
 
 
@@ -24,6 +38,22 @@ def test_every_hazard_has_a_test_that_exists():
     assert len(HAZARDS) == len(re.findall(r"^\| ", PAGE, re.MULTILINE)) - 1
     for *_, file, name in HAZARDS:
         assert f"def {name}(" in (ROOT / "test" / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+def seen(kinds: list[str]) -> Iterator[str]:
+    """How often the stop came in time, and by how much it was late at most."""
+    rows = [row for row in json.loads(TRIALS.read_text(encoding="utf-8"))["rows"] if row["kind"] in kinds]
+    assert len(rows) == 2 * len(kinds)  # twists and joints
+    assert not any(row["moved_after"] for row in rows)
+    yield f"{sum(row['in_time'] for row in rows)} of {sum(row['due'] for row in rows)}"
+    yield f"{max(0.0, *(row['late_max_s'] for row in rows)) * 1e3:.0f} ms"
+
+
+def test_what_was_seen_of_a_hazard_is_what_the_trials_have_kept():
+    found = {hazard: cell for hazard, _, _, _, _, cell, *_ in HAZARDS}
+    assert {hazard: cell for hazard, cell in found.items() if cell != "–"} == {
+        hazard: ", ".join(seen(kinds)) for hazard, kinds in INJECTED.items()
+    }
 
 
 @pytest.fixture(scope="module")
