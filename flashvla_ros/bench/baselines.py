@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from flashvla_ros.bench.configurations import PLAIN, PLAIN_PASS
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
@@ -29,6 +30,8 @@ class PlainPolicy:
     Args:
         policy: Gives weights, image processor, prompt and codec; its own decoding is not used.
     """
+
+    name = PLAIN
 
     def __init__(self, policy: OpenVLAPolicy) -> None:
         self._policy = policy
@@ -111,6 +114,8 @@ class DensePolicy:
     Args:
         policy: On the eager engine.
     """
+
+    name = PLAIN_PASS
 
     def __init__(self, policy: VLAPolicy) -> None:
         self._policy = policy

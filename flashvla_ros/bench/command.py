@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", default="auto", help="auto, flash_attention_2, sdpa or eager")
     parser.add_argument("--engine", default="auto", help="auto, eager, static or compiled")
     parser.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (torch's default)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter")
     parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
@@ -84,7 +85,7 @@ def words(meta: Mapping[str, Any]) -> list[str]:
         f"{roofline['copy_bytes_per_s'] / 1e9:.1f} GB/s in copies, {roofline['gemv_bytes_per_s'] / 1e9:.1f} GB/s in "
         f"matrix-vector products.",
         f"Gate: {meta['gate']['p50_ms']:.3f} ms (p95 {meta['gate']['p95_ms']:.3f}).",
-        f"Dense tokens equal to those of generate in {meta['tokens_equal_plain']}.",
+        f"Dense tokens equal to those of the plain model in {meta['tokens_equal_plain']}.",
         f"Memory: peak {memory['peak_bytes'] / 2**20:.0f} MiB, {memory['growth_bytes'] / 2**20:+.1f} MiB over the last "
         f"{memory['steps']} steps.",
     ]

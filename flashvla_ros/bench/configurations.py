@@ -10,7 +10,7 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.settings import Settings, find
 
-PLAIN = "plain generate"
+PLAIN, PLAIN_PASS = "plain generate", "plain eager engine"
 DENSE = "dense"
 EAGER = "dense, eager engine"
 KEPT = (0.625, 0.5, 0.25)  # 160, 128 and 64 of OpenVLA's 256 visual tokens
@@ -37,8 +37,8 @@ class Configuration:
         return base.with_values(self.values)
 
 
-def table(visual_tokens: int) -> list[Configuration]:
-    """Return every configuration, for a model of that many visual tokens."""
+def table(visual_tokens: int, *, drafts: bool = True) -> list[Configuration]:
+    """Return every configuration, for a model of that many visual tokens, which may be one that takes drafts."""
     dense = Configuration(DENSE, {"pruning.method": "none"})
     rows = [dense]
     for layer in LAYERS:
@@ -46,7 +46,7 @@ def table(visual_tokens: int) -> list[Configuration]:
             values: dict[str, Value] = {"pruning.method": "ics", "pruning.keep_ratio": ratio, "pruning.layer": layer}
             rows.append(Configuration(_name("ics", ratio, layer, visual_tokens), values))
     paper = next(row for row in rows if row.name == paper_name(visual_tokens))
-    for row in (dense, paper):
+    for row in (dense, paper) if drafts else ():
         rows += [Configuration(draft_name(row.name, share), row.values, share) for share in (1, 0)]
     others = [method for method in find("pruning.method").choices if method not in ("none", "ics")]
     for method in others:

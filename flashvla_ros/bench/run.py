@@ -17,7 +17,6 @@ from flashvla_ros.bench.baselines import DensePolicy, PlainPolicy
 from flashvla_ros.bench.configurations import (
     DENSE,
     EAGER,
-    PLAIN,
     Configuration,
     draft_name,
     paper_name,
@@ -26,6 +25,7 @@ from flashvla_ros.bench.configurations import (
 )
 from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, step_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
+from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
@@ -42,10 +42,11 @@ _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters tha
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark that the command line asks for and return its results."""
     overrides = {f"model.{name}": getattr(args, name) for name in _MODEL}
-    settings = Settings().with_values({name: find(name).parse(value) for name, value in overrides.items()})
+    options = {name: find(name).parse(value) for name, value in overrides.items()}
+    settings = Settings().with_values({**options, **parse_overrides(args.set)})
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)
-    rows = select(table(policy.visual_tokens), args.only)
+    rows = select(table(policy.visual_tokens, drafts=policy.decoded > 0), args.only)
     observations = [_seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
     return Session(policy, settings, rows, trace, observations).run(args)
 
@@ -106,7 +107,7 @@ class Session:
         equal = self._check_tokens(series)
         first = series[self.rows[0].name].inferences[0]
         gate = measure.gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
-        plain = series[PLAIN]
+        plain = series[self.plain.name]
         rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
         rows += mixes(series, self.trace, float(np.median(gate)))
         made = meta(
@@ -147,9 +148,11 @@ class Session:
             )
 
     def _runners(self) -> dict[str, Runner]:
-        runners: dict[str, Runner] = {PLAIN: lambda seen: self.plain.infer(Request(seen, self.settings.pruning))}
+        runners: dict[str, Runner] = {
+            self.plain.name: lambda seen: self.plain.infer(Request(seen, self.settings.pruning))
+        }
         dense = next((row for row in self.rows if row.name == DENSE), None)
-        if dense is not None and self.eager is not self.policy:
+        if dense is not None and self.eager is not self.policy and isinstance(self.plain, PlainPolicy):
             pruning = dense.settings(self.settings).pruning
             runners[EAGER] = lambda seen: self.eager.infer(Request(seen, pruning))
         return runners | {row.name: self._runner(row) for row in self.rows}
@@ -187,7 +190,7 @@ class Session:
         """Hold the dense path to the plain one, round by round; say in how many rounds the tokens were equal."""
         if DENSE not in series:
             return "not checked: dense was left out"
-        pairs = list(zip(series[PLAIN].inferences, series[DENSE].inferences, strict=True))
+        pairs = list(zip(series[self.plain.name].inferences, series[DENSE].inferences, strict=True))
         equal = 0
         for number, (plain, dense) in enumerate(pairs):
             seen = self.observations[number % len(self.observations)]
@@ -240,11 +243,11 @@ def mixes(series: Mapping[str, Series], trace: Sequence[TraceStep], gate_s: floa
     """Return a row for each mode of the trace and each way to run its fresh steps that was timed.
 
     Args:
-        series: Name of a configuration to its rounds.
+        series: Name of a configuration to its rounds, the baseline's first.
         trace: Decisions of one mode or several.
         gate_s: Time of the gate, paid at every step.
     """
-    plain = series[PLAIN]
+    plain = next(iter(series.values()))
     first = plain.inferences[0]
     rows = []
     for mode in dict.fromkeys(step.mode for step in trace):

@@ -13,7 +13,7 @@ from benchmarks.speed import page
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bench import measure, models
 from flashvla_ros.bench.baselines import PlainPolicy
-from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, draft_name, paper_name, select, table
+from flashvla_ros.bench.configurations import DENSE, EAGER, PLAIN, PLAIN_PASS, draft_name, paper_name, select, table
 from flashvla_ros.bench.rounds import Series, Speedup, time_in_turn
 from flashvla_ros.bench.run import mix_row, mixes
 from flashvla_ros.bench.trace import DEFAULT_TRACE, TraceStep, load_observations, read_trace
@@ -24,7 +24,7 @@ from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings,
 from flashvla_ros.core.types import Inference
 from flashvla_ros.gate.decision import decide
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
-from flashvla_ros.vla.random_checkpoint import config_of_size
+from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
 
 NONE, ICS = PruningSettings(method="none"), PruningSettings(keep_ratio=0.5)
 FRAMES = load_observations("open the drawer")
@@ -166,6 +166,20 @@ def test_every_method_and_budget_is_in_the_table():
     assert {f"ics k={k} layer {layer}" for k in (160, 128, 64) for layer in (0, 2)} < set(names)
     methods = {row.settings(Settings()).pruning.method for row in table(256)}
     assert methods == set(find("pruning.method").choices)
+
+
+def test_a_chunk_in_one_pass_is_held_to_the_eager_engine_and_has_no_drafts(tmp_path, monkeypatch):
+    monkeypatch.setattr("flashvla_ros.bench.measure._STREAM_BYTES", {"cpu": 1 << 20})
+    folder, out = tmp_path / "oft", tmp_path / "bench.json"
+    write_random_checkpoint(folder, config_of_size("tiny"), architecture="openvla_oft")
+    chosen = ["--set", "model.unnorm_key=random_7d", "--only", "dense*", "--only", "ics k=* layer 2"]
+    assert cli.main(["bench", "--model", str(folder), *chosen, "--rounds", "2", "--json", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert written["meta"]["sizes"]["visual_tokens"] == 32
+    names = [row["name"] for row in written["rows"] if "gate" not in row["name"]]
+    assert names == [PLAIN_PASS, DENSE, *(f"ics k={kept} layer 2" for kept in (20, 16, 8))]
+    dense, fewest = written["rows"][1], written["rows"][4]
+    assert fewest["flops"] < dense["flops"]
 
 
 def test_only_selects_by_pattern():
