@@ -21,10 +21,12 @@ from flashvla_ros.control.blend import blended, lasting
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
+from flashvla_ros.vla.arch.oft.film import FilmedBlock, install, merged
 from flashvla_ros.vla.arch.oft.policy import OFTPolicy
 from flashvla_ros.vla.arch.table import architecture_of, load
 from flashvla_ros.vla.arch.univla.decoder import AttentionPool
 from flashvla_ros.vla.arch.univla.policy import UniVLAPolicy
+from flashvla_ros.vla.parts import Tensors
 
 DATA = Path(__file__).parent / "data"
 DENSE = PruningSettings(method="none")
@@ -181,16 +183,87 @@ def test_a_broken_oft_is_noticed(change, oft_folder, tmp_path, expected) -> None
     assert error(see(policy).action, expected["proprio2/action"]) > 1e-5
 
 
+def film(oft_folder: Path, tmp_path: Path) -> OFTPolicy:
+    """The policy in float64, where it does not count that LoRA is merged here and added at run time there."""
+    folder = without(oft_folder, tmp_path / "bare", seeded.PROJECTOR_FILE)
+    policy = load_float(folder, preset="libero", images=1, engine="eager")
+    assert isinstance(policy, OFTPolicy) and policy._head is not None
+    policy.backend = dataclasses.replace(policy.backend, dtype=torch.float64)
+    policy._head.double()
+    path = tmp_path / f"{FILM_FILE}.pt"
+    torch.save({name: value.double() for name, value in film_tensors().items()}, path)
+    policy._language = install(policy.model.double(), path)
+    return policy
+
+
 def test_oft_with_film(oft_folder, tmp_path, monkeypatch, expected) -> None:
     folder = without(oft_folder, tmp_path / "film", seeded.PROJECTOR_FILE)
     torch.save(film_tensors(), folder / f"{FILM_FILE}.pt")
     policy = load_float(folder, preset="libero", images=1)
+    assert error(see(policy).action, expected["film1/action"]) < 5e-3  # float32 and sharp queries
+    policy = film(oft_folder, tmp_path)
     starts = hidden_rows(policy, monkeypatch)
     result = see(policy)
-    assert error(starts[0].hidden, expected["film1/hidden"]) < 5e-4
-    assert error(result.action, expected["film1/action"]) < 5e-4
-    policy._before_vision = lambda _prompt: policy._language.zero_()  # type: ignore[method-assign]
-    assert error(see(policy).action, expected["film1/action"]) > 1e-2
+    assert error(starts[0].hidden, expected["film1/hidden"]) < 1e-6
+    assert error(result.action, expected["film1/action"]) < 1e-6
+
+
+def _filmed(modulated: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Blocks in which `modulated` makes rows of rows, γ and β."""
+
+    def forward(self: FilmedBlock, hidden: Tensor) -> Tensor:
+        scale, shift = self.scale(self._language)[:, None], self.shift(self._language)[:, None]
+        return self.block.fed(modulated(self.block.attended(hidden), scale, shift))
+
+    return lambda monkeypatch: monkeypatch.setattr(FilmedBlock, "forward", forward)
+
+
+def _spared(rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Class token and registers are not modulated."""
+    ahead = rows.shape[1] - 256
+    return torch.cat([rows[:, :ahead], rows[:, ahead:] * (1 + scale) + shift], dim=1)
+
+
+def _mean_of(rows: Callable[[OFTPolicy, list[int]], list[int]], zeros: int = 0) -> Callable[[pytest.MonkeyPatch], None]:
+    """The mean over `rows`, and over as many rows of zeros as stand for the action."""
+
+    def before_vision(self: OFTPolicy, prompt: list[int]) -> None:
+        ids = torch.tensor(rows(self, prompt))
+        table = self.model.language_model.model.embed_tokens
+        self._language[0].copy_(table(ids).sum(dim=0) / (len(ids) + zeros))  # type: ignore[index]
+
+    return lambda monkeypatch: monkeypatch.setattr(OFTPolicy, "_before_vision", before_vision)
+
+
+def _all_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvla_ros.vla.arch.oft.film._MOST_ALPHA", 32)
+
+
+def _patches_without_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(tensors: Tensors, path: Path) -> Tensors:
+        cut = {name: value * ("patch_embed.proj.lora_B" not in name) for name, value in tensors.items()}
+        return merged(cut, path)
+
+    monkeypatch.setattr("flashvla_ros.vla.arch.oft.film.merged", changed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _filmed(lambda rows, scale, shift: rows * scale + shift),
+        _filmed(lambda rows, scale, shift: (rows + shift) * (1 + scale)),
+        _filmed(_spared),
+        _mean_of(lambda _policy, prompt: prompt),
+        _mean_of(lambda policy, prompt: [*prompt[1:], *policy.layout.closing]),
+        _mean_of(lambda policy, prompt: [*prompt, *policy.layout.closing], zeros=56),
+        _all_of_alpha,
+        _patches_without_lora,
+    ],
+    ids=["gamma", "shifted first", "no registers", "no end", "no BOS", "rows of the action", "alpha", "patches"],
+)
+def test_a_broken_film_is_noticed(change, oft_folder, tmp_path, monkeypatch, expected) -> None:
+    change(monkeypatch)
+    assert error(see(film(oft_folder, tmp_path)).action, expected["film1/action"]) > 1e-4
 
 
 def test_discrete_oft_run_causally_is_noticed(oft_folder, tmp_path, expected) -> None:
@@ -249,7 +322,15 @@ def _seed_forgotten(_policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("change", [_last_patch_for_bos, _latents_one_later, _seed_forgotten])
+def _latents_before_the_norm(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, rows = policy._decoder, []
+    policy.model.language_model.model.norm.register_forward_pre_hook(
+        lambda _norm, given: rows.append(given[0].flatten(0, -2)[-1])
+    )
+    policy._decoder = lambda _latents, *others: decoder(torch.stack(rows[-4:]), *others)
+
+
+@pytest.mark.parametrize("change", [_last_patch_for_bos, _latents_one_later, _latents_before_the_norm, _seed_forgotten])
 def test_a_broken_univla_is_noticed(change, univla_folder, monkeypatch, expected) -> None:
     policy = load_float(univla_folder, engine="eager")
     change(policy, monkeypatch)

@@ -88,7 +88,7 @@ def merged(tensors: Tensors, path: Path) -> Tensors:
             if first is None or second is None:
                 raise CheckpointError(f"{path} has {name} without its pair of LoRA matrices: copy the file again")
             rank = len(first)
-            added = second.flatten(1).float() @ first.flatten(1).float() * (min(rank, _MOST_ALPHA) / rank)
-            value = (value.float() + added.reshape(value.shape)).to(value.dtype)
+            added = second.flatten(1).double() @ first.flatten(1).double() * (min(rank, _MOST_ALPHA) / rank)
+            value = (value.double() + added.reshape(value.shape)).to(value.dtype)
         found[f"{stem}.{kind}"] = value
     return found
