@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +13,8 @@ from fakes import ScriptedPolicy
 from policy_bench import PolicyBench
 from std_msgs.msg import Header
 
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.types import Inference
 from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.vla.loading import FROM_CHECKPOINT
@@ -94,6 +98,28 @@ def test_the_silence_of_either_camera_stops_the_robot_until_it_is_back(make, sil
     gate = bench.step(91)
     assert (gate.decision, gate.reason) == (GateStatus.INFER, "image_timeout")
     assert bench.report().state == "running"
+
+
+def test_pictures_are_let_go_without_a_garbage_collection(make):
+    """It may be minutes away in a process that holds a model, and a picture may be of 36 MB."""
+    pictures: list[weakref.ref[Any]] = []
+
+    def answer(request: Request, scripted: Inference) -> Inference:
+        pictures.extend(map(weakref.ref, request.observation.images.values()))
+        return scripted
+
+    policy = ScriptedPolicy(answer=answer)
+    bench = make(policy, camera__names=[], gate__mode="off").start()
+    gc.disable()
+    try:
+        for level in range(10):
+            bench.step(level)
+            policy.requests.clear()
+        held = [picture for picture in pictures if picture() is not None]
+    finally:
+        gc.enable()
+    assert len(pictures) == 10
+    assert len(held) <= 2  # the newest, and the one before it while they are compared
 
 
 def test_a_camera_that_falls_silent_while_nothing_moves_is_named(make):
