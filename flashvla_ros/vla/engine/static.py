@@ -137,8 +137,10 @@ class StaticEngine:
         runs.of(kernels.after, layer, stay, self._size if query.drafted else query.reads)()
         step = None if layout.full else runs.of(kernels.step, layer, stay)
         seen = buffers.seen[: 1 + stay] if layout.sees else None
-        read = (tensor[: query.reads] for tensor in (buffers.choices, buffers.certainty, buffers.read))
-        return StaticStart(*read, seen, kept, buffers, step)
+        choices, certainty, read = (
+            tensor[: query.reads] for tensor in (buffers.choices, buffers.certainty, buffers.read)
+        )
+        return StaticStart(choices, certainty, read, seen, kept, buffers, step)
 
     def decode(self, start: StaticStart, known: Sequence[int]) -> Decoded:
         """Return the tokens [size] of the action; see :func:`..decoding.decode`. Valid until the next prefill."""
