@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,9 @@ def _claim_ros_domain() -> int:
     raise RuntimeError("99 test processes hold every ROS domain")
 
 
+# A shell's background job ignores SIGINT, and so would every node that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_DOMAIN_ID"] = str(_claim_ros_domain())
 os.environ.setdefault("MUJOCO_GL", "egl")
