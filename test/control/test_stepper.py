@@ -248,6 +248,7 @@ def random_settings(rng: np.random.Generator) -> Settings:
             "gate.calibration": pick("off", "off", "online"),
             "calibration.risk": 0.5,
             "calibration.audit_rate": pick(0.3, 1.0),
+            "calibration.score": pick((), (), (0.0,) * 8),  # every reuse is off as likely as not
         }
     )
 
