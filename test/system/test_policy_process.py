@@ -63,7 +63,11 @@ class Robot:
             self.spin(0.1)
 
     def press_for(self, duration_s: float) -> None:
-        """Be a safety device that sends its state at 50 Hz: pressed for a while, then released for longer."""
+        """Be a safety device that sends its state at 50 Hz: pressed for a while, then released for longer.
+
+        It is connected before it is pressed: what is sent before the node and the button have found each other is lost.
+        """
+        self.until(lambda: self._button.get_subscription_count() > 0, "a node that hears the button")
         for pressed, lasts_s in ((False, 0.1), (True, duration_s), (False, 0.6)):
             end_s = time.monotonic() + lasts_s
             while time.monotonic() < end_s:
