@@ -58,13 +58,6 @@ def _seen_by(policy: VLAPolicy, observation: Observation) -> Observation:
     return dataclasses.replace(observation, images=images, joint_positions=dict.fromkeys(policy.state_names, 0.0))
 
 
-def _eager(policy: VLAPolicy) -> VLAPolicy:
-    """Return the same model on the plain engine: transformers' modules, the reference of the others."""
-    if policy.backend.engine == "eager":
-        return policy
-    return policy.on(dataclasses.replace(policy.backend, engine="eager"))
-
-
 class Session:
     """Everything that one run shares.
 
@@ -89,7 +82,7 @@ class Session:
         self.rows = list(rows)
         self.trace = trace
         self.observations = observations
-        self.eager = _eager(policy)
+        self.eager = policy.reference()
         self.plain = PlainPolicy(policy) if isinstance(policy, OpenVLAPolicy) else DensePolicy(self.eager)
         self.roofline = measure.Roofline()
         self._memory: list[int] = []

@@ -39,7 +39,7 @@ class CheckedPolicy:
 
     def __init__(self, fast: VLAPolicy) -> None:
         self._fast = fast
-        self._reference = fast.on(dataclasses.replace(fast.backend, engine="eager"))
+        self._reference = fast.reference()
         self._policy: Policy = fast
         self.checked = False
         self.difference = ""

@@ -143,8 +143,8 @@ def prefill(
     stay = len(hidden) - behind - length + count  # visual tokens that are left
     seen_rows = norm(hidden[: 1 + stay]) if layout.sees else None
     start = Prefill(model, norm(hidden[first : first + query.reads]), seen_rows, cache, length, kept, layout.without)
-    if cache is not None:  # a token follows, and its logits are work of the prefill
-        _ = start.logits
+    if layout.chooses:
+        _ = start.logits  # work of the prefill, not of who looks first
     return start
 
 

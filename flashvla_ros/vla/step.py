@@ -124,6 +124,12 @@ class VLAPolicy(abc.ABC):
         policy.backend, policy.engine = backend, make_engine(self.model, self.decoded, backend)
         return policy
 
+    def reference(self) -> Self:
+        """Return the same policy on transformers' modules; itself where it runs on them."""
+        if self.backend.engine == "eager":
+            return self
+        return self.on(dataclasses.replace(self.backend, engine="eager"))
+
     def warm_up(self, pruning: PruningSettings, instruction: str = "") -> None:
         """Run on noise, so that the first real observation does not pay for allocations, lazy set-up and recording.
 

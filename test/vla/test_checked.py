@@ -45,7 +45,7 @@ def policy() -> VLAPolicy:
 
 @pytest.fixture(scope="module")
 def reference(policy: VLAPolicy) -> Inference:
-    return policy.on(dataclasses.replace(policy.backend, engine="eager")).infer(request())
+    return policy.reference().infer(request())
 
 
 def lose_the_mask(_policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
