@@ -1,4 +1,4 @@
-"""Teacher forcing: the model's own parts in one differentiable pass over prompts, some tokens dropped, and actions."""
+"""The model's own parts in one differentiable pass over prompts, some tokens dropped, and actions; teacher forcing."""
 
 from __future__ import annotations
 
@@ -32,26 +32,52 @@ def action_logits(
         layer: First decoder layer (from 0) without the dropped tokens, as in pruned inference.
     """
     hidden = model.embed(visual, torch.cat([input_ids, action_ids[:, :-1]], dim=1))
+    hidden = run_decoder(model, hidden, visual.shape[1], attention_mask=attention_mask, keep=keep, layer=layer)
+    return model.logits(hidden[:, -action_ids.shape[1] :])
+
+
+def run_decoder(
+    model: PrismaticVLM,
+    hidden: Tensor,
+    count: int,
+    *,
+    attention_mask: Tensor | None,
+    keep: Tensor | None,
+    layer: int,
+    full: bool = False,
+) -> Tensor:
+    """Run every decoder layer over [BOS, visual tokens, rest of the prompt, what follows it]; return [B, L', d].
+
+    Args:
+        model: The network.
+        hidden: [B, L, d] what enters the decoder.
+        count: N, the number of visual tokens.
+        attention_mask: See :func:`action_logits`.
+        keep: See :func:`action_logits`.
+        layer: See :func:`action_logits`.
+        full: Every row attends to every row.
+    """
     batch, length = hidden.shape[:2]
-    count = visual.shape[1]
     valid = None
     positions = torch.arange(length, device=hidden.device)[None]
     if attention_mask is not None:
         text = attention_mask.bool()
-        seen = text.new_ones(batch, count), text[:, 1:], text.new_ones(batch, action_ids.shape[1] - 1)
+        behind = length - count - text.shape[1]
+        seen = text.new_ones(batch, count), text[:, 1:], text.new_ones(batch, behind)
         valid = torch.cat([text[:, :1], *seen], dim=1)
         positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
     rotary = model.rotary(hidden, positions)
     depth = len(model.layers)
     first = depth if keep is None else min(layer, depth)
-    hidden = model.run_layers(hidden, range(first), rotary, model.mask(hidden, valid))
+    hidden = model.run_layers(hidden, range(first), rotary, model.mask(hidden, valid, full=full), full=full)
     if keep is not None:
         rows = kept_rows(keep, count, length)
         hidden = take_rows(hidden, rows)
         rotary = (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
         valid = None if valid is None else valid.gather(1, rows)
-        hidden = model.run_layers(hidden, range(first, depth), rotary, model.mask(hidden, valid))
-    return model.logits(hidden[:, -action_ids.shape[1] :])
+        mask = model.mask(hidden, valid, full=full)
+        hidden = model.run_layers(hidden, range(first, depth), rotary, mask, full=full)
+    return hidden
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

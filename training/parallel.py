@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.model import PrismaticVLM, kept_rows, take_rows
+from flashvla_ros.vla.model import PrismaticVLM
+from training.forcing import run_decoder
 
 _END = 2  # </s>, which closes the sequence
 
@@ -38,23 +39,6 @@ def chunk_rows(
     batch, tokens = visual.shape[:2]
     hidden = model.embed(visual, torch.cat([input_ids, input_ids.new_full((batch, 1), _END)], dim=1))
     hidden = torch.cat([hidden[:, :-1], hidden.new_zeros(batch, count, hidden.shape[2]), hidden[:, -1:]], dim=1)
-    valid, length = None, hidden.shape[1]
-    positions = torch.arange(length, device=hidden.device)[None]
-    if attention_mask is not None:
-        text = attention_mask.bool()
-        seen = text.new_ones(batch, tokens), text[:, 1:], text.new_ones(batch, count + 1)
-        valid = torch.cat([text[:, :1], *seen], dim=1)
-        positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-    rotary = model.rotary(hidden, positions)
-    depth = len(model.layers)
-    first = depth if keep is None else min(layer, depth)
-    hidden = model.run_layers(hidden, range(first), rotary, model.mask(hidden, valid, full=True), full=True)
-    if keep is not None:
-        rows = kept_rows(keep, tokens, length)
-        hidden = take_rows(hidden, rows)
-        rotary = (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
-        valid = None if valid is None else valid.gather(1, rows)
-        mask = model.mask(hidden, valid, full=True)
-        hidden = model.run_layers(hidden, range(first, depth), rotary, mask, full=True)
+    hidden = run_decoder(model, hidden, tokens, attention_mask=attention_mask, keep=keep, layer=layer, full=True)
     normed: Tensor = model.language_model.model.norm(hidden[:, -count - 2 : -2])
     return normed
