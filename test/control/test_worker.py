@@ -145,6 +145,8 @@ def test_the_rate_is_kept_and_the_observation_taken_is_the_newest_when_its_turn_
     for _ in range(3):
         rig.post()
     assert rig.worker.dropped == 2
+    time.sleep(0.05)
+    assert len(rig.steps) == 1
     now_s[0] += 0.11
     rig.wait(rig.steps, 2)
     assert rig.steps[1].observation.stamp_s == rig._stamp_s

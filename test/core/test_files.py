@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
-from flashvla_ros.core.files import MEGABYTE, read_json, read_text
+from flashvla_ros.core.files import MEGABYTE, read_json, read_text, write_atomically
 
 SOON_S = 5.0
 
@@ -78,3 +78,13 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path: Path, text: str, words: 
         read_json(path)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 400
+
+
+def test_json_that_is_not_there_is_an_error_of_the_callers_kind(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        read_json(tmp_path / "missing.json", CheckpointError)
+
+
+def test_the_folders_above_a_new_file_are_made(tmp_path):
+    write_atomically(tmp_path / "a" / "b" / "state.json", "{}")
+    assert read_json(tmp_path / "a" / "b" / "state.json") == {}

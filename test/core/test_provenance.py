@@ -34,6 +34,7 @@ def test_the_fingerprint_depends_on_names_and_contents_alone(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(bytes(5_000_000))
+    (second / "runs").mkdir()
     assert checkpoint_fingerprint(first) == checkpoint_fingerprint(second)
     with (second / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)

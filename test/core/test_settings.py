@@ -68,6 +68,9 @@ def test_everything_of_gate_and_pruning_is_dynamic():
         ("camera.names", ["front", "2nd"], "camera.names: '2nd' cannot begin a topic's name"),
         ("camera.names", ["front cam"], "camera.names: 'front cam' cannot begin a topic's name"),
         ("camera.names", [""], "camera.names: '' cannot begin a topic's name"),
+        ("remote.images", ["a", "a"], "remote.images must be distinct keys, at least one, got ['a', 'a']"),
+        ("remote.state", ["state x y"], "remote.state has entries of the form 'KEY: NAME NAME …', got 'state x y'"),
+        ("remote.state", ["state:"], "remote.state has entries of the form 'KEY: NAME NAME …', got 'state:'"),
     ],
 )
 def test_a_refusal_names_parameter_value_and_rule(name, value, words):

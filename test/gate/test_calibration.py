@@ -14,6 +14,7 @@ from fakes import SPEC, ScriptedPolicy, make_observation
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from benchmarks.calibration import online, risk_of, steps, stream
 from flashvla_ros.control.stepper import Stepper
@@ -289,3 +290,10 @@ def test_a_draft_is_checked_for_exact_tokens_while_reuse_is_judged_by_it() -> No
     drafts = [request.draft for request in policy.requests if request.draft]
     assert drafts
     assert {draft.accept_bins for draft in drafts} == {0}
+
+
+@pytest.mark.parametrize(("off", "audits"), [(0, 1), (3, 40), (40, 40)])
+def test_the_interval_of_what_is_off_is_wilsons(off: int, audits: int) -> None:
+    state = dataclasses.replace(CalibrationState(), off=off, audits=audits)
+    expected = binomtest(off, audits).proportion_ci(0.95, method="wilson")
+    assert state.off_per_reuse == pytest.approx((off / audits, *expected), abs=1e-6)

@@ -310,6 +310,13 @@ def a_decision(first: tuple, second: tuple, grip: float, gate: GateSettings) -> 
     return decide(memory, shown(1.2), gate)
 
 
+def test_a_motion_of_the_size_of_still_norm_moves() -> None:
+    slow, fast = ((0.25, 0.0, 0.0), KEPT), ((1.0, 0.0, 0.0), KEPT)
+    gate = GateSettings(mode="guarded", still_norm=0.25)
+    assert a_decision(slow, fast, 1.0, gate).reason is not Reason.STILL
+    assert a_decision(slow, fast, 1.0, dataclasses.replace(gate, still_norm=0.26)).reason is Reason.STILL
+
+
 results = st.tuples(motions, kept_sets)
 
 

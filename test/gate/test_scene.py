@@ -33,6 +33,14 @@ def test_patches_are_means_of_their_own_region_and_channel() -> None:
     np.testing.assert_allclose(signature({"image": image})[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("channel", range(3))
+def test_a_change_of_any_channel_is_a_change(channel: int) -> None:
+    before, after = np.zeros((128, 128, 3), np.uint8), np.zeros((128, 128, 3), np.uint8)
+    after[..., channel] = 255
+    first, second = signature({"image": before}), signature({"image": after})
+    assert compare(SceneMotion(first, 0.0), first, second, 0.1, GATE).changed == GRID * GRID
+
+
 @pytest.mark.parametrize("size", [(480, 640), (1079, 1921), (97, 131)])
 def test_a_patch_of_light_shows_where_it_is(size: tuple[int, int]) -> None:
     height, width = size

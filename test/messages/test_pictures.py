@@ -18,7 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.messages.images import decode_compressed, decode_image
-from flashvla_ros.messages.pictures import MOST_PIXELS
+from flashvla_ros.messages.pictures import MOST_PIXELS, check_size
 
 RGB = np.zeros((48, 66, 3), np.uint8)
 RGB[:, :22] = (200, 30, 20)
@@ -110,9 +110,9 @@ DEPTH = np.full((48, 66), 900, np.uint16)
         ("8UC1; png compressed ", GREY, "'8UC1'"),
         ("8UC3; jpeg compressed bgr8", BGR, "'8UC3'"),
         ("thermal; png compressed ", GREY, "'thermal'"),
-        ("yuv422_yuy2; jpeg compressed mono8", GREY, r"has colour \(yuv422_yuy2\), but its pictures .* are grey"),
-        ("bayer_rggb8; jpeg compressed mono8", GREY, r"has colour \(bayer_rggb8\)"),
-        ("rgb8; jpeg compressed bgr8", GREY, r"has colour \(rgb8\)"),
+        ("yuv422_yuy2; jpeg compressed mono8", GREY, r"has colour .yuv422_yuy2., but its pictures .* are grey"),
+        ("bayer_rggb8; jpeg compressed mono8", GREY, r"has colour .bayer_rggb8."),
+        ("rgb8; jpeg compressed bgr8", GREY, r"has colour .rgb8."),
         ("bayer_rggb8; png compressed ", GREY[:2, :2], "must be at least 3 x 3, got 2 x 2"),
         ("rgb8; png compressed bgr8", cv2.imencode(".webp", BGR)[1].tobytes(), "neither JPEG nor PNG"),
         ("h264", b"\0\0\0\1\x67", "'h264' .* neither JPEG nor PNG"),
@@ -202,6 +202,12 @@ def test_a_bomb_is_refused_before_it_is_decoded(data: bytes, words: str) -> None
     assert time.monotonic() - started_s < 3.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes
     assert len(str(refusal.value)) < 400
+
+
+def test_a_picture_may_have_as_many_pixels_as_are_said_and_no_more() -> None:
+    check_size(MOST_PIXELS, 1)
+    with pytest.raises(ObservationError, match="pixels at most"):
+        check_size(MOST_PIXELS + 1, 1)
 
 
 def test_the_largest_picture_is_decoded() -> None:

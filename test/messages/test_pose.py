@@ -38,6 +38,7 @@ def test_a_quaternion_of_another_length_is_normalised() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
+        (pose("Xbase"), "its frame is 'Xbase', but command.frame_id is 'base': publish it in that frame"),
         (pose("camera"), "its frame is 'camera', but command.frame_id is 'base': publish it in that frame"),
         (pose(place=(0.0, math.nan, 0.0)), "the position is not finite"),
         (pose(place=(0.0, 0.0, math.inf)), "the position is not finite"),
