@@ -58,9 +58,10 @@ def message_of(command_type: str, values: FloatArray, spec: ActionSpec, header: 
         return message
     message = JointTrajectory(header=Header(frame_id=header.frame_id), joint_names=list(spec.names))
     for index, point in enumerate(values):
-        seconds, fraction = divmod((index + 1) * spec.dt_s, 1.0)
         after = JointTrajectoryPoint(positions=point.tolist())
-        after.time_from_start.sec, after.time_from_start.nanosec = int(seconds), round(fraction * 1e9) % 10**9
+        # In whole nanoseconds first: 49 times 1/49 s is less than a second, by so little that it rounds to one.
+        duration = after.time_from_start
+        duration.sec, duration.nanosec = divmod(round((index + 1) * spec.dt_s * 1e9), 10**9)
         message.points.append(after)
     return message
 

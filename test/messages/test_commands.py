@@ -1,0 +1,30 @@
+"""Commands as values and back, and when the rows of a trajectory are due."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from fakes import SPEC
+from std_msgs.msg import Header
+
+from flashvla_ros.messages.commands import message_of, values_of
+
+SIZES = {"TwistStamped": 6, "PoseStamped": 7, "Float64MultiArray": 4, "JointTrajectory": 4}
+
+
+@pytest.mark.parametrize("command_type", SIZES)
+def test_values_come_back(command_type: str) -> None:
+    rows = 3 if command_type == "JointTrajectory" else 1
+    values = np.random.default_rng(0).normal(size=(rows, SIZES[command_type]))
+    message = message_of(command_type, values, SPEC, Header(frame_id="base"))
+    np.testing.assert_array_equal(values_of(message, SPEC), values)
+
+
+@pytest.mark.parametrize("rate_hz", [5, 30, 49, 1000])
+def test_each_row_is_due_one_time_step_after_the_one_before_it(rate_hz: int) -> None:
+    spec = dataclasses.replace(SPEC, dt_s=1.0 / rate_hz)
+    message = message_of("JointTrajectory", np.zeros((2 * rate_hz, 4)), spec, Header())
+    due_s = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
+    np.testing.assert_allclose(due_s, np.arange(1, 2 * rate_hz + 1) / rate_hz, rtol=0.0, atol=1e-9)
