@@ -1,0 +1,31 @@
+"""What a certificate says of the settings in force."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashvla_ros.core.certificate import Certificate, compared
+from flashvla_ros.core.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"limits.upper": [1.0] * 4, "model.threads": 2}, "certified: at most 5.0% of episodes"),
+        ({"gate.delta": 0.25}, "not certified: gate.delta is 0.25, the certificate has 0.5"),
+        ({"gate.delta": 0.25, "pruning.layer": 1}, " and 1 more"),
+    ],
+)
+def test_settings_that_decide_the_action_must_be_those_that_were_played(changes, words):
+    played = Settings()
+    certificate = Certificate(
+        "guarded", "ab12", compared(played), ("door-open",), "", "0.1.0", "", 150, 2, 0.05, 0.95, 0.041, "cpu"
+    )
+    sound, why = certificate.verdict(played.with_values(changes), "ab12")
+    assert words in why
+    assert sound is not why.startswith("not")
+    assert sound or ("more" in why) is (len(changes) > 1)
+    assert certificate.verdict(played, "cd34") == (
+        False,
+        "not certified: the certificate is of another checkpoint (ab12)",
+    )
