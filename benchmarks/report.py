@@ -53,6 +53,24 @@ def fuzz(results: Mapping[str, Any]) -> str:
     return f"{', '.join(f'{name} {number}' for name, number in counts.items())}; no rule was broken.\n\n{reasons}"
 
 
+def mutation(results: Mapping[str, Any]) -> str:
+    """Return how many changes of the code were noticed, and each that was not."""
+    rows = results["rows"]
+    drawn, killed, same = (sum(row[name] for row in rows) for name in ("drawn", "killed", "equivalent"))
+    shares = [[row["room"], *(str(row[name]) for name in ("mutants", "drawn", "killed", "equivalent"))] for row in rows]
+    alive = [
+        [f"`{one['place']}`", one["change"], f"{'equivalent: ' if one['equivalent'] else ''}{one['why']}"]
+        for row in rows
+        for one in row["survivors"]
+    ]
+    return (
+        f"{killed} of {drawn - same} that are not equivalent were noticed ({killed / (drawn - same):.1%}); "
+        f"of all {drawn} it was {results['meta']['killed_before']} before the tests that this run asked for.\n\n"
+        f"{table(['room', 'mutants', 'drawn', 'killed', 'equivalent'], shares)}\n\n"
+        f"{table(['survivor', 'change', 'why'], alive)}"
+    )
+
+
 SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     "speed": (
         "Speed of a step",
@@ -91,6 +109,12 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     ),
     "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),
     "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
+    "mutation": (
+        "Do tests notice a change of the code?",
+        "Small changes by mutmut, drawn at random; changes of an error's words alone are not drawn. Where the tests of "
+        "the room do not reach a mutant, those of the room that does were run.",
+        mutation,
+    ),
     "guard": ("What the guard costs", "From one command's publication to the next process's.", guard.page),
     "guard_episodes": (
         "Does the guard change what the robot does?",
