@@ -61,6 +61,12 @@ class ModelSettings:
         "times angle.",
         fixed=True,
     )
+    sampling: bool = row(
+        False,
+        "Of UniVLA: draw latent actions as the official code does (temperature 0.75, top-k 50, top-p 0.9), seeded by "
+        "the observation's stamp so that a replay is exact; no draft is used then. false: take the most likely ones.",
+        fixed=True,
+    )
     remote: str = row(
         "",
         "Address ws://HOST:PORT of a policy server that speaks openpi's protocol, in place of a checkpoint; any other "

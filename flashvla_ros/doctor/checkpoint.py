@@ -63,7 +63,7 @@ def check_checkpoint(folder: Path, settings: Settings) -> Iterator[Finding]:
     yield from _inputs(folder, outline, settings)
     if chosen:
         yield from _actions(outline, settings)
-    yield _memory(config, settings)
+    yield _memory(outline, settings)
     yield _budgets(config, settings)
     yield ok("pruning", describe_method(settings.pruning))
 
@@ -207,22 +207,25 @@ def _ranges(bounds: Bounds) -> str:
     return f"{bounds.size} dimensions in {ranges}"
 
 
-def memory_need(config: OpenVLAConfig, dtype: torch.dtype) -> tuple[int, int]:
+def memory_need(outline: Outline, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes of the weights that are loaded, and of the key-value cache of a usual unpruned prompt."""
-    llama = config.llama()
-    weights = sum(parameter.numel() for parameter in build_empty(config).parameters()) * dtype.itemsize
+    config, llama = outline.config, outline.config.llama()
+    parameters = sum(parameter.numel() for parameter in build_empty(config).parameters()) + outline.beside
+    weights = parameters * dtype.itemsize
+    if outline.layout.full:  # nothing is decoded behind it
+        return weights, 0
     heads = llama.num_key_value_heads or llama.num_attention_heads
     head = llama.hidden_size // llama.num_attention_heads
     cache = 2 * llama.num_hidden_layers * heads * head * (config.visual_tokens + 64) * dtype.itemsize
     return weights, cache
 
 
-def _memory(config: OpenVLAConfig, settings: Settings) -> Finding:
+def _memory(outline: Outline, settings: Settings) -> Finding:
     try:
         backend = Backend.resolve(settings.model)
     except FlashVLAError as error:
         return Finding.failure_of("memory", error)
-    weights, cache = memory_need(config, backend.dtype)
+    weights, cache = memory_need(outline, backend.dtype)
     need = weights + cache + _WORKSPACE
     on_gpu = backend.device.type == "cuda"
     free = torch.cuda.mem_get_info(backend.device)[0] if on_gpu else available_memory()
@@ -233,7 +236,7 @@ def _memory(config: OpenVLAConfig, settings: Settings) -> Finding:
     )
     if need <= free or not free:
         return ok("memory", text)
-    smaller = memory_need(config, torch.bfloat16)[0]
+    smaller = memory_need(outline, torch.bfloat16)[0]
     remedy = "use a GPU with more memory, or free some"
     if backend.dtype == torch.float32 and smaller + cache + _WORKSPACE <= free:
         remedy = f"set model.dtype to bfloat16, which needs {_size(smaller)} for the weights"

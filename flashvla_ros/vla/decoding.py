@@ -87,10 +87,13 @@ class Prefill:
         return certainty(self.logits[0], self.choices)
 
 
+Draw = Callable[[Tensor], int]
+
+
 class Decoded(NamedTuple):
     """Tokens [count], the rows [count, d] behind the final norm that each was chosen at, and their probabilities.
 
-    Of a token that a draft settled, it is the probability of the model's own choice in its place.
+    Of a token that was drawn or that a draft settled, it is the probability of the model's own choice in its place.
     """
 
     tokens: Tensor
@@ -153,7 +156,9 @@ def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Ten
     return take_rows(hidden, rows), (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
 
 
-def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None = None) -> Decoded:
+def decode(
+    model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None = None, draw: Draw | None = None
+) -> Decoded:
     """Return the `count` most likely tokens, on the model's device, each fed back to predict the next.
 
     As in the official code the choice is over the whole vocabulary, not over the action tokens alone. Where the logits
@@ -165,6 +170,7 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
         count: Number of tokens.
         known: [1, m] tokens that are settled already, 1 ≤ m ≤ `count`; all but the last are those of the draft that
             `start` holds. None: nothing is, and `start` holds no draft.
+        draw: Draws each other token from its logits [vocabulary] in the place of the most likely one.
     """
     if known is None:
         known = start.choices[None]
@@ -186,6 +192,7 @@ def decode(model: PrismaticVLM, start: Prefill, count: int, known: Tensor | None
         hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, cache)
         rows.append(model.language_model.model.norm(hidden)[0])
         logits = model.language_model.lm_head(rows[-1])[None]
-        tokens.append(likeliest(logits, start.without))
-        sure.append(certainty(logits, tokens[-1])[0])
+        choice = likeliest(logits, start.without)
+        sure.append(certainty(logits, choice)[0])
+        tokens.append(choice if draw is None else choice.new_tensor([[draw(logits[0, 0])]]))
     return Decoded(torch.cat(tokens, dim=1)[0], torch.cat(rows), torch.cat(sure))

@@ -86,19 +86,20 @@ def of_architecture(config: OpenVLAConfig, architecture: str) -> OpenVLAConfig:
     return dataclasses.replace(config, norm_stats=statistics, num_images_in_input=2, oft=told)
 
 
-def part_shapes(config: OpenVLAConfig, architecture: str) -> dict[str, dict[str, Shape]]:
-    """Return the files beside the network, by their stem, and names and shapes of their tensors; of 7 dimensions."""
+def part_shapes(config: OpenVLAConfig, architecture: str, actions: int = 7) -> dict[str, dict[str, Shape]]:
+    """Return the files beside the network by their stem, with names and shapes of their tensors, for D `actions`."""
     width = config.llama().hidden_size
     pool = min(width, 512) // 64 * 64 or 64
     parts: dict[str, torch.nn.Module] = {}
     with torch.device("meta"):
         if architecture == "openvla_oft":
-            head = torch.nn.ModuleDict({"model": L1Head(7 * width, width, 7)})
+            head = torch.nn.ModuleDict({"model": L1Head(actions * width, width, actions)})
             projector = ProprioProjector(len(_STATE), width)
             parts = {"action_head--0_checkpoint": head, "proprio_projector--0_checkpoint": projector}
         elif architecture == "univla":
             sizes = width, pool, 4 * pool
-            parts = {"action_decoder": ActionDecoder({"latent_action_pool": sizes, "visual_pool": sizes}, 7 * 12, 0)}
+            pools = {"latent_action_pool": sizes, "visual_pool": sizes}
+            parts = {"action_decoder": ActionDecoder(pools, actions * 12, 0)}
     return {
         file: {name: tuple(value.shape) for name, value in part.state_dict().items()} for file, part in parts.items()
     }
@@ -161,6 +162,7 @@ def write_random_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
     architecture: str = "openvla",
+    action_size: int = 7,
 ) -> None:
     """Write weights, index, configuration, image processor and tokenizer of `config` into `folder`.
 
@@ -171,6 +173,7 @@ def write_random_checkpoint(
         shard_bytes: Most bytes of tensors in one file.
         progress: Called with the file's name, tensors written and tensors in all.
         architecture: A value of ``model.architecture``: its parts are written too.
+        action_size: D of these parts, and so of the data set to choose.
     """
     config = of_architecture(config, architecture)
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +201,7 @@ def write_random_checkpoint(
     _write_json(folder / "config.json", config.to_dict())
     _write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config).to_dict())
     write_tokenizer(folder, config, latent)
-    for part, tensors in part_shapes(config, architecture).items():
+    for part, tensors in part_shapes(config, architecture, action_size).items():
         with (folder / f"{part}.safetensors").open("wb") as stream:
             _write_header(stream, tensors)
             for name, shape in tensors.items():
@@ -271,6 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flashvla_ros.vla.random_checkpoint", description=__doc__)
     parser.add_argument("--size", choices=("7b", "mid", "tiny"), default="tiny", help="15 GB, 0.1 GB or 5 MB")
     parser.add_argument("--architecture", choices=("openvla", "openvla_oft", "univla"), default="openvla", help="kind")
+    parser.add_argument(
+        "--action-size", type=int, choices=(4, 7), default=7, help="4 for the demo's robot; of the parts"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)
@@ -282,7 +288,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\r{file} {done * 100 // total:3d} %", end="", file=sys.stderr, flush=True)
 
     config = config_of_size(options.size)
-    write_random_checkpoint(options.out, config, seed=options.seed, progress=show, architecture=options.architecture)
+    write_random_checkpoint(
+        options.out,
+        config,
+        seed=options.seed,
+        progress=show,
+        architecture=options.architecture,
+        action_size=options.action_size,
+    )
     print(f"\nwrote {options.out}", file=sys.stderr)
     return 0
 

@@ -26,6 +26,7 @@ from flashvla_ros.doctor.finding import Finding, Level
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros, image_topics
 from flashvla_ros.nodes import commands, interfaces
+from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,24 @@ def test_a_sound_checkpoint_is_described_and_nothing_is_to_mend(folder: Path) ->
     assert "pruning.layer 2 of 0 to 3" in found["budgets"].text
     assert "arXiv 2505.21200" in found["pruning"].text
     assert found["pruning"].text.endswith("needs no attention weights")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "title", "part", "chunk", "cache"),
+    [
+        ("openvla_oft", "OpenVLA-OFT", "head", "8 time steps of 4 dimensions in one pass", "0.0 MB of cache"),
+        ("univla", "UniVLA", "action decoder", "12 time steps of 4 dimensions in 4 passes", "0.1 MB of cache"),
+    ],
+)
+def test_each_architecture_is_told_with_its_parts(architecture, title, part, chunk, cache, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path, config_of_size("tiny"), architecture=architecture, action_size=4)
+    cameras = ("front", "wrist") if architecture == "openvla_oft" else ()
+    found = examine(tmp_path, model__unnorm_key="random_4d", camera__names=cameras)
+    assert {finding.level for finding in found.values()} == {Level.OK}
+    assert found["model"].text.startswith(f"{title}: DINOv2")
+    assert part in found
+    assert found["chunk"].text.startswith(chunk)
+    assert cache in found["memory"].text
 
 
 def test_parameters_that_do_not_fit_are_told_with_the_remedy(folder: Path) -> None:

@@ -16,6 +16,7 @@ import seeded
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from flashvla_ros.control.blend import blended, lasting
 from flashvla_ros.core.policy import Request
@@ -26,6 +27,7 @@ from flashvla_ros.vla.arch.oft.policy import OFTPolicy
 from flashvla_ros.vla.arch.table import architecture_of, load
 from flashvla_ros.vla.arch.univla.decoder import AttentionPool
 from flashvla_ros.vla.arch.univla.policy import UniVLAPolicy
+from flashvla_ros.vla.arch.univla.sampling import Sampler, shares
 from flashvla_ros.vla.parts import Tensors
 
 DATA = Path(__file__).parent / "data"
@@ -96,9 +98,11 @@ def load_float(folder: Path, **settings: Any) -> Any:
     return load(ModelSettings(**{"checkpoint": str(folder), "device": "cpu", "dtype": "float32", **settings}))
 
 
-def see(policy: Any, previous: Inference | None = None, draft: Draft | None = None, **pruning: Any) -> Inference:
+def see(
+    policy: Any, previous: Inference | None = None, draft: Draft | None = None, stamp_s: float = 0.0, **pruning: Any
+) -> Inference:
     images = {f"camera_{number}": seeded.image(number) for number in range(policy.cameras)}
-    observation = Observation(images, seeded.INSTRUCTION, stamp_s=0.0, joint_positions=STATE)
+    observation = Observation(images, seeded.INSTRUCTION, stamp_s=stamp_s, joint_positions=STATE)
     return policy.infer(Request(observation, PruningSettings(**pruning) if pruning else DENSE, previous, draft))
 
 
@@ -340,6 +344,35 @@ def test_a_broken_univla_is_noticed(change, univla_folder, monkeypatch, expected
 def test_univla_without_its_history_is_noticed(univla_folder, expected) -> None:
     policy = load_float(univla_folder, engine="eager", preset="bridge")
     assert error(see(policy, see(policy)).normalized, expected["history/normalized_0"]) > 1e-5
+
+
+def test_tokens_are_drawn_from_what_transformers_sampling_leaves() -> None:
+    logits = torch.randn(200, generator=torch.Generator().manual_seed(1)) * 2.0
+    wanted = logits[None].clone()
+    wanted[:, 7] = -torch.inf
+    for warper in (TemperatureLogitsWarper(0.75), TopKLogitsWarper(50), TopPLogitsWarper(0.9)):
+        wanted = warper(torch.empty(1, 0), wanted)
+    ids, share = shares(logits, without=7)
+    assert 10 < int((share > 0).sum()) < 50
+    torch.testing.assert_close(torch.zeros(200).index_add(0, ids, share), wanted.softmax(-1)[0])
+    drawn = torch.bincount(torch.tensor([Sampler(seed, 7)(logits) for seed in range(4000)]), minlength=200) / 4000
+    assert float((drawn - wanted.softmax(-1)[0]).abs().max()) < 0.03
+
+
+def test_a_stamp_draws_the_same_latent_action_on_both_engines(univla_folder) -> None:
+    drawn = {}
+    for engine in ("eager", "static"):
+        policy = load_float(univla_folder, engine=engine, sampling=True)
+        with torch.no_grad():
+            policy.model.language_model.lm_head.weight /= 40.0  # as likely as each other, nearly
+        draft = Draft(see(load_float(univla_folder)).tokens)
+        drawn[engine] = [see(policy, stamp_s=stamp, draft=draft) for stamp in (0.0, 0.1, 0.2, 0.1)]
+        tokens = [result.tokens.tolist() for result in drawn[engine]]
+        assert tokens[1] == tokens[3] and len(set(map(tuple, tokens))) == 3
+        assert all(result.draft_tokens == 0 for result in drawn[engine])
+    for one, other in zip(drawn["eager"], drawn["static"], strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert error(one.normalized, torch.from_numpy(other.normalized)) < 1e-5
 
 
 @pytest.mark.parametrize("engine", ["eager", "static"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import tiny_config, write_checkpoint
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
@@ -160,6 +160,19 @@ def test_univla_needs_latent_tokens_and_a_decoder_of_a_known_kind(folder) -> Non
     assert "its tokenizer has no latent actions" in refused(folder)
     (folder / "action_decoder.safetensors").unlink()
     assert "has no action_decoder" in refused(folder, architecture="univla")
+
+
+def test_a_decoder_of_unknown_or_missing_tensors(tmp_path) -> None:
+    write_random_checkpoint(tmp_path, config_of_size("tiny"), architecture="univla")
+    path = tmp_path / "action_decoder.safetensors"
+    tensors = load_file(path)
+    save_file({f"r2r_{name}": value for name, value in tensors.items()}, path)
+    assert "is no action decoder for an arm" in refused(tmp_path, unnorm_key="random_7d")
+    tensors["visual_pool.gate.weight"] = tensors.pop("visual_pool.attn.q.weight")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError) as caught:
+        load(ModelSettings(checkpoint=str(tmp_path), unnorm_key="random_7d", device="cpu"))
+    assert "visual_pool.attn.q.weight is missing; visual_pool.gate.weight is unexpected" in str(caught.value)
 
 
 def test_the_other_univla_is_named(folder) -> None:

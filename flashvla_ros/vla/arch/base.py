@@ -31,6 +31,7 @@ class Outline:
         decoded: Tokens that are decoded one after the other, so that as many passes over the weights are made.
         layout: Of the sequence.
         parts: What stands beside the network: its name to what it is.
+        beside: Parameters of these parts.
     """
 
     config: OpenVLAConfig
@@ -39,6 +40,7 @@ class Outline:
     decoded: int = 1
     layout: Layout = CAUSAL
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: int = 0
 
     @property
     def rows(self) -> int:

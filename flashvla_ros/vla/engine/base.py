@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.vla.backend import Backend
-from flashvla_ros.vla.decoding import Decoded, Prefill, decode, prefill, untimed
+from flashvla_ros.vla.decoding import Decoded, Draw, Prefill, decode, prefill, untimed
 from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
 from flashvla_ros.vla.engine.lean import LeanDecoder
@@ -67,8 +67,14 @@ class Engine(Protocol):
         """
         ...
 
-    def decode(self, start: Start, known: Sequence[int]) -> Decoded:
-        """Return the D tokens of the action; those in `known` are settled, all but the last by the draft."""
+    def decode(self, start: Start, known: Sequence[int], draw: Draw | None = None) -> Decoded:
+        """Return the D tokens of the action.
+
+        Args:
+            start: The last prefill's.
+            known: Tokens that are settled, all but the last by the draft.
+            draw: Draws each other token from its logits [vocabulary]; None: the most likely one is taken.
+        """
         ...
 
 
@@ -92,10 +98,10 @@ class EagerEngine:
         """See :class:`Engine`."""
         return prefill(self._model, visual, query, self._size, done=done)
 
-    def decode(self, start: Prefill, known: Sequence[int]) -> Decoded:
+    def decode(self, start: Prefill, known: Sequence[int], draw: Draw | None = None) -> Decoded:
         """See :class:`Engine`."""
         settled = torch.tensor([known], device=start.hidden.device) if known else None
-        return decode(self._model, start, self._size, settled)
+        return decode(self._model, start, self._size, settled, draw)
 
 
 def make_engine(model: PrismaticVLM, size: int, backend: Backend) -> Engine:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
-from flashvla_ros.vla.decoding import Decoded, untimed
+from flashvla_ros.vla.decoding import Decoded, Draw, untimed
 from flashvla_ros.vla.engine.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import Recorder, Run
@@ -142,14 +142,16 @@ class StaticEngine:
         )
         return StaticStart(choices, certainty, read, seen, kept, buffers, step)
 
-    def decode(self, start: StaticStart, known: Sequence[int]) -> Decoded:
+    def decode(self, start: StaticStart, known: Sequence[int], draw: Draw | None = None) -> Decoded:
         """Return the tokens [size] of the action; see :func:`..decoding.decode`. Valid until the next prefill."""
         assert start.step is not None, "nothing is decoded behind full attention"  # noqa: S101  # of the code
-        if known:
-            start.buffers.settled([len(known), *known])
-        for _ in range(self._size - max(len(known), 1)):
-            start.step()
         buffers = start.buffers
+        if known:
+            buffers.settled([len(known), *known])
+        for place in range(max(len(known), 1), self._size):
+            start.step()
+            if draw is not None:
+                buffers.tokens[place] = draw(self.model.language_model.lm_head(buffers.read[place]))
         return Decoded(*(tensor[: self._size] for tensor in (buffers.tokens, buffers.read, buffers.certainty)))
 
     def _runs_for(self, length: int, layout: Layout) -> RecordedRuns:

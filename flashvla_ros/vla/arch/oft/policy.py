@@ -147,7 +147,7 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
         raise CheckpointError(f"{folder} has a diffusion head, which needs a pass for each step and is not run here")
     key = choose_key(config.norm_stats, settings.unnorm_key)
     bounds = Bounds.from_statistics(config.norm_stats, key, kind=kind, epsilon=_EPSILON)
-    parts = {}
+    parts, beside = {}, 0
     head, projector = find_part(folder, HEAD), find_part(folder, PROJECTOR)
     if head:
         module = empty_head(under(read_part(head), _PREFIX), width := config.llama().hidden_size)
@@ -160,7 +160,8 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
                 f"{head} makes actions of {module.fc2.out_features} dimensions, and the statistics of {key!r} have "
                 f"{bounds.size}: set model.unnorm_key, or give the head of these weights"
             )
-        parts["head"] = f"L1, {sum(value.numel() for value in module.parameters()) / 1e6:.1f} million parameters"
+        beside = sum(value.numel() for value in module.parameters())
+        parts["head"] = f"L1, {beside / 1e6:.1f} million parameters"
     else:
         parts["head"] = "none: actions are tokens"
     layout = Layout(
@@ -170,7 +171,8 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
         full=True,
         chooses=head is None,
     )
-    outline = Outline(config, bounds, chunk, decoded=0, layout=layout, parts=parts)
+    beside += sum(value.numel() for value in read_part(projector).values()) if projector else 0
+    outline = Outline(config, bounds, chunk, decoded=0, layout=layout, parts=parts, beside=beside)
     if any(folder.glob(f"{FILM}*")):
         parts["FiLM"] = "the instruction modulates the towers"
     if projector:

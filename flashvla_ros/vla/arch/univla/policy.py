@@ -15,6 +15,7 @@ from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
 from flashvla_ros.vla.arch.univla.decoder import ActionDecoder, empty_decoder
+from flashvla_ros.vla.arch.univla.sampling import Sampler
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.parts import fill, find_part, read_part
@@ -42,6 +43,7 @@ class UniVLAPolicy(VLAPolicy):
         decoder: Makes a chunk.
         proprio: Names of the values of the robot's state, and the bounds that normalise them, if the decoder reads it.
         history: The prompt tells the last latent action.
+        sampling: Tokens are drawn, seeded by the observation's stamp; a draft is of no use then.
     """
 
     layout = _LAYOUT
@@ -54,11 +56,13 @@ class UniVLAPolicy(VLAPolicy):
         proprio: tuple[tuple[str, ...], Bounds] | None,
         *,
         history: bool,
+        sampling: bool,
     ) -> None:
         super().__init__(*loaded, bounds=outline.bounds, tokens=LATENTS)
         self.chunk_size = outline.chunk_size
         self._codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
-        self._decoder, self._proprio, self._tells_history = decoder, proprio, history
+        self._decoder, self._proprio = decoder, proprio
+        self._tells_history, self._sampling = history, sampling
         self.state_names = proprio[0] if proprio else ()
 
     @classmethod
@@ -69,7 +73,8 @@ class UniVLAPolicy(VLAPolicy):
         loaded = load_parts(folder, outline.config, settings, outline.rows + _HISTORY, progress)
         fill(decoder, read_part(path), path, loaded.backend.device, torch.float32)
         proprio = state_bounds(path, "proprio_proj.0.weight", outline, settings) if decoder.told else None
-        return cls(loaded, outline, decoder, proprio, history=settings.preset != "bridge")
+        history = settings.preset != "bridge"
+        return cls(loaded, outline, decoder, proprio, history=history, sampling=settings.sampling)
 
     def _history(self, request: Request) -> str:
         if request.previous is None or not self._tells_history:
@@ -78,15 +83,20 @@ class UniVLAPolicy(VLAPolicy):
         return "".join(f"<ACT_{act}>" for act in acts)
 
     def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
-        drafted = usable_tokens(request.draft, LATENTS, self.model.config.llama().vocab_size)
+        draft = None if self._sampling else request.draft
+        drafted = usable_tokens(draft, LATENTS, self.model.config.llama().vocab_size)
         query = dataclasses.replace(query, drafted=drafted, layout=self.layout)
         start = self.engine.prefill(visual, query, done=stages.done)
         stages.done("prefill")
         verdict = Verdict((), 0, 0)
-        if request.draft and drafted:  # codes have no order: none is near another
-            exact = dataclasses.replace(request.draft, accept_bins=0)
+        if draft and drafted:  # codes have no order: none is near another
+            exact = dataclasses.replace(draft, accept_bins=0)
             verdict = judge(drafted, start.choices.tolist(), exact, self._codec)
-        decoded = self.engine.decode(start, verdict.tokens)
+        known, draw = verdict.tokens, None
+        if self._sampling:
+            draw = Sampler(query.key, _END)
+            known = (draw(self.model.language_model.lm_head(start.hidden[0])),)
+        decoded = self.engine.decode(start, known, draw)
         assert start.visual is not None, "the layout asks for it"  # noqa: S101  # of the code, not of input
         seen, counted = start.visual, None
         count = self.visual_tokens
@@ -145,7 +155,9 @@ def _read(folder: Path, settings: ModelSettings) -> tuple[Outline, Path, ActionD
             f"set model.unnorm_key, or give the decoder of these weights"
         )
     text = f"{'real robot, told of its state' if decoder.told else 'simulated arms'}, {path.name}"
-    outline = Outline(config, bounds, chunk, decoded=LATENTS, layout=_LAYOUT, parts={"action decoder": text})
+    beside = sum(value.numel() for value in decoder.parameters())
+    parts = {"action decoder": text}
+    outline = Outline(config, bounds, chunk, decoded=LATENTS, layout=_LAYOUT, parts=parts, beside=beside)
     return outline, path, decoder
 
 
