@@ -65,12 +65,14 @@ class Assembler:
     def __init__(self, cameras: Iterable[str], settings: Callable[[], Settings]) -> None:
         self._settings = settings
         self.cameras = tuple(cameras)
-        self._needed = frozenset(settings().action.names)
-        self._unreported = frozenset(ActionSpec.of(settings().action).joints)  # emptied by the first one that is
+        given = settings()
+        told = (name for row in given.remote.state for name in row.partition(":")[2].split())
+        self._needed = frozenset((*given.action.names, *given.model.proprio, *told))
+        self._unreported = frozenset(ActionSpec.of(given.action).joints)  # emptied by the first one that is
         self._newest: dict[str, _Newest] = {}
         self._joints, self._pose = RobotState(), RobotState()
-        given = settings().node.instruction
-        self.instruction = checked_instruction(given) if given else ""
+        instruction = given.node.instruction
+        self.instruction = checked_instruction(instruction) if instruction else ""
 
     def forget_images(self) -> None:
         """Make no observation before every camera has sent another image."""
@@ -90,7 +92,7 @@ class Assembler:
         return is_new
 
     def take_joints(self, names: Sequence[str], positions: Sequence[float], now_s: float) -> None:
-        """Take in where joints are; those that the action does not name are left alone.
+        """Take in where joints are; those that no parameter names are left alone.
 
         Raises:
             ObservationError: The lists differ in length, or positions are not finite or contradict each other; the

@@ -130,6 +130,13 @@ def test_ever_new_joints_take_no_memory_and_ones_that_are_not_finite_spare_the_o
     assert ours._joints._measured.keys() == {"y"}
 
 
+def test_joints_that_only_the_model_is_told_of_are_kept():
+    ours = assembler(model__proprio=("x", "finger"), remote__state=("observation/arm: wheel lift",))
+    ours.take_joints(["finger", "wheel", "lift", "door", "gripper"], [0.1, 0.2, 0.3, 0.4, 0.5], 1.0)
+    made = ours.take_image("image", picture(), 1.0, 1.0)
+    assert made.joint_positions == {"finger": 0.1, "wheel": 0.2, "lift": 0.3, "gripper": 0.5}
+
+
 def test_lists_of_unequal_length_are_refused_as_a_whole():
     ours = assembler()
     with pytest.raises(ObservationError, match="joint_states: 2 names but 1 positions"):
