@@ -107,7 +107,7 @@ def _describe(trainer: Trainer, data: Demonstrations, meta: dict[str, Any]) -> d
         "data": meta,
         "frames": len(data.training),
         "validation_frames": len(data.validation),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": sum(p.numel() for n, part in trainer.modules().items() if n != "head" for p in part.parameters()),
         "device": f"{processor_name()}, {torch.get_num_threads()} threads, {trainer.config.precision}",
         "torch": torch.__version__,
     }

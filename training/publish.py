@@ -32,8 +32,7 @@ pipeline_tag: robotics
 ---
 # {title}
 
-A small vision-language-action policy in OpenVLA's architecture and Hugging Face layout (DINOv2 with registers and
-SigLIP, projector, Llama decoder, 256-edge action tokens), trained from scratch by imitation of Meta-World's scripted
+A small vision-language-action policy in {kind}, by imitation of Meta-World's scripted
 experts. It is for demonstrations and tests of `flashvla_ros`: it knows one simulated robot, one camera and these
 instructions:
 
@@ -46,7 +45,7 @@ instructions:
 | action | dx, dy, dz in metres over 0.1 s within ±0.01 m, gripper from -1 (open) to 1 (closed); `unnorm_key` {key} |
 | data | {frames:,} frames of {episodes} expert episodes, noise on what was executed; scenes drawn from 10⁹ on |
 | training | {training} |
-| loss on held-out episodes | {action:.3f} nats above the targets' entropy; positions {state:.2%} of their variance |
+| {loss} |
 
 ## Success in closed loop
 
@@ -64,7 +63,17 @@ Lock-step, seeds counted from {seed}, which training never saw; 95 % Wilson inte
 {note}
 """
 
-COMMANDS = """python -m training.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}
+PLAIN = """OpenVLA's architecture and Hugging Face layout (DINOv2 with registers and
+SigLIP, projector, Llama decoder, 256-edge action tokens), trained from scratch"""
+CHUNKS = """OpenVLA-OFT's architecture and files (DINOv2 with registers and SigLIP,
+projector, Llama decoder, and an L1 head that makes {chunk} time steps of one pass). Decoder and head were trained;
+towers and projector are those of `models/{start}`, trained before"""
+PLAIN_LOSS = (
+    "loss on held-out episodes | {action:.3f} nats above the targets' entropy; positions {state:.2%} of their variance"
+)
+CHUNKS_LOSS = "mean error on held-out episodes | {action:.3f} of actions from -1 to 1"
+
+COMMANDS = """python -m training.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}{recording}
     {fits}
     {evaluations}
     python -m training.publish --run RUN --evaluations EVAL-*.json --out models/{name}"""
@@ -105,6 +114,9 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
     parts = [*description["init"], description | {"seconds": last["seconds"]}]
     model = load_config(run / CHECKPOINT)
     values = {"tasks": " ".join(data["tasks"]), "episodes": description["episodes_per_task"], "data_seed": data["seed"]}
+    chunk = data.get("chunk", 1)
+    values["recording"] = f" --chunk {chunk} --every {data['every']}" if chunk > 1 else ""
+    kind, loss = (CHUNKS, CHUNKS_LOSS) if chunk > 1 else (PLAIN, PLAIN_LOSS)
     return (
         CARD.format(
             instructions="\n".join(f"- `{line}`" for line in data["instructions"]),
@@ -115,8 +127,6 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
             frames=description["frames"],
             episodes=description["episodes"],
             training="; then ".join(_training(part) for part in parts),
-            action=last["validation"]["action"],
-            state=last["validation"]["state"],
             seed=results[0]["meta"]["seeds"][0],
             modes=_modes(results),
             tables=_tables([row for result in results for row in result["rows"]]),
@@ -126,6 +136,8 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
                 evaluations=_evaluation_commands(results),
                 name=name,
             ),
+            kind=kind.format(chunk=chunk, start=parts[0].get("checkpoint", "")),
+            loss=loss.format(**last["validation"]),
             title=title,
             note=note,
         ).rstrip()
@@ -134,7 +146,9 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
 
 
 def _training(part: Mapping[str, Any]) -> str:
-    """One run in words: how long, on what, with how much token dropout."""
+    """One run in words: how long, on what, with how much token dropout; or the checkpoint that it started from."""
+    if "checkpoint" in part:
+        return f"from `models/{part['checkpoint']}`"
     config = part["config"]
     share = config["dropout_share"]
     dropout = f", token dropout in {share:.0%} of them" if share else ""
@@ -147,12 +161,16 @@ def _training(part: Mapping[str, Any]) -> str:
 
 def _fit_commands(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The commands of the runs that a checkpoint comes from, each starting from the weights of the one before."""
+    start = ""
     for number, part in enumerate(parts):
+        if "checkpoint" in part:
+            start = f" --init models/{part['checkpoint']}"
+            continue
         out = "RUN" if number == len(parts) - 1 else f"RUN-{number}"
-        start = f" --init RUN-{number - 1}" if number else ""
         config = part["config"]
         command = f"python -m training.fit --data DATA{start} --out {out} --seed {config['seed']}"
         yield f"{command} {_options(config)}".rstrip()
+        start = f" --init {out}"
 
 
 def _options(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_fit import write_evaluation
 
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
@@ -23,6 +24,7 @@ from training.dataset import AUXILIARY, DatasetError, episode_path, write_episod
 from training.fit import CHECKPOINT, STATE, fit
 from training.forcing import pad_prompts
 from training.parallel import chunk_rows
+from training.publish import publish
 from training.saving import save_checkpoint
 from training.trainer import FitConfig
 
@@ -35,7 +37,8 @@ CONFIG = FitConfig(steps=4, batch=4, learning_rate=1e-2, warmup=1, save_every=2,
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Data, where bright pictures go with a chunk that rises and dark ones with one that falls; and a checkpoint."""
     data, base = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("base")
-    write_meta(data, {"tasks": ["drawer-open"], "seed": 0, "instructions": INSTRUCTIONS, "image_size": SIZE.image_size})
+    meta = {"tasks": ["drawer-open"], "seed": 0, "instructions": INSTRUCTIONS, "image_size": SIZE.image_size}
+    write_meta(data, {**meta, "chunk": 3, "every": 2})
     rng = np.random.default_rng(0)
     rising = np.linspace(0.0, 0.6, 3, dtype=np.float32)[:, None] * np.ones(4, np.float32)
     for number in range(20):
@@ -72,6 +75,22 @@ def test_the_pass_of_training_is_the_policys(folders: tuple[Path, Path], tmp_pat
         rows = chunk_rows(policy.model, visual, prompts, 12, attention_mask=mask)
         taught = head.half().float()(rows.reshape(2, 3, -1))
     np.testing.assert_allclose(np.stack(said), taught, atol=1e-5)
+
+
+def test_the_card_says_what_the_chunks_were_made_from(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    data, base = folders
+    run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
+    fit(data, run, CONFIG, init=base)
+    write_evaluation(results, run)
+    publish(run, [results], out)
+    card = (out / "README.md").read_text()
+    assert "OpenVLA-OFT's architecture" in card
+    assert "an L1 head that makes 3 time steps" in card
+    assert f"from `models/{base.name}`; then 4 steps of 4 frames" in card
+    assert f"--init models/{base.name} --out RUN" in card
+    assert "--seed 0 --chunk 3 --every 2\n" in card
+    assert "nats" not in card
+    assert OFTPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).chunk_size == 3
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,17 +137,23 @@ def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrati
     return Trainer(config, model, frames.auxiliary.shape[1]), demonstrations
 
 
-def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:
-    run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
-    fit(data, tmp_path / "before", dataclasses.replace(CONFIG, steps=2))
-    fit(data, run, dataclasses.replace(CONFIG, state_rate=0.1), init=tmp_path / "before")
+def write_evaluation(path: Path, run: Path) -> list[dict[str, Any]]:
+    """Write what an evaluation of a run's checkpoint might have found, and return its rows."""
     row = {"mode": "dense", "task": "drawer-open", "perturbation": "none", "episodes": 50, "successes": 49}
     row |= {"reuse_rate": 0.0, "visual_flops_ratio": 1.0, "flops_ratio": 1.0, "latency_mean_ms": 30.0}
     row |= {"latency_p50_ms": 30.0, "latency_p95_ms": 40.0, "inference_p50_ms": 30.0}
     meta = {"checkpoint": {"name": "run", "sha256": fingerprint(run / CHECKPOINT)}, "seeds": [0, 49]}
     meta |= {"modes": {"dense": {"gate.mode": "off"}}, "command": "flashvla-ros eval --checkpoint DIR --modes dense"}
     rows = [row, row | {"task": "all"}]
-    results.write_text(json.dumps({"meta": meta, "rows": rows}))
+    path.write_text(json.dumps({"meta": meta, "rows": rows}))
+    return rows
+
+
+def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:
+    run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
+    fit(data, tmp_path / "before", dataclasses.replace(CONFIG, steps=2))
+    fit(data, run, dataclasses.replace(CONFIG, state_rate=0.1), init=tmp_path / "before")
+    rows = write_evaluation(results, run)
     publish(run, [results], out)
     card = (out / "README.md").read_text()
     assert "49/50" in card
