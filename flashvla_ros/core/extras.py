@@ -17,6 +17,7 @@ EXTRAS = {
         "matplotlib>=3.8",
     ),
     "export": ("av>=14", "pyarrow>=17"),
+    "camera": ("simplejpeg>=1.9",),
     "remote": ("msgpack>=1", "websockets>=14"),
     "ray": ("ray>=2.30",),
 }

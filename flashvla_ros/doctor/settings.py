@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 from flashvla_ros.control.command_rules import check_command
 from flashvla_ros.control.limits import unlimited
 from flashvla_ros.control.urdf import limits_of, read_urdf
+from flashvla_ros.core import extras
 from flashvla_ros.core.certificate import certification
 from flashvla_ros.core.errors import CheckpointError, SettingsError
 from flashvla_ros.core.provenance import checkpoint_fingerprint
@@ -17,7 +19,10 @@ from flashvla_ros.doctor.finding import Finding, Level, ok
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Look at what the command can carry, and at the limits."""
+    """Look at the pictures' decoder, at what the command can carry, and at the limits."""
+    if settings.camera.compressed and importlib.util.find_spec("simplejpeg") is None:
+        text = "a JPEG whose data is damaged is shown, and grey where the data ends"
+        yield Finding("pictures", Level.WARNING, text, f"{extras.remedy('camera')}: such pictures are refused")
     try:
         spec = ActionSpec.of(settings.action)
         check_command(settings.command.type, spec)

@@ -15,6 +15,11 @@ import numpy as np
 
 from flashvla_ros.core.errors import ObservationError
 
+try:
+    import simplejpeg
+except ImportError:  # rosdep has no key for it; the doctor says what is missed
+    simplejpeg = None
+
 MOST_PIXELS = 2**25  # just above 7680 x 4320
 _MOST_SCANS = 16  # passes over a progressive JPEG; encoders make about ten
 _MOST_SEGMENTS = 1000  # in front of a JPEG's size, and behind it
@@ -31,6 +36,7 @@ _IN_SCAN = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # any but the restarts, w
 _BETWEEN_SCANS = {0xC4, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE}  # tables, scans, and what applications add
 _END = 0xD9
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}  # have no length
+_STRAY = re.compile(r"\b\d extraneous bytes")  # some USB cameras leave a few in every picture
 
 
 def decode_picture(data: bytes, *, as_stored: bool = False) -> np.ndarray[Any, Any]:
@@ -51,6 +57,8 @@ def decode_picture(data: bytes, *, as_stored: bool = False) -> np.ndarray[Any, A
     else:
         raise ObservationError("it is neither JPEG nor PNG (a stream of video, such as H.264, is not read)")
     check_size(height, width)
+    if simplejpeg is not None and data.startswith(_JPEG):
+        _check_data(data)
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_IGNORE_ORIENTATION if as_stored else 0)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -94,11 +102,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
 
 
 def _check_scans(data: bytes, position: int) -> None:
-    """Refuse a JPEG whose compressed data has a marker that cannot stand there.
-
-    Damage shows that way only where it makes such a marker: the data has no checksum, and OpenCV does not hand on what
-    libjpeg notices.
-    """
+    """Refuse a JPEG whose compressed data has a marker that cannot stand there."""
     for _ in range(_MOST_SEGMENTS):
         found = _IN_SCAN.search(data, position)
         if found is None or found[1][0] == _END:
@@ -107,6 +111,19 @@ def _check_scans(data: bytes, position: int) -> None:
             raise ObservationError(f"it is damaged: its compressed data has the marker 0x{found[1][0]:02X}")
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     raise ObservationError(f"it is a JPEG of more than {_MOST_SEGMENTS} parts")
+
+
+def _check_data(data: bytes) -> None:
+    """Refuse a JPEG of whose data libjpeg says that it is damaged or cut; OpenCV shows the rest of it grey.
+
+    A few stray bytes are let pass, with what libjpeg would have said after them. A picture is unpacked at an eighth of
+    its size for this, which takes a tenth of the time of decoding it.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, strict=True)
+    except ValueError as error:
+        if not _STRAY.search(str(error)):
+            raise ObservationError(f"it is damaged: {error}") from error
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_limits_are_told(tmp_path: Path, values: dict[str, Any], level: Level, w
         values = {**values, "limits.urdf": str(path)}
     found = limits(values)
     assert (found.level, words in found.text) == (level, True), found
+
+
+def test_a_decoder_that_shows_damaged_pictures_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed = Settings().with_values({"camera.compressed": True})
+    for found, installed in ((False, object()), (True, None)):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _name, spec=installed: spec)
+        lines = [one for one in check_settings(compressed) if one.name == "pictures"]
+        assert bool(lines) is found
+        assert all("pip install 'simplejpeg>=1.9'" in one.remedy for one in lines)
 
 
 def test_a_certificate_that_is_asked_for_and_does_not_fit_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import contextlib
+import importlib.util
 import resource
 import struct
 import time
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 
 from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.messages import pictures
 from flashvla_ros.messages.images import decode_compressed, decode_image
 from flashvla_ros.messages.pictures import MOST_PIXELS, check_size
 
@@ -228,6 +231,35 @@ def test_a_jpeg_with_a_marker_inside_of_its_data_is_refused() -> None:
         middle = len(whole) // 2
         with pytest.raises(ObservationError, match="damaged: its compressed data has the marker 0xC0"):
             decode_compressed(compressed("jpeg", whole[:middle] + b"\xff\xc0" + whole[middle + 2 :]))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("simplejpeg") is None, reason="simplejpeg is not installed: make setup")
+def test_a_jpeg_of_whose_data_a_part_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera that loses packets closes the picture all the same; stray bytes are what some leave in each."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for more in ((), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)):
+        whole = cv2.imencode(".jpg", noise, more)[1].tobytes()
+        for cut in (len(whole) // 2, len(whole) - 20):
+            with pytest.raises(ObservationError, match="it is damaged: Corrupt JPEG data: premature end"):
+                decode_compressed(compressed("jpeg", whole[:cut] + b"\xff\xd9"))
+    whole = cv2.imencode(".jpg", noise, (cv2.IMWRITE_JPEG_RST_INTERVAL, 2))[1].tobytes()
+    for stray, shown in ((b"\1\1", True), (b"\1" * 40, False)):
+        data = whole.replace(b"\xff\xd0", stray + b"\xff\xd0", 1)
+        with contextlib.nullcontext() if shown else pytest.raises(ObservationError, match="40 extraneous bytes"):
+            assert decode_compressed(compressed("jpeg", data)).shape == noise.shape
+    monkeypatch.setattr(pictures, "simplejpeg", None)
+    assert (
+        decode_compressed(compressed("jpeg", whole[: len(whole) // 2] + b"\xff\xd9")).shape == noise.shape
+    )  # as far as it goes
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.3, 0.5, 0.9, 0.99])
+def test_a_png_that_is_cut_or_damaged_is_refused(keep: float) -> None:
+    whole = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))[1].tobytes()
+    cut = int(keep * len(whole))
+    for data in (whole[:cut], whole[:cut] + whole[-12:], whole[:cut] + bytes([whole[cut] ^ 1]) + whole[cut + 1 :]):
+        with pytest.raises(ObservationError, match="damaged"):
+            decode_compressed(compressed("png", data))
 
 
 @settings(max_examples=300, deadline=None)
