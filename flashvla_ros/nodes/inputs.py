@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import resource
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import qos_policy_name_from_kind
+from rclpy.subscription import Subscription
 from rclpy.time import Time as RosTime
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header, String
@@ -29,6 +33,10 @@ from flashvla_ros.messages.images import decode_compressed, decode_image, same_p
 from flashvla_ros.messages.pose import pose_values
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.logs import Rejections
+
+_MOST_GROWTH = 2**24  # bytes, before topics of images that have several publishers are opened again
+_LOOK_S = 1.0
+_QUIET_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +92,24 @@ class Inputs:
         self._assembler = Assembler(self._topics, settings)
         self.rejections = rejections
         self.images = SlidingWindow()
-        subscriptions: list[tuple[interfaces.Interface, Callable[[Any], None]]] = [
-            (interfaces.INSTRUCTION, self._on_instruction),
-            (interfaces.JOINT_STATES, self._on_joint_states),
-            (interfaces.END_EFFECTOR_POSE, self._on_pose),
-            *((topic, functools.partial(self._on_image, camera)) for camera, topic in self._topics.items()),
-        ]
         self._subscriptions = [
-            node.create_subscription(topic.type, topic.name, callback, topic.qos, event_callbacks=self._events(topic))
-            for topic, callback in subscriptions
+            self._hear(interfaces.INSTRUCTION, self._on_instruction),
+            self._hear(interfaces.JOINT_STATES, self._on_joint_states),
+            self._hear(interfaces.END_EFFECTOR_POSE, self._on_pose),
         ]
+        self._cameras = self._hear_cameras()
+        self._crowded = False  # several have published on a camera's topic since it was opened
+        self._least_bytes = 0  # of this process before that; 0: not looked at
+        self._timer = node.create_timer(_LOOK_S, self._bound_memory, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _hear(self, topic: interfaces.Interface, callback: Callable[[Any], None]) -> Subscription:
+        return self._node.create_subscription(
+            topic.type, topic.name, callback, topic.qos, event_callbacks=self._events(topic)
+        )
+
+    def _hear_cameras(self) -> list[Subscription]:
+        topics = self._topics.items()
+        return [self._hear(topic, functools.partial(self._on_image, camera)) for camera, topic in topics]
 
     def start(self, worker: Worker, watchdog: Watchdog) -> None:
         """Hand observations to a worker from now on; images of the time before are stale."""
@@ -107,9 +123,10 @@ class Inputs:
     def close(self) -> None:
         """Stop hearing anything."""
         self.stop()
-        for subscription in self._subscriptions:
+        self._node.destroy_timer(self._timer)
+        for subscription in (*self._subscriptions, *self._cameras):
             self._node.destroy_subscription(subscription)
-        self._subscriptions = []
+        self._subscriptions, self._cameras = [], []
 
     @property
     def instruction(self) -> str:
@@ -128,6 +145,27 @@ class Inputs:
         if not self.instruction:
             return "no instruction yet on " + self._node.resolve_topic_name(interfaces.INSTRUCTION.name)
         return ""
+
+    def _bound_memory(self) -> None:
+        """Open the topics of images again where several publishers make this process grow: a new reader holds nothing.
+
+        Fast DDS keeps for good whatever comes after a newer message of another publisher (docs/robustness.md).
+        """
+        held = _resident_bytes()
+        names = (self._node.resolve_topic_name(topic.name) for topic in self._topics.values())
+        self._crowded = self._crowded or any(self._node.count_publishers(name) > 1 for name in names)
+        if not self._crowded or not self._least_bytes:
+            self._least_bytes = held
+        elif held > self._least_bytes + _MOST_GROWTH:
+            for subscription in self._cameras:
+                self._node.destroy_subscription(subscription)
+            self._cameras = self._hear_cameras()
+            self._node.get_logger().warning(
+                f"memory grew by {(held - self._least_bytes) >> 20} MiB while several publish on one camera's topic: "
+                f"the topics of images are opened again",
+                throttle_duration_sec=_QUIET_S,
+            )
+            self._crowded, self._least_bytes = False, 0
 
     def _resolved(self, cameras: Iterable[str]) -> str:
         return ", ".join(self._node.resolve_topic_name(self._topics[camera].name) for camera in cameras)
@@ -201,3 +239,11 @@ class Inputs:
             self._assembler.take_pose(pose_values(message, self._settings().command.frame_id), self._clock())
         except ObservationError as error:
             self.rejections.add(str(error))
+
+
+def _resident_bytes() -> int:
+    """Return the memory that this process holds, 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fakes import ScriptedPolicy
 from policy_bench import PolicyBench
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from flashvla_ros.core.policy import Request
@@ -120,6 +121,33 @@ def test_pictures_are_let_go_without_a_garbage_collection(make):
         gc.enable()
     assert len(pictures) == 10
     assert len(held) <= 2  # the newest, and the one before it while they are compared
+
+
+def test_topics_of_images_are_opened_again_once_memory_has_grown(make, monkeypatch):
+    """The middleware keeps pictures that come after a newer one of another publisher; a new reader gives them back."""
+    held, mib = [0], 2**20
+    monkeypatch.setattr("flashvla_ros.nodes.inputs._resident_bytes", lambda: held[0])
+    bench = make(camera__names=[], gate__mode="off").start()
+    inputs = bench.node._inputs
+
+    def opened_again_at(size_mib: int) -> bool:
+        held[0], before = size_mib * mib, inputs._cameras
+        inputs._bound_memory()
+        return inputs._cameras != before
+
+    assert not opened_again_at(1000)
+    assert not opened_again_at(1100)  # a node with one camera may grow
+    second = bench.robot.create_publisher(Image, "image", 1)
+    bench.until(lambda: bench.node.count_publishers("/image") == 2, "the second publisher")
+    assert not opened_again_at(1110)
+    bench.robot.destroy_publisher(second)
+    bench.until(lambda: bench.node.count_publishers("/image") == 1, "its end")
+    assert opened_again_at(1117)
+    assert bench.log_line("memory grew by 17 MiB while several publish on one camera's topic")
+    assert not opened_again_at(1300)
+    steps = len(bench.gates)
+    bench.step(200)
+    assert len(bench.gates) > steps
 
 
 def test_a_camera_that_falls_silent_while_nothing_moves_is_named(make):
