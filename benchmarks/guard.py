@@ -79,6 +79,7 @@ def latency(commands: int, period_s: float) -> dict[str, Any]:
             sent[message.header.stamp.sec * 10**9 + message.header.stamp.nanosec] = time.time()
             out.publish(message)
             due_s = time.monotonic() + period_s
+            executor.spin_once(timeout_sec=0.0)
             while (rest_s := due_s - time.monotonic()) > 0.0:
                 executor.spin_once(timeout_sec=rest_s)
             jitter.append(time.monotonic() - due_s)
@@ -88,7 +89,7 @@ def latency(commands: int, period_s: float) -> dict[str, Any]:
             "name": "latency",
             "commands": commands,
             "passed": len(late),
-            "period_s": period_s,
+            "period_s": (time.monotonic() - began_s) / commands,
             "p50_ms": p50,
             "p99_ms": p99,
             "max_ms": max(late) * 1e3,

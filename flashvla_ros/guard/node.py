@@ -37,6 +37,7 @@ from flashvla_ros.nodes.parameters import given_at_start
 from flashvla_ros.nodes.process import run_node
 
 _LOOK_S = 0.02  # between two looks at the publishers; a deadline is kept to the instant
+_APART_S = 5e-3  # between two commands; of a flood the rest falls out of the queue, and other processes can go on
 _HEARTBEAT_S, _DIAGNOSTICS_S = 0.1, 1.0
 _SWITCH_S = 5e-4  # what one thread may keep the other from its deadline
 _FLUSH = Duration(nanoseconds=200_000_000)
@@ -64,7 +65,7 @@ class GuardNode(Node):
         self._guard = Guard(settings)
         self._robot = RobotState()
         self._not_alive = 0
-        self._report_at = self._diagnose_at = 0.0
+        self._report_at = self._diagnose_at = self._next_s = 0.0
         self._reported: GuardState | None = None
         command_type = {kind.__name__: kind for kind in interfaces.COMMAND.types}[settings.command.type]
         self._command, self._gripper, self._status, self._diagnostics = (
@@ -105,6 +106,8 @@ class GuardNode(Node):
     # What arrives, on the executor's thread.
 
     def _on_command(self, message: Any, info: MessageInfo) -> None:
+        time.sleep(max(self._next_s - time.monotonic(), 0.0))
+        self._next_s = time.monotonic() + _APART_S
         now_s, positions = time.monotonic(), self._positions()
         age = Age(self._age_s(stamp_of(message)), _transit_s(info))
         with self._lock:

@@ -133,3 +133,21 @@ def test_a_command_passes_whole_and_a_wrong_one_stops_its_own_arm_alone(command_
     np.testing.assert_allclose(left.sent[1], [stop])
     np.testing.assert_allclose(left.sent[2], good)
     np.testing.assert_allclose(right.sent[:2], [good, good])
+
+
+def test_a_flood_of_commands_leaves_the_processor_to_others():
+    """With real-time priority nothing else would get it; what is not taken in time falls out of the queue."""
+    context = Context()
+    rclpy.init(context=context)
+    arm = Arm("left", "TwistStamped", context)
+    try:
+        settings = arm.guard.settings
+        message = message_of("TwistStamped", np.array(CASES["TwistStamped"][2]), settings.spec, Header())
+        started_s, began_s = time.monotonic(), time.thread_time()
+        for _ in range(21):
+            arm.guard._on_command(message, {})
+        assert time.monotonic() - started_s >= 20 * 0.005
+        assert time.thread_time() - began_s < 10 * 0.005  # it rests
+    finally:
+        arm.close()
+        rclpy.try_shutdown(context=context)
