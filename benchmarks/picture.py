@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, ImageArray
 from flashvla_ros.view.overlay import draw

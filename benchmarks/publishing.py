@@ -21,7 +21,8 @@ from benchmarks.steady import SteadyPolicy
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Observation

@@ -52,7 +52,8 @@ def record(folder: Path, seeds: range) -> None:
     import torch
     from flashvla_ros.vla.policy import OpenVLAPolicy
 
-    from flashvla_ros.control.stepper import Stepper, StepResult
+    from flashvla_ros.control.step_result import StepResult
+    from flashvla_ros.control.stepper import Stepper
     from flashvla_ros.sim.perturbation import plan_episode
     from flashvla_ros.sim.rollout import roll_out
     from flashvla_ros.sim.tasks import TASKS

@@ -19,7 +19,8 @@ import numpy as np
 
 from flashvla_ros.bench.trace import DATA, INFER, REUSE
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, ImageArray, IntArray
 from flashvla_ros.evaluation.modes import BUILT_IN

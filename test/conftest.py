@@ -7,8 +7,9 @@ import gc
 import os
 import signal
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -50,3 +51,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Leave what the imports have made out of every collection of garbage: taking a test bench down asks for one."""
     gc.freeze()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """Starts a :class:`policy_server.ScriptedServer`, and closes it after the test."""
+    pytest.importorskip("websockets", reason="the extra `remote` is not installed")
+    from policy_server import ScriptedServer
+
+    servers: list[ScriptedServer] = []
+
+    def start(*arguments: Any, **options: Any) -> ScriptedServer:
+        servers.append(ScriptedServer(*arguments, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

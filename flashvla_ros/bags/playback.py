@@ -10,7 +10,8 @@ import numpy as np
 
 from flashvla_ros.bags.frames import Frame, Frames
 from flashvla_ros.bags.steps import RecordedStep, RunLog, equal
-from flashvla_ros.control.stepper import Stepper, StepperState, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.reasons import EMPTYING, Reason
@@ -65,13 +66,18 @@ def play(
         elif cause is not None:
             stepper.reset(cause)
         try:
-            result = stepper.step(frame.observation, settings)
+            result = stepper.step(frame.observation, settings, answered=_answered(frame.recorded))
         except (ObservationError, ActionError):
             if frame.index == 0:
                 raise  # most likely every frame is of this kind
             stepper.reset(Reason.FAULT)
             continue
         yield frame, result
+
+
+def _answered(step: RecordedStep | None) -> bool | None:
+    """Whether an answer that was asked for ahead began at a step; None where nothing was recorded."""
+    return None if step is None else not step.values["decision"] and step.values["age_s"] > 0.0
 
 
 def reset_before(frame: Frame, before: RecordedStep | None) -> Reason | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flashvla_ros.bags.answers import recorded_policy
 from flashvla_ros.bags.options import Recording, Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.playback import Comparison, play, reasons_to_differ
@@ -18,7 +19,7 @@ from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.types import ActionSpec
-from flashvla_ros.vla.loading import LoadedPolicy, load_policy
+from flashvla_ros.vla.loading import LoadedPolicy
 
 EXIT_DIFFERENT = 1
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     source = Source.of(args)
     with source.open(args.bag) as recording:
         settings = recording.settings.first
-        loaded = load_policy(settings)
+        loaded = recorded_policy(settings, recording.log)
         comparison = replay(recording, loaded, progress=True)
         here = Provenance(settings, loaded.checkpoint, loaded.platform)
         why = _why(recording, here, source)

@@ -12,7 +12,7 @@ import numpy as np
 
 from flashvla_ros.bags.reader import Bag
 from flashvla_ros.bags.topics import Topics
-from flashvla_ros.control.stepper import REPORTED
+from flashvla_ros.control.step_result import REPORTED
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.provenance import Provenance, settings_digest
 

@@ -99,6 +99,11 @@ def _tunable(source: Source, bags: Sequence[Path]) -> Settings:
         with source.open(bag) as recording:
             opened.append(recording.settings.first)
     settings = opened[0]
+    if settings.model.remote:
+        raise SettingsError(
+            f"{settings.model.remote} drove the robot, and tune asks the model of every image: give a policy that runs "
+            f"here, with --set model.remote= and --set model.checkpoint=DIR"
+        )
     if settings.pruning.method == "none":
         raise SettingsError("pruning.method is none, so no step can be reused: add --set pruning.method=ics")
     return settings.with_values({"gate.mode": "guarded"}) if settings.gate.mode == "off" else settings

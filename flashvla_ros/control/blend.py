@@ -14,7 +14,8 @@ from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.gate.chunk import elapsed_rows
 from flashvla_ros.gate.memory import GateInput, GateMemory
 
-Plans = tuple[tuple[float, FloatArray], ...]  # stamp of the observation and chunk [T, D] that answered it, oldest first
+Plan = tuple[float, FloatArray]  # stamp of an observation, and the chunk [T, D] that answered it
+Plans = tuple[Plan, ...]  # oldest first
 
 
 def lasting(plans: Plans, now_s: float, dt_s: float) -> Plans:
@@ -23,13 +24,13 @@ def lasting(plans: Plans, now_s: float, dt_s: float) -> Plans:
 
 
 def renewed(
-    plans: Plans, chunk: FloatArray | None, memory: GateMemory, current: GateInput, settings: Settings, dt_s: float
+    plans: Plans, plan: Plan | None, memory: GateMemory, current: GateInput, settings: Settings, dt_s: float
 ) -> Plans:
-    """Return the plans to blend at a step, with the chunk that begins, where one does; none unless asked for.
+    """Return the plans to blend at a step, with the one that begins, where one does; none unless asked for.
 
     Args:
         plans: Of the step before.
-        chunk: [T, D] that begins at this step; None: the newest goes on.
+        plan: Begins at this step; None: the newest goes on.
         memory: Of the step before: plans of another run are forgotten with it.
         current: The observation in hand.
         settings: In force.
@@ -39,7 +40,7 @@ def renewed(
         return ()
     interrupted = memory.interrupted_by(current, settings.gate.stale_gap_s) is not None
     left = () if interrupted else lasting(plans, current.stamp_s, dt_s)
-    return left if chunk is None else (*left, (current.stamp_s, chunk))
+    return left if plan is None else (*left, plan)
 
 
 def blended(plans: Plans, now_s: float, spec: ActionSpec, decay: float) -> FloatArray:

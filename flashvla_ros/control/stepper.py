@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,116 +18,16 @@ from numpy.typing import NDArray
 from flashvla_ros.control import blend, safety, targets
 from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled, slowed
-from flashvla_ros.core.policy import Policy, Request, TimedPolicy
+from flashvla_ros.control.prefetch import Ahead, Asked, Model
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.calibration import CalibrationState, Trial, after_step, entering, is_off, try_reuse
 from flashvla_ros.gate.chunk import elapsed_rows, handover, in_force, remainder
-from flashvla_ros.gate.decision import GateDecision, decide, measure
+from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, measure, report
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
-
-_OF_DECISION = (
-    "angle_deg",
-    "overlap",
-    "corrected_overlap",
-    "scene_level",
-    "scene_changed",
-    "reused_in_a_row",
-    "age_s",
-)
-_OF_DRAFT = ("draft_tokens", "draft_accepted", "draft_near")
-_OF_CALIBRATION = ("need", "permissiveness", "certified_level", "off", "calibration_state")
-REPORTED = (
-    *("decision", "reason", *_OF_DECISION, "kept_tokens", "action", "clamped", *_OF_DRAFT, "speed_scale"),
-    *_OF_CALIBRATION,
-    *("chunk_size", "chunk_row", "handover_step"),
-)
-_UNKNOWN = -1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StepResult:
-    """What one control step made of one observation.
-
-    Attributes:
-        observation: The observation that was answered.
-        decision: What the gate decided, and why.
-        inference: The fresh result behind the command; on a reused step it answered an earlier observation.
-        fresh: Whether the model was run at this step.
-        command: [T, D] after safety, in the units of the command.
-        clamped: [T, D] where safety changed the action, after it was scaled.
-        settings: The settings in force.
-        step_s: Time from the observation's arrival to the command.
-        resets: Number of resets before this step.
-        step: Number of this step, from 0, since the stepper was made.
-        speed_scale: Share of the policy's motion in the command, 0 to 1.
-        calibration: What calibration knew as the step began; None where it is off.
-        trial: What it made of the step.
-        off: Whether a reuse was, or would have been, another action than the model's; None where that is not known.
-        chunk_row: Row of the chunk that is in force at this step, from 0.
-        handover: [D] change from the row that was in force to the first of a chunk that begins at this step; empty
-            where none does, or the robot rested.
-    """
-
-    observation: Observation
-    decision: GateDecision
-    inference: Inference
-    fresh: bool
-    command: FloatArray
-    clamped: NDArray[np.bool_]
-    settings: Settings
-    step_s: float
-    resets: int
-    step: int
-    speed_scale: float = 1.0
-    calibration: CalibrationState | None = None
-    trial: Trial | None = None
-    off: bool | None = None
-    chunk_row: int = 0
-    handover: FloatArray = dataclasses.field(default_factory=lambda: np.empty(0))
-
-    @property
-    def reused(self) -> bool:
-        """Whether a run of the model that was due was skipped; to follow a chunk as it is meant to be is none."""
-        return self.decision.reason is Reason.REUSE
-
-    @property
-    def inference_s(self) -> float:
-        """Time of the model; 0 on a reused step."""
-        return self.inference.elapsed_s if self.fresh else 0.0
-
-    @property
-    def reported(self) -> dict[str, Any]:
-        """What a replay must reproduce of this step, by the fields of the message GateStatus: :data:`REPORTED`."""
-        decision, run = self.decision, self.inference
-        return {
-            "decision": int(decision.reuse),
-            "reason": str(decision.reason),
-            **{name: getattr(decision, name) for name in _OF_DECISION},
-            "kept_tokens": np.empty(0, dtype=np.int64) if run.kept is None else run.kept,
-            "action": self.command.ravel(),
-            "clamped": int(self.clamped.any(axis=0).sum()),
-            **{name: getattr(run, name) if self.fresh else 0 for name in _OF_DRAFT},
-            "chunk_size": len(run.action),
-            "chunk_row": self.chunk_row,
-            "handover_step": self.handover,
-            "speed_scale": self.speed_scale,
-            **self._calibrated,
-        }
-
-    @property
-    def _calibrated(self) -> dict[str, Any]:
-        state, trial = self.calibration, self.trial
-        if state is None or trial is None:
-            return dict(zip(_OF_CALIBRATION, (math.nan, math.nan, 0.0, _UNKNOWN, np.empty(0)), strict=True))
-        return {
-            "need": trial.need,
-            "permissiveness": state.permissiveness,
-            "certified_level": state.certified_level,
-            "off": _UNKNOWN if self.off is None else int(self.off),
-            "calibration_state": state.packed(),
-        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,6 +46,7 @@ class StepperState:
         resets: Number of resets so far.
         step: Number of the next step.
         calibration: What the thresholds have learnt; resets and new instructions leave it.
+        asked: The run of the model that was asked for ahead.
     """
 
     memory: GateMemory = dataclasses.field(default_factory=GateMemory)
@@ -159,6 +60,7 @@ class StepperState:
     resets: int = 0
     step: int = 0
     calibration: CalibrationState = dataclasses.field(default_factory=CalibrationState)
+    asked: Asked | None = None
 
 
 class Stepper:
@@ -168,19 +70,33 @@ class Stepper:
         policy: The model behind its port.
         spec: What the dimensions of its action mean.
         clock: Monotonic seconds, for the durations in results.
+        executor: Runs the model where ``control.prefetch`` asks for it ahead; None: a step does, as in a replay.
 
     Raises:
         ActionError: The policy's action has another size than `spec` declares.
     """
 
-    def __init__(self, policy: Policy, spec: ActionSpec, *, clock: Callable[[], float] = time.monotonic) -> None:
-        safety.check_size(policy.action_size, spec)
+    def __init__(
+        self,
+        policy: Policy,
+        spec: ActionSpec,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
+    ) -> None:
         self.spec = spec
         self.state = StepperState()
-        self._policy = TimedPolicy(policy, clock)
+        self.model = Model(policy, spec, clock, executor)
         self._clock = clock
 
-    def step(self, observation: Observation, settings: Settings, tried: StepResult | None = None) -> StepResult:
+    def step(
+        self,
+        observation: Observation,
+        settings: Settings,
+        tried: StepResult | None = None,
+        *,
+        answered: bool | None = None,
+    ) -> StepResult:
         """Answer one observation; on an error the state is as if the step had not been tried.
 
         Args:
@@ -188,6 +104,7 @@ class Stepper:
             settings: In force for this step.
             tried: What other settings made of the same observation; the model is not run again where they ask the same
                 of it.
+            answered: Whether the answer that was asked for ahead is there, as a recording says; None: see.
 
         Raises:
             ObservationError: The policy cannot use this observation.
@@ -195,20 +112,29 @@ class Stepper:
         """
         started_s = self._clock()
         state, current = _entering(self.state, settings), GateInput.of(observation)
-        calibration, trial, decision = self._decide(state, current, settings)
+        calibration, trial, measured, decision = self._decide(state, current, settings)
+        ahead = Ahead.of(decision, state.memory, measured, state.asked, settings, answered)
+        decision, taken, asked = ahead.decision, ahead.taken, state.asked
         inference, off = state.inference, None
         if decision.reuse and inference is not None:
             memory = state.memory.after_step_without_model(decision.reason, current)
+            if ahead.ask:
+                answer = self.model.ask(self._request(observation, current, settings))
+                asked = Asked(current, settings.pruning, ahead.ask, answer, started_s)
         else:
-            if tried is not None and tried.fresh and _same_model(tried.settings, settings):
+            if taken is not None:
+                inference = taken.answer.result()
+            elif tried is not None and tried.fresh and _same_model(tried.settings, settings):
                 inference = tried.inference
             else:
-                inference = self._infer(observation, settings, self._draft(current, settings))
-            result = FreshResult.of(inference, current, self.spec, settings.pruning)
-            memory = state.memory.after_fresh(result, settings.gate)
+                inference = self.model.run(self._request(observation, current, settings))
+            source, pruning = (taken.source, taken.pruning) if taken else (current, settings.pruning)
+            result = FreshResult.of(inference, source, self.spec, pruning)
+            memory = state.memory.after_fresh(result, settings.gate, current=current)
             off = is_off(trial, result, settings) if trial and trial.candidate else None
-        chunk = None if decision.reuse else inference.action
-        plans = blend.renewed(state.plans, chunk, state.memory, current, settings, self.spec.dt_s)
+            asked = None
+        plan = None if decision.reuse else (current.stamp_s - decision.age_s, inference.action)
+        plans = blend.renewed(state.plans, plan, state.memory, current, settings, self.spec.dt_s)
         action = remainder(inference.action, decision.age_s, self.spec.dt_s)
         if len(plans) > 1:
             action = blend.blended(plans, current.stamp_s, self.spec, settings.control.blend_decay)
@@ -226,6 +152,7 @@ class Stepper:
             resets=state.resets,
             step=state.step + 1,
             calibration=after_step(calibration, trial, off, settings.calibration) if trial else calibration,
+            asked=asked,
         )
         return StepResult(
             observation=observation,
@@ -248,18 +175,27 @@ class Stepper:
 
     def _decide(
         self, state: StepperState, current: GateInput, settings: Settings
-    ) -> tuple[CalibrationState, Trial | None, GateDecision]:
-        if settings.gate.calibration == "off":
-            return state.calibration, None, decide(state.memory, current, settings.gate)
-        calibration = entering(state.calibration, current.instruction, settings)
+    ) -> tuple[CalibrationState, Trial | None, GateMeasurements, GateDecision]:
         measured = measure(state.memory, current, settings.gate)
-        return calibration, *try_reuse(state.memory, measured, calibration, settings, self.spec.dt_s)
+        if settings.gate.calibration == "off":
+            measured = dataclasses.replace(measured, ahead=settings.control.prefetch)
+            reason = judge(state.memory, measured, settings.gate)
+            return state.calibration, None, measured, report(state.memory, measured, reason, settings.gate)
+        calibration = entering(state.calibration, current.instruction, settings)
+        trial, decision = try_reuse(state.memory, measured, calibration, settings, self.spec.dt_s)
+        return calibration, trial, measured, decision
 
     def reset(self, cause: Reason = Reason.RESET) -> None:
         """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
         state = self.state
         self.state = dataclasses.replace(
-            state, memory=state.memory.forgotten(cause), inference=None, resting=True, plans=(), resets=state.resets + 1
+            state,
+            memory=state.memory.forgotten(cause),
+            inference=None,
+            resting=True,
+            plans=(),
+            resets=state.resets + 1,
+            asked=None,
         )
 
     def held(self, now_s: float) -> FloatArray | None:
@@ -283,10 +219,8 @@ class Stepper:
             return Draft(inference.tokens)
         return Draft(inference.tokens, decode.accept_bins, decode.max_near)
 
-    def _infer(self, observation: Observation, settings: Settings, draft: Draft | None) -> Inference:
-        inference = self._policy.infer(Request(observation, settings.pruning, self.state.inference, draft))
-        safety.check(inference, self.spec)
-        return inference
+    def _request(self, observation: Observation, current: GateInput, settings: Settings) -> Request:
+        return Request(observation, settings.pruning, self.state.inference, self._draft(current, settings))
 
     def _command(
         self, action: FloatArray, state: StepperState, observation: Observation, settings: Settings

@@ -7,7 +7,7 @@ import collections
 import numpy as np
 
 from flashvla_ros.control.latency import SlidingWindow
-from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.gate.calibration import CalibrationState

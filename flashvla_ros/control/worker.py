@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from flashvla_ros.control import safety
 from flashvla_ros.control.mailbox import Mailbox
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.reasons import LATCHED, Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray, Observation
@@ -120,8 +121,11 @@ class Worker:
 
     @property
     def running_since_s(self) -> float | None:
-        """When the step in progress began, on the worker's clock; None while there is none that counts."""
-        return self._since_s
+        """When the model that runs was asked, or the step in progress began, on the worker's clock; None: neither."""
+        since_s, asked = self._since_s, self._stepper.state.asked
+        if asked is None or self._state is not State.RUNNING:
+            return since_s
+        return asked.since_s if since_s is None else min(since_s, asked.since_s)
 
     @property
     def spec(self) -> ActionSpec:
@@ -162,7 +166,7 @@ class Worker:
         self._mailbox.close()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
-        return not self._thread.is_alive()
+        return not self._thread.is_alive() and self._stepper.model.close(_JOIN_S)
 
     def post(self, observation: Observation) -> None:
         """Leave an observation for the next step; ignored while frozen or held, or while only a reset ends a stop."""
@@ -250,10 +254,11 @@ class Worker:
                 started_s = self._clock()
                 self._answer(*posted)
 
-    def _refuse_old(self, observation: Observation) -> None:
+    def _refuse_old(self, result: StepResult) -> None:
         """Stop the robot in place of a command that would answer an image which has become too old."""
         limit_s = self.settings.control.max_image_age_s
-        age_s = self._stamp_clock() - observation.stamp_s if self._stamp_clock and limit_s > 0.0 else 0.0
+        answered_s = result.observation.stamp_s - (result.decision.age_s if result.fresh else 0.0)
+        age_s = self._stamp_clock() - answered_s if self._stamp_clock and limit_s > 0.0 else 0.0
         if age_s > limit_s:
             self.stop(
                 Reason.IMAGE_TIMEOUT,
@@ -289,7 +294,7 @@ class Worker:
             with self._lock:
                 if epoch == self._epoch:
                     self.before_command()
-                    self._refuse_old(observation)
+                    self._refuse_old(result)
                 if epoch != self._epoch:
                     self._stepper.state = before  # as if never tried: its command was not published
                     self.late += 1

@@ -10,6 +10,7 @@ class Reason(enum.StrEnum):
 
     REUSE = "reuse"  # every condition holds: the last fresh action is used again
     OPEN_LOOP = "open_loop"  # the model is not due yet: its chunk is followed, which saves nothing
+    PREFETCH = "prefetch"  # the model is being run, and its last chunk followed meanwhile
 
     MODE_OFF = "mode_off"
 
@@ -63,7 +64,7 @@ class Reason(enum.StrEnum):
 
 
 # Steps without the model.
-WITHOUT_MODEL = frozenset({Reason.REUSE, Reason.OPEN_LOOP})
+WITHOUT_MODEL = frozenset({Reason.REUSE, Reason.OPEN_LOOP, Reason.PREFETCH})
 
 # What empties the gate's memory; the step that follows names it.
 EMPTYING = frozenset(

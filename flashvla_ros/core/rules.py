@@ -115,6 +115,15 @@ def gripper_is_declared(action: Sequence[float], command: Sequence[float]) -> No
         )
 
 
+def prefetch_is_uncalibrated(prefetch: int, calibration: str) -> None:
+    """Refuse to judge a reuse by an answer to another frame."""
+    if prefetch and calibration != "off":
+        raise SettingsError(
+            f"control.prefetch is {prefetch} and gate.calibration {calibration}: an answer to an earlier frame does "
+            f"not say whether a reuse was off; set one of them to 0 or off"
+        )
+
+
 def slowest_step_is_answered(max_image_age_s: float, inference_timeout_s: float) -> None:
     """Require that an image may be as old as a step may take: a model that takes long would never move the robot."""
     if 0.0 < max_image_age_s <= inference_timeout_s:

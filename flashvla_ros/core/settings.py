@@ -405,6 +405,13 @@ class ControlSettings:
         low=0.0,
         high=10.0,
     )
+    prefetch: int = row(
+        0,
+        "Time steps of a chunk before its end, or before gate.replan_after, at which the next chunk is asked for; the "
+        "robot follows the present one meanwhile; 0: the next one is asked for when it is due, and waited for.",
+        low=0,
+        high=1000,
+    )
     latency_budget_s: float = row(
         0.0,
         "Time from an image's stamp to its command, 95th percentile, above which /diagnostics warns; 0: any.",
@@ -585,6 +592,7 @@ class Settings:
         rules.gripper_is_declared(self.action.gripper, self.command.gripper)
         rules.one_policy(self.model.remote, self.model.checkpoint)
         rules.one_robot_model(limits.urdf, limits.robot_description)
+        rules.prefetch_is_uncalibrated(self.control.prefetch, self.gate.calibration)
         rules.slowest_step_is_answered(self.control.max_image_age_s, self.control.inference_timeout_s)
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:

@@ -95,6 +95,13 @@ class Inference:
     confidence: float = math.nan
     visible_boxes: Mapping[str, Box] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def tokenless(
+        cls, action: FloatArray, scale: FloatArray, timings_s: Mapping[str, float] | None = None
+    ) -> Inference:
+        """Return the result of a policy that says no more than a chunk [T, D]; `scale` [D] counts as 1."""
+        return cls(action, action / scale, np.empty(0, dtype=np.int64), None, 0, timings_s or {})
+
 
 class ActionKind(enum.StrEnum):
     """What repeating a value of this dimension does to the robot."""

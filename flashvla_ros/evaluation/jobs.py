@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flashvla_ros
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray

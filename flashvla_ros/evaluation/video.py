@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 
-from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.types import ImageArray
 from flashvla_ros.evaluation.jobs import Job, play

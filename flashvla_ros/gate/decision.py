@@ -32,7 +32,7 @@ class GateDecision:
         corrected_overlap: φ' = (φ - k/N) / (1 - k/N).
         scene_level: Greatest change of a patch that is expected since the last fresh frame, in grey levels of 255.
         scene_changed: Patches that changed by more than max(scene_floor, scene_factor * their own expected change).
-        age_s: Age of the fresh result behind this step's command; 0 where the model is run.
+        age_s: Age of the fresh result behind this step's command; 0 where the model is run on the frame in hand.
         reused_in_a_row: Reused steps in a row, with this one.
         settings: The thresholds in force.
     """
@@ -109,12 +109,14 @@ class GateMeasurements:
         scene: The frame in hand, compared with the frame of the last fresh result.
         age_s: Age of the last fresh result.
         interrupted_by: What came between the memory and this step; None where nothing did.
+        ahead: Time steps before a run of the model is due at which it is asked for (``control.prefetch``).
     """
 
     comparison: FreshComparison = FreshComparison()
     scene: SceneChange = dataclasses.field(default_factory=SceneChange)
     age_s: float = math.nan
     interrupted_by: Reason | None = None
+    ahead: int = 0
 
 
 def decide(memory: GateMemory, current: GateInput, settings: GateSettings) -> GateDecision:
@@ -180,11 +182,11 @@ def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings
         return Reason.MODE_OFF if off else measured.interrupted_by
     if memory.last is not None and len(memory.last.motion) > 1:
         size, row = len(memory.last.motion), elapsed_rows(measured.age_s, memory.last.dt_s)
-        due = replan_row(size, settings.replan_after)
+        row, due = row + measured.ahead, replan_row(size, settings.replan_after)
         if row < due:
             return _present(measured, settings) or Reason.OPEN_LOOP
         if row >= size and not off:
-            return Reason.CHUNK_END
+            return (_present(measured, settings) if measured.ahead else None) or Reason.CHUNK_END
         skipped = row // due - 1
     if off:
         return Reason.MODE_OFF
@@ -201,6 +203,12 @@ def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings
         return reason or Reason.REUSE
     overlap = None if comparison.corrected_overlap >= settings.delta else Reason.OVERLAP
     return reason or comparison.incomparable or overlap or Reason.REUSE
+
+
+def may_follow(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> bool:
+    """Whether nothing but its length ends the last chunk, so that it may be followed while the model is run."""
+    last = memory.last
+    return measured.interrupted_by is None and last is not None and _present(measured, settings) is None
 
 
 def _present(measured: GateMeasurements, settings: GateSettings) -> Reason | None:

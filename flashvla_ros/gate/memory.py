@@ -108,7 +108,11 @@ class GateMemory:
         return Reason.STALE_GAP if current.stamp_s - self.seen_s > stale_gap_s else None
 
     def after_fresh(
-        self, result: FreshResult, gate: GateSettings, motion: scene.SceneMotion | None = None
+        self,
+        result: FreshResult,
+        gate: GateSettings,
+        motion: scene.SceneMotion | None = None,
+        current: GateInput | None = None,
     ) -> GateMemory:
         """Return the memory after the model was run; an earlier run is forgotten.
 
@@ -116,15 +120,16 @@ class GateMemory:
             result: What the model said.
             gate: Its ``stale_gap_s`` ends a run.
             motion: The motion of the scene after this observation, where it is known already.
+            current: The observation in hand, where the model was run on an earlier one.
         """
-        source = result.source
-        past = self.forgotten(self.cause) if self.interrupted_by(source, gate.stale_gap_s) else self
+        current = current or result.source
+        past = self.forgotten(self.cause) if self.interrupted_by(current, gate.stale_gap_s) else self
         return GateMemory(
             last=result,
             previous=past.last,
-            seen_s=source.stamp_s,
+            seen_s=current.stamp_s,
             fresh_since_reuse=None if past.fresh_since_reuse is None else past.fresh_since_reuse + 1,
-            motion=motion or past.motion.after(source.frame, source.stamp_s),
+            motion=motion or past.motion.after(current.frame, current.stamp_s),
         )
 
     def after_following(self, current: GateInput, motion: scene.SceneMotion | None = None) -> GateMemory:

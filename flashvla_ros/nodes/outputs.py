@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from flashvla_ros.control.mailbox import Mailbox
-from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.messages.images import encode_compressed

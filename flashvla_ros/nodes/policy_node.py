@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -116,7 +117,7 @@ class PolicyNode(LifecycleNode):
                 logger.info(f"loading {settings.model.remote or settings.model.checkpoint or 'the demo policy'}")
                 self._loaded = self._factory.load(settings)
             self._loaded.check(settings)
-            stepper = Stepper(self._loaded.policy, self._spec)
+            stepper = Stepper(self._loaded.policy, self._spec, executor=ThreadPoolExecutor(1, "flashvla-prefetch"))
             learnt = self._calibrating.take_up(settings.calibration, self._loaded.checkpoint)
             stepper.state = StepperState(calibration=learnt)
         finally:

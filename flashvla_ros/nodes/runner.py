@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashvla_ros.control.monitors import SignMonitor
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import Stop, Worker

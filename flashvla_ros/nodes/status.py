@@ -14,7 +14,7 @@ from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header, String
 
 from flashvla_ros.control.monitors import Signs
-from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.gate.calibration import CalibrationState
@@ -23,7 +23,7 @@ from flashvla_ros.nodes import interfaces
 from flashvla_ros.vla.loading import EngineState
 
 _PERIOD_S = 1.0
-_ARRAYS = ("kept_tokens", "action", "calibration_state", "handover_step")
+_ARRAYS = ("kept_tokens", "action", "calibration_state", "handover_step", "answer")
 
 
 def gate_status(result: StepResult, header: Header) -> GateStatus:

@@ -96,14 +96,7 @@ class RemotePolicy:
         if self._returns_stamp and answer.get(STAMP) != observation.stamp_s:
             raise RemoteError(f"the server answered another observation, of stamp {answer.get(STAMP)!r:.40}")
         model_s = min(_model_s(answer), elapsed_s)
-        return Inference(
-            action=action,
-            normalized=action / self._scale,
-            tokens=np.empty(0, dtype=np.int64),
-            kept=None,
-            visual_tokens=0,
-            timings_s={NETWORK: elapsed_s - model_s, MODEL: model_s},
-        )
+        return Inference.tokenless(action, self._scale, {NETWORK: elapsed_s - model_s, MODEL: model_s})
 
     def _check(self, metadata: dict[Any, Any], settings: Settings) -> None:
         """What our own server says of its policy must be what the parameters say; others' metadata has any form."""

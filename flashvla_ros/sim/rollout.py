@@ -16,7 +16,8 @@ import numpy as np
 
 from flashvla_ros.control.assembler import Assembler
 from flashvla_ros.control.command_rules import gripper_scale
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Observation
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command

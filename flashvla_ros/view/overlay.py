@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flashvla_ros.control.stepper import StepResult
+from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.types import Box, ImageArray, IntArray
 
 _HEIGHT = 384  # of a camera's picture

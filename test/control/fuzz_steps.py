@@ -22,7 +22,8 @@ import numpy as np
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.control.motion import slowed
 from flashvla_ros.control.safety import resting
-from flashvla_ros.control.stepper import Stepper, StepperState, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ControlSettings, LimitsSettings, Settings

@@ -14,7 +14,8 @@ from fakes import SPEC, ScriptedPolicy, make_observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import EMPTYING, Reason
@@ -233,8 +234,10 @@ def random_settings(rng: np.random.Generator) -> Settings:
     def pick(*choices: Any) -> Any:
         return choices[rng.integers(len(choices))]
 
+    calibration = pick("off", "off", "online")
     return DEFAULTS.with_values(
         {
+            "control.prefetch": pick(0, 1, 2) if calibration == "off" else 0,
             "gate.mode": pick("off", "paper", "guarded", "guarded"),
             "gate.delta": float(rng.uniform()),
             "gate.max_angle_deg": pick(0.0, 10.0, 180.0),
@@ -245,7 +248,7 @@ def random_settings(rng: np.random.Generator) -> Settings:
             "limits.lower": pick((), (-0.003,) * 4),
             "limits.upper": pick((), (0.003,) * 4),
             "limits.max_step": pick((), (0.001,) * 4),
-            "gate.calibration": pick("off", "off", "online"),
+            "gate.calibration": calibration,
             "calibration.risk": 0.5,
             "calibration.audit_rate": pick(0.3, 1.0),
             "calibration.score": pick((), (), (0.0,) * 8),  # every reuse is off as likely as not

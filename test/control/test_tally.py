@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from fakes import SPEC, ScriptedPolicy, make_observation
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.tally import Tally
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fakes import SPEC, ScriptedPolicy, make_observation
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.worker import State, Stop, Worker
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings

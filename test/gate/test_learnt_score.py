@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashvla_ros.bags.steps import equal
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings

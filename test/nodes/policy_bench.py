@@ -15,6 +15,7 @@ from fakes import ScriptedPolicy
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.msg import Log, SetParametersResult
 from rclpy.context import Context
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
@@ -88,6 +89,7 @@ class PolicyBench:
             parameter_overrides=overrides,
         )
         self._name = self.node.get_fully_qualified_name()
+        self._began = self.node.get_clock().now()
         self.robot = Node("robot", context=self.context, namespace=namespace)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -168,7 +170,7 @@ class PolicyBench:
         """Publish an instruction and wait until the node has heard it, whether or not it likes it."""
         self.instruction.publish(String(data=instruction))
         # Briefly, again and again: rclpy keeps every other thread of this process waiting meanwhile, the node's too.
-        wait(lambda: self.instruction.wait_for_all_acked(rclpy.duration.Duration(seconds=0.02)), "who hears it")
+        wait(lambda: self.instruction.wait_for_all_acked(Duration(seconds=0.02)), "who hears it")
         self.state()  # an answer comes after all that was there before the question
 
     def step(self, level: int = 100) -> GateStatus:
@@ -179,6 +181,14 @@ class PolicyBench:
         gate = self.gates[-1]
         assert gate.header.stamp == shown.stamp
         return gate
+
+    def frame(self, index: int, picture: np.ndarray | None = None) -> GateStatus:
+        """Show picture `index` of a camera of 10 Hz, whatever the clock says, and return what the gate says of it."""
+        gates, stamp = len(self.gates), self._began + Duration(seconds=index / 10)
+        image = np.full((64, 64, 3), 100, np.uint8) if picture is None else picture
+        self.image.publish(encode_image(image, Header(stamp=stamp.to_msg(), frame_id="camera")))
+        self.until(lambda: len(self.gates) > gates, "the next step")
+        return self.gates[-1]
 
     def measure(self, **positions: float) -> None:
         """Publish where joints are and wait until the node has heard it."""

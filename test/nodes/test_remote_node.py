@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,19 +14,6 @@ from flashvla_ros.remote.loading import FROM_SETTINGS
 pytest.importorskip("websockets", reason="the extra `remote` is not installed")
 
 from policy_server import ScriptedServer, chunk, cut
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., ScriptedServer]]:
-    servers: list[ScriptedServer] = []
-
-    def start(*arguments: Any, **options: Any) -> ScriptedServer:
-        servers.append(ScriptedServer(*arguments, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 @pytest.fixture
@@ -68,3 +56,43 @@ def test_a_server_of_another_action_is_refused_at_activation(
     one = bench(serve(lambda *_: {"actions": chunk()[:, :3]}, good=0))
     assert not one.activate()
     assert "action.names declares 4 dimensions" in one.node.transition_error
+
+
+@pytest.mark.parametrize("ahead", [0, 6])
+def test_the_robot_moves_while_the_server_thinks_only_with_prefetch(
+    ahead: int, serve: Callable[..., ScriptedServer], bench: Callable[..., PolicyBench]
+) -> None:
+    """A server that takes until three more commands have come, or loses its patience."""
+    benches: list[PolicyBench] = []
+    meanwhile: list[int] = []
+
+    def slowly(_connection: object, _message: object, number: int) -> dict:
+        before = len(benches[0].commands) if benches else 0
+        end_s = time.monotonic() + (20.0 if ahead else 0.5)
+        while benches and number > 2 and len(benches[0].commands) < before + 3 and time.monotonic() < end_s:
+            time.sleep(0.005)
+        if number > 2:
+            meanwhile.append(len(benches[0].commands) - before)
+        return {"actions": chunk(0.004, steps=10)}
+
+    one = bench(serve(slowly, good=0), control__prefetch=ahead, gate__mode="off", gate__stale_gap_s=60.0).start()
+    benches.append(one)
+    for index in range(24):
+        one.frame(index)
+    assert len(meanwhile) >= 2
+    assert all(commands == 0 for commands in meanwhile) if ahead == 0 else min(meanwhile) >= 3
+    taken = [gate for gate in one.gates if gate.decision == gate.INFER and gate.age_s > 0.0]
+    assert bool(taken) is (ahead > 0)
+
+
+def test_an_answer_too_old_for_its_image_stops_the_robot(
+    serve: Callable[..., ScriptedServer], bench: Callable[..., PolicyBench]
+) -> None:
+    def slowly(_connection: object, _message: object, number: int) -> dict:
+        time.sleep(1.5 if number > 2 else 0.0)
+        return {"actions": chunk(0.004, steps=30)}
+
+    ages = {"control__max_image_age_s": 1.0, "control__inference_timeout_s": 0.9}
+    one = bench(serve(slowly, good=0), control__prefetch=28, gate__mode="off", gate__stale_gap_s=60.0, **ages).start()
+    one.until(lambda: one.show() and one.logged("stopped, inference_timeout"), "the stop")
+    assert one.commands[-1].twist.linear.x == 0.0

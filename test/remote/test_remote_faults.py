@@ -18,7 +18,8 @@ from fakes import SPEC, make_observation
 from policy_server import ScriptedServer, chunk, cut, well
 from websockets.sync.server import ServerConnection
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import Stop, Worker
 from flashvla_ros.core.reasons import Reason

@@ -10,7 +10,8 @@ import pytest
 from fakes import SPEC, ScriptedPolicy
 from test_rollout import expert_policy
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.sim.perturbation import JUMP_M, PERTURBATIONS, find_perturbation, plan_episode

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from fakes import SPEC, ScriptedPolicy
 
-from flashvla_ros.control.stepper import Stepper, StepResult
+from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
