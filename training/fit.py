@@ -79,10 +79,12 @@ def fit(
     data = Demonstrations(frames, meta["instructions"], model.config, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
     if frames.actions.ndim == 3:
-        if not published:
+        if init is None:
             raise DatasetError(
                 f"{data_folder} holds chunks: give --init the folder of a checkpoint, such as models/demo"
             )
+        if not published:  # its towers make the visual tokens
+            model.load_state_dict(torch.load(init / STATE, weights_only=True)["model"])
         trainer: Trainer = ChunkTrainer(config, model, data, out / TOKENS)
     else:
         trainer = Trainer(config, model, frames.auxiliary.shape[1])

@@ -177,12 +177,12 @@ class Trainer:
         partial.replace(path)
 
     def start_from(self, path: Path) -> None:
-        """Take the weights of model and head from a state of another run; optimiser and step begin anew."""
+        """Take the weights from a state of another run; optimiser and step begin anew."""
         try:
             state = torch.load(path, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.head.load_state_dict(state["head"])
-        except (OSError, RuntimeError) as error:
+            for name, module in self.modules().items():
+                module.load_state_dict(state[name])
+        except (OSError, RuntimeError, KeyError) as error:
             raise DatasetError(f"{path} does not fit this run's sizes, or cannot be read: {error}") from error
 
     def restore(self, path: Path) -> None:

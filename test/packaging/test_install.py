@@ -97,7 +97,7 @@ def check_contents(prefix: Path) -> None:
     assert shared == {path for folder in SHARED for path in files_of(ROOT, folder)}
     assert files_of(package) == files_of(ROOT / "flashvla_ros")
     folders = {path.name for path in prefix.rglob("*") if path.is_dir()}
-    assert not folders & {"benchmarks", "training", "test", "docs", "demo-plain"}
+    assert not folders & {"benchmarks", "training", "test", "docs", "demo-plain", "demo-oft"}
 
 
 def files_of(root: Path, folder: str = "") -> set[Path]:

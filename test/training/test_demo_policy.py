@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fakes import SPEC
@@ -16,6 +17,7 @@ from flashvla_ros.sim.perturbation import INSTRUCTION_SWITCH, plan_episode
 from flashvla_ros.sim.rollout import roll_out
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.arch.table import load
 from flashvla_ros.vla.checkpoint import load_config
 from flashvla_ros.vla.config import DINOV2, SIGLIP
 from training.architecture import DATASET, action_statistics
@@ -26,6 +28,7 @@ except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 FOLDER = share_path("models", "demo")
+OFT = Path(__file__).parents[2] / "models" / "demo-oft"
 SEED = 7
 
 
@@ -62,6 +65,16 @@ def test_robot_does_the_same_with_every_token_and_with_the_gate(world: World, po
     outcome = roll_out(world, Stepper(policy, SPEC), plan_episode("drawer-open", SEED), settings)
     assert outcome.success
     assert (outcome.reused > 0) == (mode == "guarded")
+
+
+def test_chunks_of_eight_open_the_drawer(world: World) -> None:
+    assert sum(path.stat().st_size for path in OFT.iterdir()) <= 25e6
+    policy = load(ModelSettings(checkpoint=str(OFT), device="cpu"))
+    assert policy.chunk_size == 8
+    settings = Settings().with_values(BUILT_IN["dense"])
+    outcome = roll_out(world, Stepper(policy, SPEC), plan_episode("drawer-open", SEED), settings)
+    assert outcome.success
+    assert outcome.reasons["open_loop"] > 6 * outcome.reasons["mode_off"]
 
 
 def test_new_instruction_on_the_way_is_followed(world: World, policy: OpenVLAPolicy) -> None:

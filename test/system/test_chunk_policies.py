@@ -1,0 +1,58 @@
+"""OpenVLA-OFT and UniVLA drive the simulated robot with chunks, two cameras and a blend; the recording replays."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flashvla_ros.sim.world", exc_type=Exception, reason="EGL or Meta-World is missing")
+
+from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
+
+pytestmark = pytest.mark.timeout(600)  # each starts a model and a simulation; far less where the machine is idle
+
+FLASHVLA = [sys.executable, "-m", "flashvla_ros"]
+STATE = "x,y,z,ax,ay,az,l_close,r_close"
+OFT = [f"model.proprio={STATE}", "camera.names=front,wrist"]
+STEPS = 25  # three chunks and more, each blended with the next
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters", "cameras"),
+    [("openvla_oft", OFT, ("front", "wrist")), ("univla", ["decode.mode=draft"], ())],
+)
+def test_a_drive_replays_bit_for_bit(
+    architecture: str, parameters: list[str], cameras: tuple[str, ...], tmp_path: Path
+) -> None:
+    model, bag = tmp_path / "model", tmp_path / "bag"
+    write_random_checkpoint(model, config_of_size("tiny"), architecture=architecture, action_size=4)
+    options = ["--checkpoint", str(model), "--record", str(bag), "--lock-step", "--episodes", "1"]
+    options += [word for camera in cameras for word in ("--remap", f"{camera}/image:=image")]
+    common = ["model.unnorm_key=random_4d", "control.blend=temporal", "gate.replan_after=4"]
+    options += [word for value in (*common, *parameters) for word in ("--set", value)]
+    process = subprocess.Popen([*FLASHVLA, "bringup", *options], stdout=subprocess.PIPE, text=True)
+    timer = threading.Timer(300, process.kill)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        steps = (int(line.split(" step ")[1].split(",")[0]) for line in process.stdout if " step " in line)
+        assert any(step >= STEPS for step in steps)
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        process.stdout.close()
+    assert "fault" not in said
+    command = [*FLASHVLA, "replay", str(bag)]
+    for camera in cameras:
+        command += ["--topic", f"{camera}/image=/image"]
+    replay = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert replay.returncode == 0, replay.stdout + replay.stderr
+    assert "bit for bit" in replay.stdout
