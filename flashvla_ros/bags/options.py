@@ -50,13 +50,9 @@ class Source:
             BagError: It cannot be read, or lacks what was asked of it.
         """
         with open_bag(path) as bag:
-            cameras = self.changed.get("camera.names", ())
-            topics = find_topics(bag, self.remappings, self.node, cameras)
-            log = read_log(bag, topics)
+            log = read_log(bag, find_topics(bag, self.remappings, self.node, None))
             settings = SettingsInForce(log, self.changed)
-            names = settings.first.camera.names
-            if names != tuple(cameras):
-                topics = find_topics(bag, self.remappings, self.node, names)
+            topics = find_topics(bag, self.remappings, self.node, settings.first.camera.names)
             steps = None if self.every_image else log
             frames = Frames(bag, topics, settings.first, steps, self.instruction)
             yield Recording(bag, topics, log, settings, frames)

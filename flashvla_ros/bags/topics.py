@@ -57,22 +57,24 @@ def parse_remappings(arguments: Sequence[str]) -> dict[str, str]:
     return remappings
 
 
-def find_topics(bag: Bag, remappings: Mapping[str, str], node: str, cameras: Sequence[str]) -> Topics:
+def find_topics(bag: Bag, remappings: Mapping[str, str], node: str, cameras: Sequence[str] | None) -> Topics:
     """Find the parts of a recording of the policy node, or of cameras alone.
 
     Args:
         bag: The recording.
         remappings: Role to topic, for topics with other names than the node's defaults.
         node: Full name of the policy node.
-        cameras: The parameter ``camera.names``.
+        cameras: The parameter ``camera.names``; None: nobody knows yet, and no images are looked for.
 
     Raises:
         BagError: There are no images, a topic has the wrong type, or a remapping names what is not there.
     """
     namespace = node.rpartition("/")[0]
-    image_roles = {camera: f"{camera}/image" for camera in cameras} or {"image": "image"}
+    image_roles = {camera: f"{camera}/image" for camera in cameras or ()} or {"image": "image"}
     unknown = set(remappings) - set(_TYPES) - set(image_roles.values())
-    if unknown:
+    if cameras is None:
+        image_roles = {}
+    elif unknown:
         known = ", ".join([*image_roles.values(), *_TYPES])
         raise BagError(f"--topic {min(unknown)}=…: the roles are {known}")
     notes: list[str] = []

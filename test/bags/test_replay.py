@@ -14,6 +14,8 @@ from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.replay import replay
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import BagError
+from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.vla.loading import LoadedPolicy
 
 BOOL = "std_msgs/msg/Bool"
@@ -91,8 +93,10 @@ def test_joint_positions_and_every_camera_are_there(tmp_path):
         time_ns = START_NS + index * 10**8
         messages.append(("/left/image", IMAGE, time_ns, raw_image(picture(index), time_ns)))
         messages.append(("/right/image", IMAGE, time_ns + 10**6, raw_image(picture(index + 50), time_ns)))
-    changed = {"camera.names": ("left", "right")}
-    _, seen, _ = play(write_bag(tmp_path / "bag", messages), changed=changed, instruction="go")
+    settings = Settings().with_values({"camera.names": ("left", "right")})  # recorded, and told by nobody else
+    messages.append(("/flashvla/settings", STRING, START_NS - 2, text(Provenance(settings).to_json())))
+    bag = write_bag(tmp_path / "bag", messages)
+    _, seen, _ = play(bag, remappings={"left/image": "/left/image"}, instruction="go")
     assert len(seen) == 2  # at the first image of the left camera there is none of the right one
     assert seen[0].joint_positions == {"x": 1.0, "y": 2.0}
     assert np.array_equal(seen[0].images["left"], picture(1))
