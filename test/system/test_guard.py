@@ -187,13 +187,17 @@ def test_an_emergency_stop_holds_until_both_are_reset(moving):
     moving.move()
 
 
-def test_a_guard_that_is_killed_stops_the_policy_and_a_new_one_lets_it_go_on(moving):
-    moving.guard.kill()
-    moving.guard.wait()
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_guard_that_ends_stops_the_policy_and_a_new_one_lets_it_go_on(moving, name):
+    moving.guard.send_signal(signal.Signals[name])
+    code = moving.guard.wait()
+    if name != "SIGKILL":
+        assert code == 0
+        moving.until(lambda: moving.sent[-1][1].twist.linear.x == 0.0, "the stop action, its last command")
     moving.until(lambda: moving.statuses[-1].stop_reason.startswith("guard: no guard is heard"), "the policy's stop")
-    steps = len(moving.gates)
+    steps, count = len(moving.gates), len(moving.sent)
     moving.spin(3 * PERIOD_S)
-    assert len(moving.gates) == steps
+    assert (len(moving.gates), len(moving.sent)) == (steps, count)
     moving.start_guard()
     moving.move()
 
