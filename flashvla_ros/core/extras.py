@@ -19,7 +19,7 @@ EXTRAS = {
     "export": ("av>=14", "pyarrow>=17"),
     "camera": ("simplejpeg>=1.9",),
     "remote": ("msgpack>=1", "websockets>=14"),
-    "ray": ("ray>=2.30",),
+    "ray": ("ray[serve]>=2.50",),
 }
 
 

@@ -25,7 +25,8 @@ from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.remote import wire
 from flashvla_ros.remote.policy import RemotePolicy
-from flashvla_ros.remote.server import PolicyServer, ServerOptions
+from flashvla_ros.remote.server import PolicyServer
+from flashvla_ros.remote.service import ServerOptions
 from flashvla_ros.vla.loading import LoadedPolicy
 
 SETTINGS = Settings().with_values({"gate.max_reuse": 1, "gate.fresh_between": 1, "gate.delta": 0.0})
@@ -248,6 +249,7 @@ def test_health_is_open_and_metadata_asks_for_the_key(served: Callable[..., Serv
         (["--host", "::"], "needs --certificate and an API key"),
         (["--clients", "0"], "--clients and --rate are above 0"),
         (["--rate", "nan"], "--clients and --rate are above 0"),
+        (["--replicas", "-1"], "--replicas is 0 or more"),
         (["--port", "70000"], "--port is 0 to 65535"),
         (["--certificate", "missing.pem"], "holds no certificate"),
         (["--set", "model.remote=ws://localhost:1"], "served already"),
