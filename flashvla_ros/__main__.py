@@ -35,6 +35,7 @@ COMMANDS = (
     ),
     Subcommand("record", "flashvla_ros.bags.record", "record the node's topics, on machines without ros2 bag too"),
     Subcommand("replay", "flashvla_ros.bags.replay", "run a bag through the node's own control step, and compare"),
+    Subcommand("view", "flashvla_ros.bags.view", "a recording or the running node in Rerun, on one timeline"),
     Subcommand("export", "flashvla_ros.bags.export", "recordings as a LeRobot dataset, to train on"),
     Subcommand("doctor", "flashvla_ros.doctor.command", "what is missing here or in a checkpoint, and how to mend it"),
     Subcommand("tune", "flashvla_ros.bags.tune", "find the thresholds that reuse most within an error you allow"),
@@ -55,6 +56,7 @@ _EXTRA_OF_MODULE = {
     "matplotlib": "bags",
     "av": "export",
     "pyarrow": "export",
+    "rerun": "rerun",
     "websockets": "remote",
     "msgpack": "remote",
 }

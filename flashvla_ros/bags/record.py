@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 from flashvla_ros.core.errors import BagError
@@ -26,33 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record until Ctrl-C, SIGTERM or ``--duration``; returns the exit code."""
-    import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
-
-    from flashvla_ros.bags.recorder import BagRecorder, Selection
+    from flashvla_ros.bags.recorder import Selection, record_into
     from flashvla_ros.bags.writer import BagWriter
 
     selection = Selection(args.node, tuple(args.topics), args.all, _pattern(args.exclude))
     writer = BagWriter(args.bag, capacity_bytes=args.queue_mb * 2**20)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    end_s = time.monotonic() + (args.duration if args.duration is not None else float("inf"))
-    context = rclpy.Context()
-    rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
-    executor = SingleThreadedExecutor(context=context)
-    recorder = BagRecorder(writer, selection, context=context)
-    executor.add_node(recorder)
     print(f"recording to {args.bag}; Ctrl-C ends it", flush=True)
     try:
-        while not stop.is_set() and time.monotonic() < end_s:
-            executor.spin_once(timeout_sec=0.1)
-            writer.check()
+        record_into(writer, selection, args.duration if args.duration is not None else float("inf"))
     finally:
-        executor.shutdown()
-        recorder.destroy_node()
-        context.try_shutdown()
         writer.close()
     _summarise(args.bag, writer.written, writer.dropped)
     return 0

@@ -5,22 +5,43 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+import signal
+import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
-from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 
 from flashvla_ros.bags.definitions import message_definition
-from flashvla_ros.bags.writer import BagWriter
 from flashvla_ros.core.errors import BagError
 
 DISCOVERY_S = 0.1
 DEPTH = 100
 
-SHARED_TOPICS = frozenset({"/parameter_events", "/clock", "/diagnostics"})
+SHARED_TOPICS = frozenset({"/parameter_events", "/clock", "/diagnostics", "/tf", "/tf_static", "/robot_description"})
+
+
+class TopicWriter(Protocol):
+    """Where recorded messages go: a bag, or a view."""
+
+    def add_topic(self, name: str, type_name: str, definition: str, type_hash: str, qos: Sequence[Qos]) -> Any:
+        """Declare a topic; what it returns has the name as ``topic`` and is handed back with every message."""
+        ...
+
+    def write(self, topic: Any, time_ns: int, data: bytes) -> None:
+        """Take one serialised message."""
+        ...
+
+    def check(self) -> None:
+        """Raise where nothing more can be taken."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +87,11 @@ class Selection:
 class BagRecorder(Node):
     """Subscribes to every topic of a selection as soon as someone publishes it."""
 
-    def __init__(self, writer: BagWriter, selection: Selection, **node: Any) -> None:
+    def __init__(self, writer: TopicWriter, selection: Selection, **node: Any) -> None:
         super().__init__("flashvla_recorder", enable_rosout=False, start_parameter_services=False, **node)
         self._writer = writer
         self._selection = selection
-        self._topics: dict[str, tuple[Connection, Subscription[Any]]] = {}
+        self._topics: dict[str, tuple[Any, Subscription[Any]]] = {}
         self._skipped: set[str] = set()
         self.create_timer(DISCOVERY_S, self._discover)
 
@@ -100,7 +121,7 @@ class BagRecorder(Node):
         topic = self._writer.add_topic(name, type_name, definition, type_hash, [_offered(qos) for qos in publishers])
         self._topics[name] = (topic, self._subscribe(topic, message_type, _requested(publishers)))
 
-    def _subscribe(self, topic: Connection, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
+    def _subscribe(self, topic: Any, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
         def store(data: bytes, info: Any) -> None:
             self._writer.write(topic, info["received_timestamp"] or time.time_ns(), data)
 
@@ -114,6 +135,27 @@ class BagRecorder(Node):
         if needed.reliability > asked.reliability or needed.durability > asked.durability:
             self.destroy_subscription(subscription)
             self._topics[name] = (topic, self._subscribe(topic, subscription.msg_type, needed))
+
+
+def record_into(writer: TopicWriter, selection: Selection, duration_s: float = float("inf")) -> None:
+    """Hand every message of a selection to a writer, until Ctrl-C, SIGTERM or so many seconds have passed."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    end_s = time.monotonic() + duration_s
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor(context=context)
+    recorder = BagRecorder(writer, selection, context=context)
+    executor.add_node(recorder)
+    try:
+        while not stop.is_set() and time.monotonic() < end_s:
+            executor.spin_once(timeout_sec=0.1)
+            writer.check()
+    finally:
+        executor.shutdown()
+        recorder.destroy_node()
+        context.try_shutdown()
 
 
 def _message_type(type_name: str) -> Any:

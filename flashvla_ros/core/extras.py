@@ -18,6 +18,7 @@ EXTRAS = {
     ),
     "export": ("av>=14", "pyarrow>=17"),
     "camera": ("simplejpeg>=1.9",),
+    "rerun": ("rerun-sdk>=0.41,<0.42",),
     "remote": ("msgpack>=1", "websockets>=14"),
     "ray": ("ray[serve]>=2.50",),
 }

@@ -60,14 +60,28 @@ def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, visible: Box | No
     height, width = image.shape[:2]
     size = (min(max(round(width * _HEIGHT / height), _HEIGHT // 2), 4 * _HEIGHT), _HEIGHT)
     shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > _HEIGHT else cv2.INTER_CUBIC)
-    left, top, right, bottom = visible or (0.0, 0.0, width, height)
-    patches = np.ones((1, 1), dtype=bool) if mask is None else mask
-    columns, across = _patches(size[0], left / width, right / width, patches.shape[1])
-    rows, down = _patches(size[1], top / height, bottom / height, patches.shape[0])
-    bright = patches[rows][:, columns] & down[:, None] & across
+    bright = kept_pixels(mask, visible, image=(width, height), size=size)
     if bright.all():
         return shown  # type: ignore[return-value]
     return (shown * np.where(bright, 1.0, _DIM)[..., None]).astype(np.uint8)  # type: ignore[no-any-return]
+
+
+def kept_pixels(
+    mask: NDArray[np.bool_] | None, visible: Box | None, *, image: tuple[int, int], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Return where a picture shows what the model kept, bool [height, width] of `size`.
+
+    Args:
+        mask: Of the patches [g, g]; None: all were kept.
+        visible: What the patches cover of the image; None: all of it.
+        image: Width and height of the image.
+        size: Width and height of the picture that is made of it.
+    """
+    left, top, right, bottom = visible or (0.0, 0.0, *image)
+    patches = np.ones((1, 1), dtype=bool) if mask is None else mask
+    columns, across = _patches(size[0], left / image[0], right / image[0], patches.shape[1])
+    rows, down = _patches(size[1], top / image[1], bottom / image[1], patches.shape[0])
+    return patches[rows][:, columns] & down[:, None] & across
 
 
 def _patches(length: int, start: float, stop: float, count: int) -> tuple[IntArray, NDArray[np.bool_]]:

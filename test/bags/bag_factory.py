@@ -8,11 +8,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rosbags.interfaces import Nodetype
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from flashvla_ros.bags.definitions import message_definition
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 IMAGE, COMPRESSED, STRING = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
+GATE, EPISODE = "flashvla_ros/msg/GateStatus", "flashvla_ros/msg/EpisodeStatus"
 START_NS = 1_700_000_000 * 10**9
 
 
@@ -42,6 +46,19 @@ def compressed_image(image: np.ndarray, time_ns: int) -> Any:
 
 def text(value: str) -> Any:
     return STORE.types[STRING](data=value)
+
+
+def message(kind: str, at_ns: int, **values: Any) -> Any:
+    """A message of this package, with zeros and nothing in the fields that are not given."""
+    if kind not in STORE.types:
+        STORE.register(get_types_from_msg(message_definition(kind)[0], kind))
+    fields: dict[str, Any] = {}
+    for name, (node, detail) in STORE.fielddefs[kind][1]:
+        if node == Nodetype.BASE:
+            fields[name] = "" if detail[0] == "string" else False if detail[0] == "bool" else 0
+        elif node == Nodetype.SEQUENCE:
+            fields[name] = np.empty(0, dtype=detail[0][1][0])
+    return STORE.types[kind](**{**fields, "header": header(at_ns), **values})
 
 
 def write_bag(

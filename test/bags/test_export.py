@@ -7,16 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from bag_factory import IMAGE, START_NS, STORE, STRING, drive, header, picture, raw_image, text, write_bag
-from rosbags.interfaces import Nodetype
-from rosbags.typesys import get_types_from_msg
+from bag_factory import EPISODE, GATE, IMAGE, START_NS, STRING, drive, message, picture, raw_image, text, write_bag
 
 from flashvla_ros import __main__ as cli
-from flashvla_ros.bags.definitions import message_definition
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
 
-GATE, EPISODE = "flashvla_ros/msg/GateStatus", "flashvla_ros/msg/EpisodeStatus"
 STARTED, ENDED = 0, 2
 PERIOD_NS = 10**8
 EPISODES = ((6, True), (5, False))  # steps, and success
@@ -24,19 +20,6 @@ EPISODES = ((6, True), (5, False))  # steps, and success
 
 def command(number: int) -> np.ndarray:
     return np.random.default_rng(number).uniform(-1.0, 1.0, len(Settings().action.names))
-
-
-def message(kind, at_ns, **values):
-    """A message of this package, with zeros and nothing in the fields that are not given."""
-    if kind not in STORE.types:
-        STORE.register(get_types_from_msg(message_definition(kind)[0], kind))
-    fields = {}
-    for name, (node, detail) in STORE.fielddefs[kind][1]:
-        if node == Nodetype.BASE:
-            fields[name] = "" if detail[0] == "string" else False if detail[0] == "bool" else 0
-        elif node == Nodetype.SEQUENCE:
-            fields[name] = np.empty(0, dtype=detail[0][1][0])
-    return STORE.types[kind](**{**fields, "header": header(at_ns), **values})
 
 
 def write_episodes(path, *, start_ns=START_NS, end=True):

