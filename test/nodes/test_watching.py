@@ -20,6 +20,33 @@ TOPICS = {
 }
 LAYOUT = json.loads(share_path("config", "foxglove.json").read_text(encoding="utf-8"))
 PANELS: dict[str, dict[str, Any]] = LAYOUT["configById"]
+# What Lichtblick 1.28.1 (github.com/lichtblick-suite/lichtblick, packages/suite-base/src/panels) knows: each type of
+# panel with the keys of its configuration. A key that it does not know is passed over without a word.
+_LINES = {"value", "enabled", "color", "label", "timestampMethod"}
+LICHTBLICK: dict[str, dict[str, set[str]]] = {
+    "3D": {"": {"followTf", "followMode", "scene", "topics", "layers"}},
+    "Image": {"": {"imageMode"}, "imageMode": {"imageTopic", "calibrationTopic", "synchronize", "rotation"}},
+    "Plot": {"": {"paths", "isSynced", "xAxisVal", "showLegend", "minYValue", "maxYValue"}, "paths": _LINES},
+    "StateTransitions": {"": {"paths", "isSynced", "showPoints"}, "paths": _LINES},
+    "DiagnosticStatusPanel": {"": {"topicToRender", "numericPrecision", "secondsUntilStale"}},
+    "Parameters": {"": {"title"}},
+    "Publish": {"": {"topicName", "datatype", "buttonText", "buttonTooltip", "buttonColor", "advancedView", "value"}},
+    "CallService": {
+        "": {"serviceName", "requestPayload", "layout", "buttonText", "buttonTooltip", "buttonColor"},
+    },
+}
+NEEDED = {  # that have no default there
+    "Plot": {"paths"},
+    "StateTransitions": {"paths"},
+    "Publish": {"topicName", "datatype", "value"},
+    "CallService": {"serviceName"},
+}
+PATH_NEEDS = {"value", "timestampMethod"}
+VALUES = {
+    "timestampMethod": {"receiveTime", "headerStamp"},
+    "xAxisVal": {"timestamp", "index", "custom", "currentCustom"},
+}
+TITLES = {"foxglovePanelTitle", "lichtblickPanelTitle"}  # one for each program
 RVIZ = yaml.safe_load(share_path("config", "flashvla.rviz").read_text(encoding="utf-8"))
 DISPLAYS = {display["Name"]: display for display in RVIZ["Visualization Manager"]["Displays"]}
 RVIZ_TYPES = {
@@ -27,6 +54,38 @@ RVIZ_TYPES = {
     "rviz_default_plugins/Pose": ("geometry_msgs/PoseStamped",),
     "rviz_default_plugins/RobotModel": ("std_msgs/String",),
 }
+
+
+def parts(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A panel's configuration and what is nested in it, each with its key."""
+    yield "", config
+    for key, value in config.items():
+        for inner in value if isinstance(value, list) else [value] if key == "imageMode" else []:
+            yield key, inner
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_is_configured_as_lichtblick_reads_it(panel):
+    kind, config = panel.partition("!")[0], PANELS[panel]
+    known = LICHTBLICK[kind]
+    for name, part in parts(config):
+        assert set(part) <= known[name] | (TITLES if not name else set()), name
+        for key, values in VALUES.items():
+            assert part.get(key) in {None, *values}
+        if name == "paths":
+            assert set(part) >= PATH_NEEDS
+    assert set(config) >= NEEDED.get(kind, set())
+    assert len({config.get(title) for title in TITLES}) == 1
+
+
+def test_the_layout_has_the_parts_that_lichtblick_reads():
+    assert set(LAYOUT) == {"configById", "layout", "globalVariables", "playbackConfig", "userNodes"}
+
+
+def test_the_robot_is_shown_by_its_description_and_its_hand():
+    shown = PANELS["3D!robot"]["topics"]
+    assert [name_of(TOPICS[topic].type) for topic in shown] == ["std_msgs/String", "geometry_msgs/PoseStamped"]
+    assert all(settings == {"visible": True} for settings in shown.values())
 
 
 def leaves(layout: Any) -> Iterator[str]:
