@@ -47,11 +47,11 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)
     rows = select(table(policy.visual_tokens, drafts=policy.decoded > 0), args.only)
-    observations = [_seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
+    observations = [seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
     return Session(policy, settings, rows, trace, observations).run(args)
 
 
-def _seen_by(policy: VLAPolicy, observation: Observation) -> Observation:
+def seen_by(policy: VLAPolicy, observation: Observation) -> Observation:
     """Return an observation with as many cameras and as much of the robot's state as the policy is told of."""
     (image,) = observation.images.values()
     images = {f"camera_{number}": image for number in range(policy.cameras)}

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, metavar="DIR", help="look at this checkpoint alone, and read its weights once"
     )
     parser.add_argument(
+        "--explain", action="store_true", help="run the checkpoint, and say what is pruned, reused and drafted, in ms"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as if the node had this value of a parameter"
     )
     parser.add_argument(
@@ -51,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     findings = []
     if wrong := [rule for rule in args.remap if not all(rule.partition(":="))]:
         raise SettingsError(f"--remap takes TOPIC:=NAME, such as image:=/camera/image_raw, got {wrong[0]!r}")
-    for finding in _findings(args.checkpoint, settings, args.wait, args.remap):
+    found = _findings(args.checkpoint, settings, args.wait, args.remap)
+    for finding in itertools.chain(found, _explained(args.checkpoint, settings) if args.explain else ()):
         findings.append(finding)
         print("\n".join(render([finding])), flush=True)
     if args.json is not None:
@@ -70,7 +74,7 @@ def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remapp
         yield from check_machine(settings.model)
         yield from check_ros(settings, wait_s, remappings)
     try:
-        folder = checkpoint or Path(settings.model.checkpoint or share_path("models", "demo"))
+        folder = _folder(checkpoint, settings)
     except FlashVLAError as error:
         yield Finding.failure_of("checkpoint", error)
         return
@@ -80,7 +84,16 @@ def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remapp
     except ImportError as error:
         yield Finding("checkpoint", Level.FAILURE, f"cannot be looked at: {error}", "mend torch first")
         return
-    folder = folder.expanduser()
     yield from check_checkpoint(folder, settings)
     if folder.is_dir():
         yield check_certificate(settings, folder)
+
+
+def _explained(checkpoint: Path | None, settings: Settings) -> Iterator[Finding]:
+    from flashvla_ros.doctor.explain import explain
+
+    yield from explain(_folder(checkpoint, settings), settings)
+
+
+def _folder(checkpoint: Path | None, settings: Settings) -> Path:
+    return (checkpoint or Path(settings.model.checkpoint or share_path("models", "demo"))).expanduser()
