@@ -13,13 +13,13 @@ from typing import Any
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.markdown import Row, read_evaluation
-from flashvla_ros.evaluation.statistics import Paired
+from flashvla_ros.evaluation.statistics import Paired, holm
 from flashvla_ros.evaluation.summary import ALL, DENSE, rates
 from flashvla_ros.sim.perturbation import NONE
 
 INTRODUCTION = """Closed loop in the simulated robot, seeds that training has never seen. The episode is the
-unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds by McNemar's exact
-test. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
+unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds: the difference in
+points with Tango's 95 % interval, and McNemar's exact p, adjusted by Holm's rule for all p of its table. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
 of a control step, reused ones included; `model` is the median of the steps that ran the model."""
 _SECTIONS = {
     "main": (
@@ -90,15 +90,16 @@ def _evaluation(section: str, file: Path, results: Mapping[str, Any]) -> list[st
 def _statement(rows: Sequence[Row]) -> str:
     """Say in words what the main table shows of each mode."""
     totals = {row["mode"]: row for row in rows if row["task"] == ALL}
-    lines = []
+    lines, adjusted = [], markdown.adjusted_p(rows)
     for mode, row in totals.items():
         if mode == DENSE or DENSE not in totals:
             continue
-        verdict = "measurably below" if row["mcnemar_p"] < 0.05 and row["lost"] > row["won"] else "not measurably below"
+        p = adjusted[mode]
+        verdict = "measurably below" if p < 0.05 and row["lost"] > row["won"] else "not measurably below"
         lines.append(
             f"- `{mode}`: {1 - row['visual_flops_ratio']:.1%} fewer visual-token FLOPs, {1 - row['flops_ratio']:.1%} "
             f"fewer end to end; success {rates(row)} against {rates(totals[DENSE])}, {verdict} dense "
-            f"(p = {row['mcnemar_p']:.2g})."
+            f"(p = {p:.2g})."
         )
     return "\n".join(lines)
 
@@ -107,13 +108,11 @@ def _compared(section: str, rows: Sequence[Row]) -> str:
     """Compare every mode with the section's controls, seed by seed."""
     controls = [name for name in _COMPARED.get(section, ()) if any(row["mode"] == name for row in rows)]
     won = {mode: _successes(rows, mode) for mode in dict.fromkeys(row["mode"] for row in rows)}
-    lines = []
-    for mode, mine in won.items():
-        cells = []
-        for control in controls:
-            pair = Paired.of(won[control], mine)
-            cells.append("" if mode == control else f"{pair.lost} / {pair.won}, p = {pair.mcnemar_p:.2g}")
-        lines.append([f"`{mode}`", *cells])
+    cells = [(mode, control) for mode in won for control in controls if mode != control]
+    pairs = {(mode, control): Paired.of(won[control], won[mode]) for mode, control in cells}
+    adjusted = dict(zip(pairs, holm([pair.mcnemar_p for pair in pairs.values()]), strict=True))
+    words = {key: f"{pair.lost} / {pair.won}, p = {adjusted[key]:.2g}" for key, pair in pairs.items()}
+    lines = [[f"`{mode}`", *(words.get((mode, control), "") for control in controls)] for mode in won]
     heads = ["lost / won against", *(f"`{name}`" for name in controls)]
     return markdown.table(heads, lines) if controls else ""
 

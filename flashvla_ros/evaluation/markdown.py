@@ -9,6 +9,7 @@ from typing import Any
 from flashvla_ros.cli.results import MOST_BYTES
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
+from flashvla_ros.evaluation.statistics import Paired, holm
 from flashvla_ros.evaluation.summary import ALL, rates
 from flashvla_ros.sim.perturbation import NONE
 
@@ -75,16 +76,30 @@ def provenance(meta: Mapping[str, Any]) -> str:
 
 
 def success_table(rows: Sequence[Row]) -> str:
-    """Return successes with 95 % Wilson intervals, modes down and tasks across, and McNemar's test against dense."""
+    """Return successes with 95 % Wilson intervals, modes down and tasks across, and what dense alone lost and won.
+
+    The difference is in points of success, with Tango's 95 % interval; McNemar's p is adjusted by Holm's rule for the
+    number of modes in the table.
+    """
     tasks = list(dict.fromkeys(row["task"] for row in rows if row["task"] != ALL))
-    heads = ["mode", *tasks, "all tasks", "against `dense`: lost / won", "McNemar p"]
-    lines = []
+    heads = ["mode", *tasks, "all tasks", "against `dense`: lost / won", "difference", "p"]
+    lines, adjusted = [], adjusted_p(rows)
     for mode, by_task in _by_mode(rows).items():
         total = by_task[ALL]
         cells = [_short(by_task[task]) if task in by_task else "" for task in tasks]
-        compared = [f"{total['lost']} / {total['won']}", f"{total['mcnemar_p']:.3g}"] if "lost" in total else ["", ""]
+        compared = ["", "", ""]
+        if mode in adjusted:
+            pair = Paired(total["lost"], total["won"])
+            value, low, high = (100.0 * share for share in pair.difference(total["episodes"]))
+            compared = [f"{pair.lost} / {pair.won}", f"{value:+.1f} [{low:+.1f}, {high:+.1f}]", f"{adjusted[mode]:.3g}"]
         lines.append([f"`{mode}`", *cells, f"{rates(total)}", *compared])
     return table(heads, lines)
+
+
+def adjusted_p(rows: Sequence[Row]) -> dict[str, float]:
+    """Return each mode's McNemar p against dense over all tasks, adjusted for the number of modes."""
+    totals = {row["mode"]: row["mcnemar_p"] for row in rows if row["task"] == ALL and "lost" in row}
+    return dict(zip(totals, holm(list(totals.values())), strict=True))
 
 
 def cost_table(rows: Sequence[Row]) -> str:
