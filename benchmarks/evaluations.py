@@ -19,8 +19,9 @@ from flashvla_ros.sim.perturbation import NONE
 
 INTRODUCTION = """Closed loop in the simulated robot, seeds that training has never seen. The episode is the
 unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds: the difference in
-points with Tango's 95 % interval, and McNemar's exact p, adjusted by Holm's rule for all p of its table. FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that
-of a control step, reused ones included; `model` is the median of the steps that ran the model."""
+points with Tango's 95 % interval, and McNemar's exact p, adjusted by Holm's rule for all p of its table.
+FLOPs are multiples of the dense model's over the same control steps; a reused step costs none. Latency is that of a
+control step, reused ones included; `model` is the median of the steps that ran the model."""
 _SECTIONS = {
     "main": (
         "Success and cost",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from flashvla_ros.vla.checked import CheckedPolicy
 from flashvla_ros.vla.step import VLAPolicy
 
 _ROUNDS = 5
-_ASKED = {"device": "cuda", "attention": "flash_attention_2", "engine": "compiled"}  # what a machine may refuse
+# What a machine may refuse.
+_ASKED: Mapping[str, Any] = {"device": "cuda", "attention": "flash_attention_2", "engine": "compiled"}
 
 
 def explain(folder: Path, settings: Settings) -> Iterator[Finding]:
