@@ -39,7 +39,7 @@ from flashvla_ros.nodes import interfaces
 
 sys.path.append(str(Path(__file__).parents[1] / "test" / "system"))
 
-from surroundings import PERIOD_S, Surroundings, seconds
+from surroundings import PERIOD_S, Camera, Surroundings, seconds
 
 TIMEOUT_S = 0.5
 BOUND_S = 1.5 * PERIOD_S
@@ -58,6 +58,7 @@ class Trials(Surroundings):
     Attributes:
         sent: When the guard published each command [s, system's clock], and whether it moves the robot.
         late_s: What an idle timer was late by, since it was set to 0.
+        silent: Only silence told of what went wrong since then.
         oldest_s: Age by its stamp of the oldest command that passed.
     """
 
@@ -90,6 +91,7 @@ class Trials(Surroundings):
         self._guard = subprocess.Popen([*command, "-r", "command:=passed"], stderr=self._log)  # noqa: S603
         _precede(_FIRST)
         self.late_s = self.oldest_s = 0.0
+        self.silent = False
         threading.Thread(target=self._idle, daemon=True).start()
 
     def _idle(self) -> None:
@@ -124,7 +126,14 @@ class Trials(Surroundings):
         self.run()
         count = len(self.sent)
         self.until(lambda: len(self.sent) >= count + 3 and self._moving, "motion")
-        self.late_s = 0.0
+        self.late_s, self.silent = 0.0, False
+
+    def replug(self) -> None:
+        """Put a camera in the place of the one that was taken away, and wait until its pictures are heard."""
+        self.camera = camera = Camera(topic=f"{self._space}/image")
+        self.until(lambda: camera.heard, "the camera's discovery")
+        count = len(camera.stamps)
+        self.until(lambda: len(camera.stamps) >= count + 3, "pictures")
 
     def drive(self) -> None:
         """Command the robot from this process, in the place of the policy, until it moves."""
@@ -264,21 +273,18 @@ def _crowded_out(_bench: Trials, _trial: int) -> End:
 
 
 def _pressed(bench: Trials, trial: int) -> End:
-    """While it moves, while it waits for a camera, and while another stop is in force."""
-    end: End = bool
+    """While it moves, while it waits for a camera, and while another stop is in force; both end after the press."""
+    again: End = bool
     if trial % 3 == 1:
         bench.unplug()
-        bench.until(lambda: not bench.moving, "the stop action")
+        bench.silent, again = True, bench.replug
     elif trial % 3 == 2:
-        end = bench.crowd()
+        again = bench.crowd()
+    if trial % 3:
         bench.until(lambda: not bench.moving, "the stop action")
     bench.press()
-
-    def release() -> None:
-        end()
-        bench.reset()
-
-    return release
+    again()
+    return bench.reset
 
 
 def _not_a_number(bench: Trials, _trial: int) -> End:
@@ -314,9 +320,9 @@ def run_trial(bench: Trials, kind: Kind, trial: int) -> dict[str, Any]:
     stop = next((at for at in range(max(before, 1), len(bench.sent)) if not bench.sent[at][1]), None)
     late_s = None
     if stop is not None:
-        silent = kind.silent or bench.camera is None
+        silent = kind.silent or bench.silent
         late_s = bench.sent[stop][0] - (bench.sent[stop - 1][0] + TIMEOUT_S if silent else began_s)
-    count = len(bench.sent)
+    count = len(bench.sent) if stop is None else stop
     bench.spin(_AFTER_S if stopped else 0.0)
     moved = sum(moves for _, moves in bench.sent[count:]) if stopped else 0
     times = [sent_s for sent_s, moves in bench.sent[before:] if moves]

@@ -93,6 +93,11 @@ class Camera:
     def _noise(self) -> np.ndarray[Any, Any]:
         return self._rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
+    @property
+    def heard(self) -> bool:
+        """Whether somebody subscribes."""
+        return self._publisher.get_subscription_count() > 0
+
     def close(self) -> None:
         self.node.destroy_node()
         rclpy.try_shutdown(context=self.context)
