@@ -16,7 +16,7 @@ from flashvla_ros.core.types import Box, ImageArray, IntArray
 
 _HEIGHT = 384  # of a camera's picture
 _BANNER, _PANEL, _TAG = 34, 52, 26
-_DIM = 0.28  # what is left of a pruned token's brightness
+DIM = 0.28  # what is left of a pruned token's brightness
 _Colour = tuple[int, int, int]
 _INFER, _REUSE, _WARN = (52, 101, 164), (56, 142, 60), (251, 192, 45)
 _DARK, _LIGHT, _GREY, _PASS, _FAIL = (24, 24, 27), (240, 240, 240), (110, 110, 115), (102, 187, 106), (239, 108, 80)
@@ -63,7 +63,7 @@ def _camera(image: ImageArray, mask: NDArray[np.bool_] | None, visible: Box | No
     bright = kept_pixels(mask, visible, image=(width, height), size=size)
     if bright.all():
         return shown  # type: ignore[return-value]
-    return (shown * np.where(bright, 1.0, _DIM)[..., None]).astype(np.uint8)  # type: ignore[no-any-return]
+    return (shown * np.where(bright, 1.0, DIM)[..., None]).astype(np.uint8)  # type: ignore[no-any-return]
 
 
 def kept_pixels(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from rerun.urdf import UrdfTree
 from flashvla_ros.core.errors import ObservationError, SettingsError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import Box
+from flashvla_ros.core.types import Box, ImageArray, IntArray
 from flashvla_ros.messages.images import decode_compressed, decode_image
-from flashvla_ros.view.overlay import kept_pixels, token_masks
+from flashvla_ros.view.overlay import DIM, kept_pixels, token_masks
 
 VisibleBoxes = Callable[[Settings], Callable[[int, int], Box | None]]
-_PRUNED, _DARKNESS = 1, 0.72  # class in the picture over a camera, which Rerun draws black; 0 it leaves clear
+_STAMPED = ("Image", "CompressedImage", "GateStatus", "JointState", "PoseStamped")  # by the clock of the observations
 _QUALITY = 85  # of a JPEG
+_REMEMBERED = 20  # pictures of a camera; a step answers one of them
 _LINES = {  # plot: its lines, by the fields of GateStatus
     "angle": {"α": "angle_deg", "ε₁": "max_angle_deg"},
     "overlap": {"φ′": "corrected_overlap", "φ": "overlap", "δ": "delta"},
@@ -54,10 +55,11 @@ class RerunSink:
         self._visible_boxes = visible_boxes
         self._visible: Callable[[int, int], Box | None] = lambda _height, _width: None
         self._names: tuple[str, ...] = ()
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._recent: dict[tuple[str, int], ImageArray] = {}
         self._robot: UrdfTree | None = None
         self._shown: Mapping[str, Any] = {}
         self._stamp_ns = 0
+        self._waiting: list[tuple[str, str, Any, int]] = []
         self._instruction = ""
         self._handlers: Mapping[str, Callable[[Any], None]] = {  # by type, and the topic's last name where it decides
             "GateStatus": self._gate,
@@ -72,12 +74,18 @@ class RerunSink:
         }
 
     def take(self, topic: str, type_name: str, message: Any, time_ns: int) -> None:
-        """Log one message at its stamp; one without a stamp at the last one seen, or when it was received."""
-        header = getattr(message, "header", None)
-        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec if header else self._stamp_ns
-        self._stamp_ns = stamp_ns or time_ns
-        self._stream.set_time("stamp", timestamp=np.datetime64(self._stamp_ns, "ns"))
+        """Log one message at its stamp; one without, or of another clock, at the last one seen or the first to come."""
         kind, name = type_name.rpartition("/")[2], topic.rpartition("/")[2]
+        if kind in _STAMPED:
+            stamp = message.header.stamp
+            self._stamp_ns = stamp.sec * 10**9 + stamp.nanosec or time_ns
+        elif not self._stamp_ns:
+            self._waiting.append((topic, type_name, message, time_ns))
+            return
+        self._stream.set_time("stamp", timestamp=np.datetime64(self._stamp_ns, "ns"))
+        waiting, self._waiting = self._waiting, []
+        for earlier in waiting:
+            self.take(*earlier)
         if handle := self._handlers.get(kind) or self._handlers.get(f"{kind} {name}"):
             handle(message)
         elif topic in self.cameras:
@@ -90,9 +98,10 @@ class RerunSink:
             self._warn(f"an image on {topic} cannot be shown: {error}")
             return
         camera = self.cameras[topic]
-        height, width, _ = image.shape
-        self._sizes[camera] = height, width
-        self._stream.log(f"cameras/{camera}", rr.Image(image).compress(jpeg_quality=_QUALITY))
+        self._recent[camera, self._stamp_ns] = image
+        while len(self._recent) > _REMEMBERED * len(self.cameras):
+            del self._recent[next(iter(self._recent))]
+        self._log_image(camera, image)
 
     def _gate(self, status: Any) -> None:
         decision = "REUSE" if status.reason == "reuse" else "FOLLOW" if status.decision else "INFER"
@@ -113,19 +122,21 @@ class RerunSink:
         self._show()
         self._tokens(np.asarray(status.kept_tokens, dtype=np.int64), status.visual_tokens)
 
-    def _tokens(self, kept: np.ndarray[Any, Any], count: int) -> None:
+    def _tokens(self, kept: IntArray, count: int) -> None:
+        """Show the pictures that a step answered again, with the pruned patches dark."""
         cameras = list(self.cameras.values())
-        if not all(camera in self._sizes for camera in cameras):
-            return
         masks = token_masks(kept if len(kept) else None, count, max(len(cameras), 1))
         for camera, mask in zip(cameras, masks, strict=False):
-            if mask is None:
-                self._stream.log(f"cameras/{camera}/pruned", rr.Clear(recursive=False))
+            image = self._recent.get((camera, self._stamp_ns))
+            if mask is None or image is None:
                 continue
-            height, width = self._sizes[camera]
-            kept_there = kept_pixels(mask, self._visible(height, width), image=(width, height), size=(width, height))
-            picture = np.where(kept_there, 0, _PRUNED).astype(np.uint8)
-            self._stream.log(f"cameras/{camera}/pruned", rr.SegmentationImage(picture, opacity=_DARKNESS))
+            height, width, _ = image.shape
+            size = width, height
+            bright = kept_pixels(mask, self._visible(height, width), image=size, size=size)
+            self._log_image(camera, (image * np.where(bright, 1.0, DIM)[..., None]).astype(np.uint8))
+
+    def _log_image(self, camera: str, image: ImageArray) -> None:
+        self._stream.log(f"cameras/{camera}", rr.Image(image).compress(jpeg_quality=_QUALITY))
 
     def _say_state(self, entity: str, state: str) -> None:
         self._stream.log(f"states/{entity}", rr.StateChange(state=state))
@@ -188,29 +199,30 @@ class RerunSink:
             self._stream.log(f"frames/{stamped.child_frame_id}", moved)
 
     def _hand(self, message: Any) -> None:
-        place, frame = message.pose.position, message.header.frame_id
-        point = rr.Points3D([[place.x, place.y, place.z]], radii=0.015, colors=[(230, 90, 60)])
-        self._stream.log("hand", point, *[rr.CoordinateFrame(frame)] * bool(frame))
+        place = message.pose.position
+        moved = rr.Transform3D(translation=[place.x, place.y, place.z], parent_frame=message.header.frame_id or None)
+        self._stream.log("hand", moved, rr.Points3D([[0.0, 0.0, 0.0]], radii=0.03, colors=[(230, 90, 60)]))
 
     def _warn(self, line: str) -> None:
         if line not in self.warnings:
             self.warnings.append(line)
 
     def _show(self) -> None:
-        """Lay the views out again where there is another camera, or the robot."""
-        shown = {"cameras": list(self._sizes), "robot": self._robot.name if self._robot else ""}
+        """Lay the views out again where there is another camera or plot, or the robot."""
+        root = self._robot.root_link().name if self._robot else ""
+        plots = [name for name in _TITLES if name in self._shown]
+        shown = {"cameras": list(self.cameras.values()), "robot": root, "views": plots}
         if any(self._shown.get(name) != value for name, value in shown.items()):
             self._shown = {**self._shown, **shown}
-            root = self._robot.root_link().name if self._robot else ""
-            self._stream.log("/", rr.AnnotationContext([(_PRUNED, "pruned", (0, 0, 0))]), static=True)
-            self._stream.send_blueprint(layout(list(self._sizes), root))
+            self._stream.send_blueprint(layout(list(self.cameras.values()), plots, root))
 
 
-def layout(cameras: list[str], root: str = "") -> rrb.Blueprint:
+def layout(cameras: Sequence[str], plots: Sequence[str], root: str = "") -> rrb.Blueprint:
     """Return the arrangement of the views.
 
     Args:
         cameras: Names of the cameras.
+        plots: Those of the gate and of the time.
         root: Frame of the robot's first link; empty: there is no robot to show.
     """
     views: list[Any] = [rrb.Spatial2DView(origin=f"cameras/{name}", name=name) for name in cameras]
@@ -220,11 +232,11 @@ def layout(cameras: list[str], root: str = "") -> rrb.Blueprint:
             rrb.Spatial3DView(origin="/", contents=["robot/**", "hand"], name="Robot", spatial_information=frame)
         )
     log = rrb.TextLogView(origin="log", name="Log")
-    plots = [rrb.TimeSeriesView(origin=f"plots/{name}", name=title) for name, title in _TITLES.items()]
+    drawn = [rrb.TimeSeriesView(origin=f"plots/{name}", name=_TITLES[name]) for name in plots]
     command = rrb.TimeSeriesView(origin="plots/command", name="Command, after safety")
     decisions = rrb.StateTimelineView(origin="states", name="Gate and node")
     left = rrb.Vertical(*views, log, row_shares=[3.0] * len(views) + [2.0])
-    right = rrb.Vertical(decisions, rrb.Grid(*plots, grid_columns=2), command, row_shares=[2.0, 4.0, 2.0])
+    right = rrb.Vertical(decisions, rrb.Grid(*drawn), command, row_shares=[2.0, 4.0, 2.0])
     return rrb.Blueprint(
         rrb.Horizontal(left, right, column_shares=[2.0, 3.0]),
         rrb.TimePanel(state="collapsed", timeline="stamp", play_state="following"),
