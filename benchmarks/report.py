@@ -27,6 +27,7 @@ from benchmarks import (
     ics,
     overhead,
     score,
+    serving,
     soak,
     speed,
 )
@@ -108,6 +109,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
         score.page,
     ),
     "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),
+    "serving": ("One model for many robots, or one each", "Without a gate, over openpi's protocol.", serving.page),
     "fuzz": ("Fuzzing of gate and safety", "Steps by the reason that the gate gave.", fuzz),
     "mutation": (
         "Do tests notice a change of the code?",

@@ -225,7 +225,7 @@ class RobotNode(Node):
 
     def _on_gripper(self, message: Float64) -> None:
         self._gripper = message.data
-        self._gripper_answered = True
+        self._gripper_answered = self._phase in (Phase.STARTING, Phase.RUNNING)  # a reset's stop answers no image
         self._lock_step()
 
     # Lock-step.

@@ -71,6 +71,8 @@ class Driver(Node):
 
     def reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.resets += 1
+        self.gripper.publish(Float64(data=1.0))  # as the policy node's stop does, before the answer
+        time.sleep(0.05)
         response.success = True
         return response
 
@@ -201,6 +203,13 @@ def test_the_policy_is_reset_between_episodes(stage: Stage, capfd: pytest.Captur
     assert {event.task for event in stage.driver.events} == {"drawer-close"}
     stage.spin(lambda: bool(stage.driver.joints))
     assert "right_j0" in stage.driver.joints[0].name
+
+
+def test_a_stop_between_episodes_is_no_step_of_the_next_one(stage: Stage) -> None:
+    robot = stage.start(lock_step=True, episodes=3, max_steps=2, task="drawer-close")
+    stage.spin(lambda: robot.finished)
+    stage.spin(lambda: len(stage.driver.ended()) == 3)
+    assert [(event.episode, event.steps) for event in stage.driver.ended()] == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_late_joiners_hear_the_instruction_and_the_events(stage: Stage) -> None:

@@ -147,6 +147,21 @@ def test_a_fault_stops_the_robot_in_time_with_its_reason(
     assert re.search(words, stop.detail), stop.detail
 
 
+def test_an_answer_to_another_observation_stops_the_robot_in_time(
+    serve: Callable[..., ScriptedServer], robot: Callable[[str], Robot]
+) -> None:
+    action = Settings().action
+    own = {"returns": "stamp_s", "names": list(action.names), "kinds": list(action.kinds), "dt_s": action.dt_s}
+
+    def stamped(connection: ServerConnection, message: dict, number: int) -> dict:
+        late = 0.0 if number < 4 else PERIOD_S  # the answer to the picture before
+        return {**well(connection, message, number), "stamp_s": message["stamp_s"] - late}
+
+    stop = robot(serve(stamped, good=0, metadata={"flashvla": own}).uri).stop()
+    assert stop.cause is Reason.FAULT
+    assert "another observation" in stop.detail
+
+
 def test_a_connection_that_flaps_stops_and_starts_the_robot_and_never_hangs_it(
     serve: Callable[..., ScriptedServer], robot: Callable[[str], Robot]
 ) -> None:
