@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
     rows = []
-    for name, serving in {"one model": _one, "a model each": _each, "Ray Serve": _ray}.items():
+    kinds: dict[str, Callable[[int], contextlib.AbstractContextManager[list[str]]]]
+    kinds = {"one model": _one, "a model each": _each, "Ray Serve": _ray}
+    for name, serving in kinds.items():
         for robots in args.robots if name in args.kinds else ():
             with serving(robots) as addresses:
                 rows.append({"kind": name, "robots": robots, **_measure(addresses, robots, args.seconds)})
