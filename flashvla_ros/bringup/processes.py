@@ -10,6 +10,7 @@ from typing import Any
 
 from flashvla_ros.bringup.libero import check_robot, libero_parameters
 from flashvla_ros.cli.parameter_files import read_parameters
+from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
@@ -313,4 +314,5 @@ def _existing(path: str) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():
         raise FlashVLAError(f"there is no parameter file {path}")
+    read_yaml(found)  # the node would refuse it too, later
     return found

@@ -23,6 +23,13 @@ COMMANDS = {
     "bench --read": ["bench", "--read", "FILE"],
     "bench --trace": ["bench", "--trace", "FILE"],
     "bringup": ["bringup", "--params", "FILE"],
+    "bringup --guard-params": ["bringup", "--guard-params", "FILE"],
+    "certify --modes-file": ["certify", "--modes-file", "FILE", "--out", "OUT"],
+    "serve --checkpoint": ["serve", "--checkpoint", "FILE"],
+    "serve --params": ["serve", "--params", "FILE"],
+    "serve --api-key-file": ["serve", "--api-key-file", "FILE"],
+    "tune --limits": ["tune", "FILE", "--limits", "OUT"],
+    "tune --score": ["tune", "FILE", "--score", "OUT"],
 }
 
 
