@@ -12,7 +12,7 @@ python -m flashvla_ros view "$bag" --save "$folder/run.rrd"
 # A screen larger than the window: the pointer rests in its middle, and would point at something.
 screen=(xvfb-run -a -s "-screen 0 4000x2400x24")
 [ -z "${DISPLAY:-}" ] || screen=()
-"${screen[@]}" rerun "$folder/run.rrd" --window-size 1600x1000 --screenshot-to "$folder/shot.png"
+"${screen[@]}" rerun "$folder/run.rrd" --window-size 1400x875 --screenshot-to "$folder/shot.png"
 python - "$folder/shot.png" docs/images/rerun.png <<'END'
 import sys
 import cv2
