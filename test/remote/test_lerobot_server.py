@@ -57,6 +57,7 @@ def connect(uri: str, **values: Any) -> RemotePolicy:
     settings = {
         "model.remote": uri,
         "control.inference_timeout_s": 30.0,
+        "control.max_image_age_s": 0.0,
         "camera.names": ["front"],
         "remote.images": ["observation.images.front"],
         "remote.image_size": 0,
