@@ -5,7 +5,8 @@
 # ///
 """Serves a LeRobot policy folder by openpi's protocol, in an environment of its own: LeRobot's pins are not ours.
 
-    python -m venv lerobot && lerobot/bin/pip install "lerobot[smolvla]==0.6.1" "msgpack>=1" "websockets>=14"
+    python -m venv lerobot
+    lerobot/bin/pip install "lerobot[smolvla]==0.6.1" "msgpack>=1" "websockets>=14"
     lerobot/bin/python scripts/lerobot_server.py FOLDER --port 8000
 
 A question has the policy's own input names, nested or not (``observation.images.front``), and ``prompt``. The answer

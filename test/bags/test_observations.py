@@ -125,7 +125,8 @@ class Live:
             on_fault=pytest.fail,
         )
         inputs.start(worker, Watchdog(worker))
-        callbacks = {subscription.topic_name: subscription.callback for subscription in inputs._subscriptions}
+        heard = (*inputs._subscriptions, *inputs._cameras)
+        callbacks = {subscription.topic_name: subscription.callback for subscription in heard}
         for each in sent:
             now_s = each.time_ns * 1e-9
             callbacks[each.topic](each.message)

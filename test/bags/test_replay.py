@@ -206,7 +206,7 @@ def test_a_bad_bag_is_one_clear_line_and_exit_code_2(
     tmp_path, monkeypatch, capsys, command, name, messages, options, words
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flashvla_ros.bags.replay.load_policy", load)
+    monkeypatch.setattr("flashvla_ros.bags.answers.load_policy", load)
     monkeypatch.setattr("flashvla_ros.bags.tuning.load_policy", load)
     bag = write_bag(tmp_path / "bag", messages)
     assert cli.main([command, str(bag), *options]) == 2, name
