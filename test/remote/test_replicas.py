@@ -86,11 +86,13 @@ def test_two_replicas_on_a_local_cluster_serve_clients_as_a_process_does() -> No
     with cluster(Settings(), options):
         key = {"Authorization": "Api-Key secret"}
         for _ in range(3):
-            with connect(f"ws://127.0.0.1:{port}/", additional_headers=key, compression=None) as connection:
-                assert "flashvla" in wire.unpack(connection.recv(60))
+            with connect(
+                f"ws://127.0.0.1:{port}/", additional_headers=key, compression=None, open_timeout=60
+            ) as connection:
+                assert "flashvla" in wire.unpack(connection.recv(120))
                 connection.send(wire.pack(QUESTION))
-                answers.add(wire.unpack(connection.recv(60))["actions"].tobytes())
-        with pytest.raises(InvalidStatus) as caught, connect(f"ws://127.0.0.1:{port}/"):
+                answers.add(wire.unpack(connection.recv(120))["actions"].tobytes())
+        with pytest.raises(InvalidStatus) as caught, connect(f"ws://127.0.0.1:{port}/", open_timeout=60):
             pass
         assert caught.value.response.status_code in (401, 403)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as health:
