@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,11 @@ pytest.importorskip("flashvla_ros.sim.world", exc_type=Exception, reason="EGL or
 
 from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
 
-pytestmark = pytest.mark.timeout(600)  # each starts a model and a simulation; far less where the machine is idle
+# By hand alone: where a busy machine makes the recorder miss a step, what follows in chunks cannot be the same.
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("FLASHVLA_TEST_DRIVES"), reason="minutes long: FLASHVLA_TEST_DRIVES=1"),
+    pytest.mark.timeout(600),
+]
 
 FLASHVLA = [sys.executable, "-m", "flashvla_ros"]
 OFT = ["model.proprio=x,y,z,ax,ay,az,l_close,r_close", "model.images=1"]

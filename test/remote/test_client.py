@@ -306,5 +306,11 @@ def test_no_thread_and_no_socket_outlive_a_policy(serve: Serve) -> None:
     files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     for _ in range(3):
         RemotePolicy.connect(settings(uri))
-    assert threading.active_count() <= threads + 3  # the server's own handlers end by themselves
-    assert len(list(Path("/proc/self/fd").iterdir())) <= files + 3
+
+    def left() -> bool:
+        return threading.active_count() > threads + 3 or len(list(Path("/proc/self/fd").iterdir())) > files + 3
+
+    end_s = time.monotonic() + 20.0
+    while left() and time.monotonic() < end_s:  # the server's own handlers end by themselves, on a busy machine late
+        time.sleep(0.05)
+    assert not left()
