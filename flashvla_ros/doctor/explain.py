@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import Draft
+from flashvla_ros.core.types import Draft, Observation
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.vla.arch.table import load
 from flashvla_ros.vla.backend import Backend
@@ -34,8 +34,9 @@ def explain(folder: Path, settings: Settings) -> Iterator[Finding]:
     model = dataclasses.replace(settings.model, checkpoint=str(folder))
     try:
         policy = load(model)
-        yield _exact(policy, settings)
-        series = _timed(policy, settings)
+        frames = [seen_by(policy, seen) for seen in load_observations(INSTRUCTION)]
+        yield _exact(policy, settings, frames[0])
+        series = _timed(policy, settings, frames[:2])
     except FlashVLAError as error:
         yield Finding.failure_of("explain", error)
         return
@@ -46,7 +47,7 @@ def explain(folder: Path, settings: Settings) -> Iterator[Finding]:
     yield ok("step", f"{_ms(as_set.array)}: {_stages(as_set)}; {about}, median of {_ROUNDS}")
     yield _pruned(series, settings)
     yield _drafted(policy, series, settings)
-    yield _reused(policy, as_set, settings)
+    yield _reused(frames, as_set, settings)
     for name, value in _ASKED.items():
         try:
             Backend.resolve(dataclasses.replace(model, **{name: value}))
@@ -54,20 +55,19 @@ def explain(folder: Path, settings: Settings) -> Iterator[Finding]:
             yield ok("refused", str(error))
 
 
-def _exact(policy: VLAPolicy, settings: Settings) -> Finding:
+def _exact(policy: VLAPolicy, settings: Settings, frame: Observation) -> Finding:
     engine = policy.backend.engine
     if engine == "eager":
         return ok("exact", "the engine eager runs transformers' modules: it is the reference")
     checked = CheckedPolicy(policy)
-    checked.infer(Request(seen_by(policy, load_observations(INSTRUCTION)[0]), settings.pruning))
+    checked.infer(Request(frame, settings.pruning))
     if checked.difference:
         return Finding("exact", Level.FAILURE, checked.difference, "set model.engine to eager")
     return ok("exact", f"the engine {engine} answers a recorded frame as the reference does, with a draft too")
 
 
-def _timed(policy: VLAPolicy, settings: Settings) -> dict[str, Series]:
+def _timed(policy: VLAPolicy, settings: Settings, frames: Sequence[Observation]) -> dict[str, Series]:
     """Time the settings, the same without dropping a token, and the same with a draft that is right, in turn."""
-    frames = [seen_by(policy, seen) for seen in load_observations(INSTRUCTION)[:2]]
     dense = dataclasses.replace(settings.pruning, drop=False)
     policy.warm_up(settings.pruning, INSTRUCTION)
     drafts = {seen.stamp_s: Draft(policy.infer(Request(seen, settings.pruning)).tokens) for seen in frames}
@@ -105,13 +105,12 @@ def _drafted(policy: VLAPolicy, series: dict[str, Series], settings: Settings) -
     return ok("drafted", f"the last action's tokens, {kind}: {times}")
 
 
-def _reused(policy: VLAPolicy, series: Series, settings: Settings) -> Finding:
+def _reused(frames: Sequence[Observation], series: Series, settings: Settings) -> Finding:
     gate, last = settings.gate, series.inferences[-1]
     if gate.mode == "off":
         return ok("reused", "nothing: gate.mode is off, and the model runs whenever it is due")
     if last.kept is None and not gate.tokenless_angle_deg:
         return ok("reused", "nothing: there are no sets of tokens to compare, and gate.tokenless_angle_deg is 0")
-    frames = [seen_by(policy, seen) for seen in load_observations(INSTRUCTION)]
     rule = f"angle below {gate.max_angle_deg:g}° and overlap of {gate.delta:g} or more"
     if last.kept is None:
         rule = f"angle below {gate.tokenless_angle_deg:g}°"
