@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
@@ -51,13 +50,7 @@ class Model:
         executor: Runs what :meth:`ask` asks for; None: it is run at once.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        spec: ActionSpec,
-        clock: Callable[[], float] = time.monotonic,
-        executor: Executor | None = None,
-    ) -> None:
+    def __init__(self, policy: Policy, spec: ActionSpec, clock: Callable[[], float], executor: Executor | None) -> None:
         safety.check_size(policy.action_size, spec)
         self._policy = TimedPolicy(policy, clock)
         self._spec = spec
