@@ -115,7 +115,7 @@ def signs(memory: GateMemory, measured: GateMeasurements) -> FloatArray:
             math.log1p(_known(comparison.angle_deg, 180.0)),
             _known(comparison.corrected_overlap, 0.0),
             math.log1p(_known(measured.scene.mean, 255.0)),
-            math.log1p(max(_known(measured.age_s, 0.0), 0.0) / last.dt_s),
+            math.log1p(max(_known(measured.age_s / last.dt_s, 0.0), 0.0)),
         ]
     )
 
