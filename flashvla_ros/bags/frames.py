@@ -131,21 +131,22 @@ class Frames:
         stamp = content.header.stamp
         stamped = bool(stamp.sec or stamp.nanosec)
         sec, nanosec = (stamp.sec, stamp.nanosec) if stamped else divmod(message.time_ns, 10**9)
-        recorded = self._step_of(sec * 10**9 + nanosec, message.time_ns, stamped) if is_first else None
+        recorded = self._step_of(sec * 10**9 + nanosec, message.time_ns, stamped)
         if recorded:
             self._assembler.take_instruction(recorded.instruction)
         image = decode_image(content) if hasattr(content, "encoding") else decode_compressed(content)
         self._note_size(camera, image)
         now_s, stamp_s = message.time_ns * 1e-9, sec + nanosec * 1e-9  # as the node computes them
+        # What the node answered was no repetition to it: a driver had sent it again after a silence.
+        stamped = stamped and recorded is None
         observation = self._assembler.take_image(camera, image, stamp_s, now_s, stamped=stamped)
         if observation is None:
             self._note_silence(now_s, is_first)
-            if recorded and self._finder:
-                self._finder.missing.append(recorded)
             return None
         if self._finder:
             if recorded is None:
                 return None
+            self._finder.take(recorded)
         elif 0.0 <= stamp_s - self._stamp_s < self._interval_s:
             return None
         if stamp_s <= self._stamp_s:

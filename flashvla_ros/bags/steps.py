@@ -118,16 +118,20 @@ class StepFinder:
 
     def find(self, stamp_ns: int, time_ns: int) -> RecordedStep | None:
         """Return the step that answered the image with this stamp, recorded at `time_ns`; None where none did."""
+        index = self._index(stamp_ns)
+        step = self._steps[index] if index < len(self._steps) else None
+        return step if step and abs(step.time_ns - time_ns) <= ANSWER_NS else None
+
+    def take(self, step: RecordedStep) -> None:
+        """Have a step that was found behind us; those before it are missing."""
+        index = self._index(step.stamp_ns)
+        self.missing.extend(self._steps[self._next : index])
+        self._next = index + 1
+
+    def _index(self, stamp_ns: int) -> int:
         indices = self._by_stamp.get(stamp_ns, [])
         position = bisect.bisect_left(indices, self._next)
-        if position == len(indices):
-            return None
-        step = self._steps[indices[position]]
-        if abs(step.time_ns - time_ns) > ANSWER_NS:
-            return None
-        self.missing.extend(self._steps[self._next : indices[position]])
-        self._next = indices[position] + 1
-        return step
+        return indices[position] if position < len(indices) else len(self._steps)
 
     def finish(self) -> None:
         """Count the steps that are left as missing."""

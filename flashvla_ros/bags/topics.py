@@ -26,7 +26,7 @@ class Topics:
     """The topics of a recording by the part that they play; None where the recording has none.
 
     Attributes:
-        images: Camera to topic; an observation is made whenever the first camera's image arrives.
+        images: Camera to topic.
         gate: What the node decided at each step.
         settings: The node's parameters, weights and platform.
         notes: Sentences on what was assumed.

@@ -47,6 +47,9 @@ class _Newest:
 class Assembler:
     """Makes an observation whenever the first camera's image arrives, none is silent and there is an instruction.
 
+    Cameras that are triggered together stamp alike: then the last image of a stamp completes the observation, whatever
+    the order in which they arrive, and the first camera's next image does where one of them is lost.
+
     What cannot be used is refused and changes nothing. One image of each camera and one position of each dimension of
     the action are held, whatever arrives. Only :meth:`positions` may be called from another thread.
 
@@ -70,6 +73,9 @@ class Assembler:
         self._needed = frozenset((*given.action.names, *given.model.proprio, *told))
         self._unreported = frozenset(ActionSpec.of(given.action).joints)  # emptied by the first one that is
         self._newest: dict[str, _Newest] = {}
+        self._together = False  # the cameras are triggered together
+        self._held = False  # the first camera's image waits for the others of its stamp
+        self._alone_s = math.nan  # stamp of the first camera's last image that did not get them
         self._joints, self._pose = RobotState(), RobotState()
         instruction = given.node.instruction
         self.instruction = checked_instruction(instruction) if instruction else ""
@@ -148,7 +154,7 @@ class Assembler:
                 f"images that repeat or come late are dropped"
             )
         self._newest[camera] = _Newest(image, stamp_s, now_s)
-        if camera != self.cameras[0] or not self.instruction or self.absent or self.silent(now_s):
+        if not self.instruction or self.absent or self.silent(now_s) or not self._completes(camera):
             return None
         if disputed := self._joints.disputed(now_s):
             raise ObservationError(
@@ -158,6 +164,19 @@ class Assembler:
         joints, pose = self._measured(now_s)
         images = {name: self._newest[name].image for name in self.cameras}
         return Observation(images, self.instruction, stamp_s, joint_positions=joints, pose=pose)
+
+    def _completes(self, camera: str) -> bool:
+        stamps = {newest.stamp_s for newest in self._newest.values()}
+        if len(stamps) == 1:
+            self._together, self._held = True, False
+            return self._alone_s not in stamps
+        if camera != self.cameras[0]:
+            return False
+        self._held = self._together and not self._held
+        if self._held:
+            return False
+        self._together, self._alone_s = False, self._newest[camera].stamp_s
+        return True
 
     def image(self, camera: str) -> ImageArray | None:
         """Return the newest usable image of a camera, None before the first."""

@@ -97,9 +97,9 @@ def test_joint_positions_and_every_camera_are_there(tmp_path):
     messages.append(("/flashvla/settings", STRING, START_NS - 2, text(Provenance(settings).to_json())))
     bag = write_bag(tmp_path / "bag", messages)
     _, seen, _ = play(bag, remappings={"left/image": "/left/image"}, instruction="go")
-    assert len(seen) == 2  # at the first image of the left camera there is none of the right one
+    assert len(seen) == 3  # the images of one stamp, the left one first
     assert seen[0].joint_positions == {"x": 1.0, "y": 2.0}
-    assert np.array_equal(seen[0].images["left"], picture(1))
+    assert np.array_equal(seen[0].images["left"], picture(0))
     assert np.array_equal(seen[0].images["right"], picture(50))
 
 
@@ -112,7 +112,7 @@ def test_no_observation_is_made_while_another_camera_is_silent(tmp_path):
             messages.append(("/right/image", IMAGE, time_ns + 10**6, raw_image(picture(50), time_ns)))
     changed = {"camera.names": ("left", "right"), "control.image_timeout_s": 0.45}
     _, seen, warnings = play(write_bag(tmp_path / "bag", messages), changed=changed, instruction="go")
-    assert [round((observation.stamp_s - START_NS / 1e9) * 10) for observation in seen] == [1, 2, 3, 4, 10, 11]
+    assert [round((observation.stamp_s - START_NS / 1e9) * 10) for observation in seen] == [0, 2, 3, 4, 9, 11]
     assert any("camera right is silent for 0.50 s" in warning and "(and 4 more)" in warning for warning in warnings)
 
 
