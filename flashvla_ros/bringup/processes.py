@@ -15,6 +15,7 @@ from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.nodes.interfaces import UNGUARDED
+from flashvla_ros.sim.libero.protocol import CAMERAS
 
 POLICY, GUARD, ROBOT = "flashvla", "guard", "robot"
 _GUARDED = ("command", "gripper_command")  # topics that go through the guard
@@ -208,6 +209,7 @@ class Bringup:
             "lock_step": self.lock_step,
         }
         parameters.update({"instruction": self.instruction} if self.instruction else {})
+        parameters.update({"cameras": len(CAMERAS)} if self.overrides.get("camera.names") == CAMERAS else {})
         if self._libero and not self.policy:
             parameters.update(libero_parameters(self.checkpoint, self.task).robot)
         return self._process(ROBOT, "robot_node", (self._defaults,), parameters)

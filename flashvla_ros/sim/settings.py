@@ -46,7 +46,7 @@ class RobotSettings:
         choices=("official", "fast"),
     )
     cameras: int = row(
-        1, "LIBERO's cameras; of 2 the topics are agentview/image and robot0_eye_in_hand/image.", low=1, high=2
+        1, "One more is at the hand; of 2 the topics are agentview/image and robot0_eye_in_hand/image.", low=1, high=2
     )
     command_timeout_s: float = row(
         0.5, "Age of the last command after which the robot stands still.", unit="s", low=0.01, high=60.0

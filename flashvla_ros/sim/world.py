@@ -1,4 +1,4 @@
-"""The simulated world: Meta-World's arm in the scene of a task, with its camera."""
+"""The simulated world: Meta-World's arm in the scene of a task, with its cameras."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from numpy.typing import ArrayLike
 
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
+from flashvla_ros.sim.libero.protocol import CAMERAS
 from flashvla_ros.sim.scene import Camera, Scene
 from flashvla_ros.sim.settings import ACTION_SIZE, CAMERA, METRES_PER_UNIT, SIZE_LIMITS
 from flashvla_ros.sim.tasks import find_task
+
+
+def _at_the_hand(x: float, y: float, z: float) -> Camera:
+    """Looks past the fingers at what is below them, from 0.3 m."""
+    return Camera((x, y, z), azimuth=90.0, elevation=-60.0, distance=0.3)
 
 
 class World:
@@ -24,17 +30,22 @@ class World:
         image_size: Side of the square images, in pixels.
         supersample: Images are rendered this many times larger and averaged down, which keeps positions below a pixel
             visible to a policy and costs less than multisampling without a GPU.
+        camera: The first one.
+        cameras: 2: the hand has one too, and both are named as LIBERO's are.
     """
 
     axes = ACTION_SIZE - 1
     unit = METRES_PER_UNIT
 
-    def __init__(self, image_size: int = 108, supersample: int = 2, camera: Camera | None = None) -> None:
+    def __init__(
+        self, image_size: int = 108, supersample: int = 2, camera: Camera | None = None, cameras: int = 1
+    ) -> None:
         if not SIZE_LIMITS[0] <= image_size <= SIZE_LIMITS[1]:
             raise SimulationError(f"image size must be from {SIZE_LIMITS[0]} to {SIZE_LIMITS[1]}, got {image_size}")
         self._image_size = image_size
         self._render_size = image_size * supersample
         self.camera = camera or Camera()
+        self._cameras = cameras
         self._scenes: dict[str, Scene] = {}
         self._scene: Scene | None = None
 
@@ -61,14 +72,20 @@ class World:
         self.scene.step(np.clip(values, -1.0, 1.0))
 
     def render(self) -> ImageArray:
-        """Return the camera's image, RGB uint8 [size, size, 3]."""
+        """Return the first camera's image, RGB uint8 [size, size, 3]."""
+        return self._render(self.camera)
+
+    def _render(self, camera: Camera) -> ImageArray:
         size = (self._image_size, self._image_size)
-        image = cv2.resize(self.scene.render(self.camera), size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(self.scene.render(camera), size, interpolation=cv2.INTER_AREA)
         return image.astype(np.uint8, copy=False)
 
     def images(self) -> dict[str, ImageArray]:
         """Return each camera's image by its name."""
-        return {CAMERA: self.render()}
+        if self._cameras == 1:
+            return {CAMERA: self.render()}
+        x, y, z = (float(value) for value in self.scene.state.hand)
+        return dict(zip(CAMERAS, (self.render(), self._render(_at_the_hand(x, y, z))), strict=True))
 
     def success(self, task: str) -> bool:
         """Say whether a task of the present scene is accomplished at this instant, as Meta-World judges it."""

@@ -16,6 +16,6 @@ def make_world(task: str, image_size: int, render: str, cameras: int) -> AnyWorl
         task: Name of the task.
         image_size: Side of the images in pixels; LIBERO's official ones have their own.
         render: How LIBERO's are rendered: ``official`` or ``fast``.
-        cameras: How many of LIBERO's cameras look.
+        cameras: 1, or 2: one at the hand too.
     """
-    return LiberoWorld(image_size, render, cameras) if is_libero(task) else World(image_size)
+    return LiberoWorld(image_size, render, cameras) if is_libero(task) else World(image_size, cameras=cameras)

@@ -23,13 +23,14 @@ pytestmark = [
 ]
 
 FLASHVLA = [sys.executable, "-m", "flashvla_ros"]
-OFT = ["model.proprio=x,y,z,ax,ay,az,l_close,r_close", "model.images=1"]
+OFT = ["model.proprio=x,y,z,ax,ay,az,l_close,r_close"]
+TWO = ["model.images=2", "camera.names=agentview,robot0_eye_in_hand"]
 STEPS = 25  # three chunks and more, each blended with the next
 
 
 @pytest.mark.parametrize(
     ("architecture", "parameters"),
-    [("openvla_oft", OFT), ("univla", ["decode.mode=draft"])],
+    [("openvla_oft", [*OFT, "model.images=1"]), ("openvla_oft", [*OFT, *TWO]), ("univla", ["decode.mode=draft"])],
 )
 def test_a_drive_in_chunks_replays_bit_for_bit(architecture: str, parameters: list[str], tmp_path: Path) -> None:
     model, bag = tmp_path / "model", tmp_path / "bag"

@@ -134,6 +134,22 @@ def test_images_follow_the_camera_and_the_robot(world: World) -> None:
     assert np.abs(moved.render().astype(int) - before).mean() > 5
 
 
+def test_a_second_camera_goes_with_the_hand() -> None:
+    both = World(image_size=64, cameras=2)
+    lowest: dict[str, list[float]] = {"agentview": [], "robot0_eye_in_hand": []}
+    for down in (0, 10):
+        both.reset("drawer-open", 0)
+        for _ in range(down):
+            both.step((0.0, 0.0, -1.0, -1.0))
+        pictures = both.images()
+        for name, picture in pictures.items():
+            red, green, _ = np.moveaxis(picture.astype(int), 2, 0)
+            lowest[name].append(np.argwhere((red > 90) & (red > 3 * green))[:, 0].max())  # lower end of the red arm
+    assert np.array_equal(pictures["agentview"], both.render())
+    assert lowest["agentview"][1] - lowest["agentview"][0] > 3
+    assert abs(lowest["robot0_eye_in_hand"][1] - lowest["robot0_eye_in_hand"][0]) < 3
+
+
 def test_the_set_point_stays_near_a_hand_that_is_held_back(world: World) -> None:
     world.reset("drawer-open", 0)
     for _ in range(60):
