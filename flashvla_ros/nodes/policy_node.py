@@ -213,6 +213,8 @@ class PolicyNode(LifecycleNode):
         released = self._emergency.release()
         if self._runner:
             self._runner.worker.reset()
+            if self._emergency.pressed:  # since its release, which the worker's reset has then forgotten
+                self._stop_for_emergency(self._runner)
         response.success = True
         response.message = "emergency stop released, memory emptied" if released else "memory emptied"
         return response

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from builtin_interfaces.msg import Time
 from fakes import HeldPolicy, ScriptedPolicy
-from policy_bench import PolicyBench
+from policy_bench import PolicyBench, wait
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
@@ -189,6 +189,27 @@ def test_an_emergency_stop_holds_until_reset(make):
     answer = bench.call(bench.reset, Trigger.Request())
     assert (answer.success, answer.message) == (True, "emergency stop released, memory emptied")
     assert bench.step().decision == GateStatus.INFER
+
+
+def test_a_press_while_a_reset_is_under_way_holds(make, monkeypatch):
+    bench = make().start()
+    bench.step()
+    bench.emergency_stop.publish(Bool(data=True))
+    bench.until(lambda: stops(bench), "the stop action")
+    worker = bench.node._runner.worker
+    reset = worker.reset
+
+    def pressed_meanwhile() -> None:
+        bench.emergency_stop.publish(Bool(data=True))
+        wait(lambda: bench.node._emergency.pressed, "the press")
+        reset()
+
+    monkeypatch.setattr(worker, "reset", pressed_meanwhile)
+    bench.call(bench.reset, Trigger.Request())
+    bench.show()
+    bench.spin(0.2)
+    assert len(bench.gates) == 1
+    assert bench.report().stop_reason.startswith("emergency_stop")
 
 
 def test_a_button_that_bounces_stops_the_robot_while_a_picture_is_decoded(make, monkeypatch):
