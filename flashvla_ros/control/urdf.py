@@ -130,10 +130,10 @@ def _limits(joint: ElementTree.Element) -> JointLimits:
     if (mimic := joint.find("mimic")) is not None:
         return JointLimits(fault=f"only follows {mimic.get('joint')!r} (mimic): let the action name that joint")
     try:
-        hard = _numbers(joint.find("limit"), "lower", "upper", "velocity")
-        soft = _numbers(joint.find("safety_controller"), "soft_lower_limit", "soft_upper_limit")
+        hard = _numbers(joint.findall("limit"), "lower", "upper", "velocity")
+        soft = _numbers(joint.findall("safety_controller"), "soft_lower_limit", "soft_upper_limit")
     except ValueError as error:
-        return JointLimits(fault=f"has a limit that is no number ({error}): correct it")
+        return JointLimits(fault=f"has limits that cannot be read ({error}): correct them")
     speed = hard.get("velocity", 0.0)
     if speed < 0.0:
         return JointLimits(fault=f"has a negative velocity limit, {speed:g}: correct it")
@@ -157,9 +157,11 @@ def _limits(joint: ElementTree.Element) -> JointLimits:
     return JointLimits(lower, upper, speed, note="; ".join(notes))
 
 
-def _numbers(element: ElementTree.Element | None, *names: str) -> dict[str, float]:
-    """Return the attributes of these names that are there."""
-    given = {} if element is None else {name: float(element.attrib[name]) for name in names if name in element.attrib}
+def _numbers(elements: list[ElementTree.Element], *names: str) -> dict[str, float]:
+    """Return the attributes of these names that an element has, of which there may be one."""
+    if len(elements) > 1:
+        raise ValueError(f"there are {len(elements)} <{elements[0].tag}>")
+    given = {name: float(one.attrib[name]) for one in elements for name in names if name in one.attrib}
     if wrong := [name for name, value in given.items() if math.isnan(value)]:
         raise ValueError(f"{wrong[0]} is {given[wrong[0]]}")
     return given

@@ -72,14 +72,18 @@ def test_they_become_parameters_in_the_order_of_the_action() -> None:
         ('<joint name="j1" type="revolute"><limit lower="0.5" upper="0.5"/></joint>', "no range .*are 0.5"),
         ('<joint name="j1" type="revolute"><limit lower="1" upper="0"/></joint>', "j1 has lower 1 above upper 0"),
         ('<joint name="j1" type="revolute"><limit lower="1"/></joint>', "j1 has lower 1 above upper 0"),
-        ('<joint name="j1" type="revolute"><limit lower="x" upper="1"/></joint>', "j1 has a limit that is no number"),
-        ('<joint name="j1" type="revolute"><limit lower="nan" upper="1"/></joint>', "no number .lower is nan"),
-        ('<joint name="j1" type="continuous"><limit velocity="nan"/></joint>', "no number .velocity is nan"),
+        ('<joint name="j1" type="revolute"><limit lower="x" upper="1"/></joint>', "j1 has limits that cannot be read"),
+        ('<joint name="j1" type="revolute"><limit lower="nan" upper="1"/></joint>', "cannot be read .lower is nan"),
+        ('<joint name="j1" type="continuous"><limit velocity="nan"/></joint>', "cannot be read .velocity is nan"),
         ('<joint name="j1" type="continuous"><limit velocity="-1"/></joint>', "j1 has a negative velocity limit, -1"),
         (
             '<joint name="j1" type="revolute"><limit lower="0" upper="1"/>'
             '<safety_controller soft_lower_limit="2" soft_upper_limit="3"/></joint>',
             "soft limits .safety_controller. that leave nothing of its range",
+        ),
+        (
+            '<joint name="j1" type="revolute"><limit lower="-9" upper="9"/><limit lower="-1" upper="1"/></joint>',
+            "j1 has limits that cannot be read .there are 2 <limit>.: correct them",
         ),
         (
             '<joint name="j1" type="revolute"><limit lower="0" upper="1"/><mimic joint="j2"/></joint>',
