@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.errors import ActionError, CheckpointError
+from flashvla_ros.core.types import FloatArray
 
 Tensors = dict[str, Tensor]
 
@@ -80,3 +82,20 @@ def fill(module: nn.Module, tensors: Tensors, path: Path, device: torch.device, 
         raise CheckpointError(f"{path} has values that are not finite in {dtype}, in {bad[0]}: copy the file again")
     module.load_state_dict(converted, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def to_chunk(said: Tensor, steps: int) -> FloatArray:
+    """Return what a head says of `steps` time steps, T · D values, as float64 [T, D] on the host.
+
+    Raises:
+        ActionError: They are not finite, or the same at every step (of one step: in every dimension), as weights of
+            zero make them; the command made of it would look like any other.
+    """
+    chunk = said.float().cpu().numpy().astype(np.float64).reshape(steps, -1)
+    steady = chunk if steps > 1 else chunk.T
+    if not np.isfinite(chunk).all() or (len(steady) > 1 and not np.ptp(steady, axis=0).any()):
+        raise ActionError(
+            "the action's values are not finite or all equal, so the model says nothing: its weights are broken, or "
+            "too large for model.dtype; the command is withheld"
+        )
+    return chunk

@@ -12,7 +12,7 @@ import torch
 from checkpoints import tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.errors import ActionError, CheckpointError
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.arch.oft.film import merged
 from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
@@ -181,10 +181,21 @@ def test_the_other_univla_is_named(folder) -> None:
 
 
 @pytest.mark.parametrize(("architecture", "chunk", "cameras"), [("openvla_oft", 8, 2), ("univla", 12, 1)])
-def test_a_random_checkpoint_of_each_architecture_warms_up(architecture, chunk, cameras, tmp_path) -> None:
+def test_a_random_checkpoint_of_each_architecture_warms_up_unless_its_weights_are_zero(
+    architecture, chunk, cameras, tmp_path
+) -> None:
     write_random_checkpoint(tmp_path, config_of_size("tiny"), architecture=architecture)
     model = ModelSettings(checkpoint=str(tmp_path), unnorm_key="random_7d", device="cpu", engine="eager")
     policy = load(model)
     policy.warm_up(PruningSettings(keep_ratio=0.5))
     assert (policy.chunk_size, policy.action_size, policy.cameras) == (chunk, 7, cameras)
     assert architecture_of(model).outline(tmp_path, model).chunk_size == chunk
+    before = [value.clone() for value in policy.model.language_model.parameters()]
+    part = policy._head if architecture == "openvla_oft" else policy._decoder
+    for broken in (policy.model.language_model, part):  # weights of zero say nothing
+        for value in broken.parameters():
+            value.zero_()
+        with pytest.raises(ActionError, match="so the model says nothing"):
+            policy.warm_up(PruningSettings(keep_ratio=0.5))
+        for value, good in zip(policy.model.language_model.parameters(), before, strict=True):
+            value.copy_(good)

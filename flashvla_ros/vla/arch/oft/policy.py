@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.core.types import FloatArray
 from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
 from flashvla_ros.vla.arch.oft.film import install
 from flashvla_ros.vla.arch.oft.head import ProprioProjector, empty_head
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
-from flashvla_ros.vla.parts import fill, find_part, read_part, under
+from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk, under
 from flashvla_ros.vla.query import Layout, Query
 from flashvla_ros.vla.statistics import Bounds, choose_key
 from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
@@ -116,12 +117,11 @@ class OFTPolicy(VLAPolicy):
         if self._head is None:
             tokens, confidence, kept = to_host(start.choices, start.certainty, start.kept)
             check_tokens(tokens)
-            normalized = self.codec.decode(tokens).reshape(self.chunk_size, -1)
+            normalized: FloatArray = self.codec.decode(tokens).reshape(self.chunk_size, -1)
         else:
             tokens, confidence = np.empty(0, dtype=np.int64), math.nan
-            said = self._head(start.hidden.reshape(self.chunk_size, -1))
+            normalized = to_chunk(self._head(start.hidden.reshape(self.chunk_size, -1)), self.chunk_size)
             kept = None if start.kept is None else start.kept.cpu().numpy()
-            normalized = said.float().cpu().numpy().astype(np.float64)
         stages.done("decode")
         return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept, confidence=confidence)
 

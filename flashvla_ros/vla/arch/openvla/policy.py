@@ -63,7 +63,7 @@ class OpenVLAPolicy(VLAPolicy):
 
     def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
         draft = request.draft
-        drafted = usable_tokens(draft, self.action_size, self.model.config.llama().vocab_size)
+        drafted = usable_tokens(draft, self.action_size, self.model.config.text_config["vocab_size"])
         start = self.engine.prefill(visual, dataclasses.replace(query, drafted=drafted), done=stages.done)
         stages.done("prefill")
         verdict = self._judge(draft, drafted, start) if draft and drafted else Verdict((), 0, 0)

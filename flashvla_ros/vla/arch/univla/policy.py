@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from flashvla_ros.vla.arch.univla.decoder import ActionDecoder, empty_decoder
 from flashvla_ros.vla.arch.univla.sampling import Sampler
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
-from flashvla_ros.vla.parts import fill, find_part, read_part
+from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk
 from flashvla_ros.vla.query import Layout, Query
 from flashvla_ros.vla.statistics import Bounds, choose_key
 from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
@@ -84,7 +83,7 @@ class UniVLAPolicy(VLAPolicy):
 
     def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
         draft = None if self._sampling else request.draft
-        drafted = usable_tokens(draft, LATENTS, self.model.config.llama().vocab_size)
+        drafted = usable_tokens(draft, LATENTS, self.model.config.text_config["vocab_size"])
         query = dataclasses.replace(query, drafted=drafted, layout=self.layout)
         start = self.engine.prefill(visual, query, done=stages.done)
         stages.done("prefill")
@@ -112,7 +111,7 @@ class UniVLAPolicy(VLAPolicy):
         said = self._decoder(decoded.hidden.float(), seen.float(), counted, state)
         tokens, confidence, kept = to_host(decoded.tokens, decoded.certainty, start.kept)
         check_tokens(tokens)
-        normalized = said.cpu().numpy().astype(np.float64).reshape(self.chunk_size, -1)
+        normalized = to_chunk(said, self.chunk_size)
         stages.done("decode")
         return Answer(
             self.bounds.unnormalize(normalized),
