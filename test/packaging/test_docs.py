@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rclpy
 import yaml
 from checkpoints import tiny_config, write_checkpoint
+from rclpy.context import Context
 
 from flashvla_ros import __main__ as command_line
+from flashvla_ros.cli.parameter_files import quote_for_rcl
 from flashvla_ros.core.settings import PARAMETERS, Settings
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.doctor.checkpoint import check_checkpoint
@@ -246,7 +249,7 @@ def parameter_files() -> Iterator[Any]:
     for path in sorted((ROOT / "config").glob("*.yaml")):
         if "ros__parameters" in page(path):
             yield pytest.param(page(path), id=name_of(path))
-    for path in [README, *HAND_WRITTEN]:
+    for path in [*PAGES, *OTHERS]:
         blocks = re.findall(r"^( *)```yaml\n(.*?)^ *```$", page(path), re.MULTILINE | re.DOTALL)
         for number, (indent, block) in enumerate(blocks):
             text = "\n".join(line.removeprefix(indent) for line in block.splitlines())
@@ -262,7 +265,12 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("text", list(parameter_files()))
-def test_every_parameter_file_is_accepted_by_the_table_the_command_and_the_doctor(text: str, tmp_path: Path) -> None:
+def test_every_parameter_file_is_accepted_by_rcl_the_table_the_command_and_the_doctor(
+    text: str, tmp_path: Path
+) -> None:
+    (file := tmp_path / "file.yaml").write_text(text, encoding="utf-8")
+    rclpy.init(context=(context := Context()), args=quote_for_rcl(["--ros-args", "--params-file", str(file)], tmp_path))
+    context.shutdown()  # rcl has read it; it refuses a list of 0 and 0.5, for one
     nodes = {name: flat(node["ros__parameters"]) for name, node in yaml.safe_load(text).items()}
     robot = {row.name: row for row in ROBOT_PARAMETERS}
     for node in [name for name in nodes if name.endswith("/robot")]:
