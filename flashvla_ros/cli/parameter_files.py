@@ -100,7 +100,7 @@ def _is_for(section: str, node: str) -> bool:
 
 
 def _of_any_node(name: str) -> bool:
-    return name == "use_sim_time" or name.startswith("qos_overrides.")
+    return name in ("use_sim_time", "start_type_description_service") or name.startswith("qos_overrides.")
 
 
 def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -107,12 +107,19 @@ def test_the_files_are_found_among_the_arguments() -> None:
 
 def test_what_ros2_param_dump_writes_can_be_given_back(tmp_path: Path) -> None:
     names = ["x", "y", "z", "n", "é"]
-    dump = {"/flashvla": {"ros__parameters": {"action.names": names, "gate.delta": 1e-05}}}
+    rclpy.init(context=(context := rclpy.Context()))
+    node = Node("flashvla", context=context, start_parameter_services=False)
+    of_any_node = {name: parameter.value for name, parameter in node._parameters.items()}
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+    values = {"action.names": names, "gate.delta": 1e-05}
+    dump = {"/flashvla": {"ros__parameters": {**of_any_node, **values}}}
     path = write(tmp_path / "a.yaml", yaml.safe_dump(dump, allow_unicode=True))
     assert "- y\n" in path.read_text()
     (folder := tmp_path / "copies").mkdir()
     _, _, copy = quote_for_rcl(["--ros-args", "--params-file", str(path)], folder)
-    assert of_rcl(Path(copy), "/flashvla") == {"action.names": names, "gate.delta": 1e-05}
+    assert of_rcl(Path(copy), "/flashvla") == {**of_any_node, **values}
+    assert read_parameters(path, "/flashvla") == {"action.names": tuple(names), "gate.delta": 1e-05}
 
 
 @pytest.mark.parametrize("text", ["[x, 'y']", "[y, false]", "[yes, n]", "y", "{y: 1}", "[1.0]", "[!!str y]"])
