@@ -14,14 +14,13 @@ from flashvla_ros.bags.answers import recorded_policy
 from flashvla_ros.bags.options import Recording, Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.bags.playback import Comparison, play, reasons_to_differ
+from flashvla_ros.cli.exits import EXIT_DIFFERENT
 from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.vla.loading import LoadedPolicy
-
-EXIT_DIFFERENT = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bench.trace import DEFAULT_TRACE
+from flashvla_ros.cli.exits import EXIT_DIFFERENT
 from flashvla_ros.cli.results import read_results, write_results
 from flashvla_ros.core.errors import FlashVLAError
 
@@ -33,11 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument(
+        "--certify", type=_positive, metavar="N", help="time nothing: hold the engine to the reference on N frames"
+    )
+    parser.add_argument("--bag", type=Path, metavar="BAG", help="whose frames and settings (the package's own frames)")
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: take the results of an earlier run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure or read, print a table, write what was asked for."""
+    """Measure, certify or read, print a table or a line, write what was asked for; exit code 1 for another answer."""
+    if args.certify:
+        from flashvla_ros.bench.certify import certify, line
+
+        results = certify(args)
+        print(line(results))
+        if args.json is not None:
+            write_results(args.json, results["meta"], results["rows"])
+        return 0 if results["meta"]["equal"] else EXIT_DIFFERENT
+    if args.bag is not None:
+        raise FlashVLAError("--bag says whose frames --certify takes; without it nothing looks at a bag")
     if args.plot is not None:
         import matplotlib  # noqa: F401  # now: it may be missing, and minutes of measuring be lost
     if args.read is not None:

@@ -41,14 +41,19 @@ _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters tha
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark that the command line asks for and return its results."""
-    overrides = {f"model.{name}": getattr(args, name) for name in _MODEL}
-    options = {name: find(name).parse(value) for name, value in overrides.items()}
-    settings = Settings().with_values({**options, **parse_overrides(args.set)})
+    settings = settings_of(args)
     policy = models.load_subject(args.model, settings.model)
     trace = read_trace(args.trace)
     rows = select(table(policy.visual_tokens, drafts=policy.decoded > 0), args.only)
     observations = [seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
     return Session(policy, settings, rows, trace, observations).run(args)
+
+
+def settings_of(args: argparse.Namespace, base: Settings = Settings()) -> Settings:  # noqa: B008 - immutable
+    """Return `base` with what the command line says."""
+    overrides = {f"model.{name}": getattr(args, name) for name in _MODEL}
+    options = {name: find(name).parse(value) for name, value in overrides.items()}
+    return base.with_values({**options, **parse_overrides(args.set)})
 
 
 def seen_by(policy: VLAPolicy, observation: Observation) -> Observation:

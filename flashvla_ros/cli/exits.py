@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flashvla_ros.core.errors import FlashVLAError
 
+EXIT_DIFFERENT = 1  # a comparison failed
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13

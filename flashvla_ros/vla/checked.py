@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,12 +54,7 @@ class CheckedPolicy:
         """Run the model once, at the first request up to three times."""
         if self.checked:
             return self._policy.infer(request)
-        expected = self._reference.infer(request)  # an observation that it refuses proves nothing; the next one may
-        try:
-            answer = self._fast.infer(request)
-            self.difference = self._compare(request, answer, expected)
-        except ActionError as error:
-            answer, self.difference = expected, f"the engine {self._fast.backend.engine} fails: {error}"
+        answer, expected, self.difference = held_to(self._reference, self._fast, request)
         self.checked = True
         if not self.difference:
             _LOG.info("the first answer of the engine %s equals the reference's", self._fast.backend.engine)
@@ -67,15 +63,41 @@ class CheckedPolicy:
         _LOG.error("%s; the reference runs from here on", self.difference)
         return expected
 
-    def _compare(self, request: Request, answer: Inference, expected: Inference) -> str:
-        name, dtype = self._fast.backend.engine, self._fast.backend.dtype
+
+class Held(NamedTuple):
+    """Two answers to one request.
+
+    Attributes:
+        answer: Of the fast engine; the reference's where it fails.
+        expected: Of the reference.
+        difference: What differs, empty where rounding explains it.
+    """
+
+    answer: Inference
+    expected: Inference
+    difference: str
+
+
+def held_to(reference: VLAPolicy, fast: VLAPolicy, request: Request) -> Held:
+    """Answer a request with both engines, with the fast one also with the reference's tokens as a draft.
+
+    Raises:
+        ObservationError: Neither can use this observation, which proves nothing.
+        ActionError: The reference computes nothing that could be an action.
+    """
+    expected = reference.infer(request)
+    name, dtype = fast.backend.engine, fast.backend.dtype
+    try:
+        answer = fast.infer(request)
         if what := difference(answer, expected, dtype):
-            return f"the engine {name} differs from the reference on the first observation: {what}"
+            return Held(answer, expected, f"the engine {name} differs from the reference: {what}")
         if expected.tokens.size:
-            drafted = self._fast.infer(dataclasses.replace(request, draft=Draft(expected.tokens)))
+            drafted = fast.infer(dataclasses.replace(request, draft=Draft(expected.tokens)))
             if what := difference(drafted, expected, dtype):
-                return f"the engine {name} differs from the reference with a draft: {what}"
-        return ""
+                return Held(answer, expected, f"the engine {name} differs from the reference with a draft: {what}")
+    except ActionError as error:
+        return Held(expected, expected, f"the engine {name} fails: {error}")
+    return Held(answer, expected, "")
 
 
 def difference(got: Inference, expected: Inference, dtype: torch.dtype) -> str:

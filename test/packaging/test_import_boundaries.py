@@ -37,7 +37,7 @@ ALLOWED_ROOMS = {
     "view": {"core", "control", "gate", "messages"},
     "evaluation": {"cli", "control", "core", "gate", "sim", "view", "vla"},
     "bags": {"cli", "control", "core", "gate", "messages", "view", "vla"},
-    "bench": {"cli", "control", "core", "gate", "sim", "vla"},
+    "bench": {"bags", "cli", "control", "core", "gate", "sim", "vla"},
     "doctor": {"bags", "bench", "cli", "control", "core", "gate", "messages", "msg", "sim", "vla"},
     "nodes": {"cli", "control", "core", "gate", "messages", "msg", "remote", "sim", "view", "vla"},
     "guard": {"cli", "control", "core", "messages", "nodes"},
