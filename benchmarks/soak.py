@@ -63,6 +63,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "control.image_timeout_s": (1.0, 4.0),
     "control.inference_timeout_s": (1.0, 2.4),
 }
+_CALIBRATED = ("gate.delta", "gate.max_angle_deg", "gate.max_reuse")  # refused while calibration moves them
 _LEFT_ALONE = ("command.", "control.")  # choices of these say whether the robot moves at all
 
 
@@ -72,12 +73,15 @@ class Changes:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311  # not a secret
         self._rows = [row for row in PARAMETERS if not row.fixed and (row.name in _RANGES or self._free(row))]
+        self._online = False  # gate.calibration
 
     def draw(self) -> tuple[str, Value, bool]:
         """Return a name, a value, and whether the node must accept it."""
-        row = self._random.choice(self._rows)
+        row = self._random.choice([row for row in self._rows if not (self._online and row.name in _CALIBRATED)])
         if row.name not in _RANGES:
-            return row.name, self._random.choice(row.choices or (True, False)), True
+            value = self._random.choice(row.choices or (True, False))
+            self._online = value == "online" if row.name == "gate.calibration" else self._online
+            return row.name, value, True
         if row.high is not None and self._random.random() < _REFUSED_SHARE:
             return row.name, type(row.default)(2 * row.high + 1), False  # type: ignore[arg-type, call-arg]
         low, high = _RANGES[row.name]
