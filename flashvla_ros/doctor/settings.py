@@ -49,15 +49,15 @@ def check_certificate(settings: Settings, folder: Path) -> Finding:
 
 
 def _limits(settings: Settings, spec: ActionSpec) -> Finding:
-    limits = settings.limits
+    limits, open_ = settings.limits, list[str]()
     if limits.robot_description:
         return ok("limits", "from the topic robot_description, which the node reads at configure")
     if limits.urdf:
-        values, notes = limits_of(read_urdf(limits.urdf), limits.urdf, spec)
+        values, open_ = limits_of(read_urdf(limits.urdf), limits.urdf, spec)
         limits = settings.with_values(values).limits
-        if notes:
-            return Finding("limits", Level.WARNING, "; ".join(notes), "set limits.joint_velocity, or complete the URDF")
     if free := unlimited(limits, spec):
-        text = f"nothing bounds {', '.join(free)}: whatever the policy says is commanded"
-        return Finding("limits", Level.WARNING, text, "set limits.lower and limits.upper, or give a URDF")
+        open_.append(f"nothing bounds {', '.join(free)}: whatever the policy says is commanded")
+    if open_:
+        remedy = "set limits.lower and limits.upper, or give a URDF that has limits and speeds"
+        return Finding("limits", Level.WARNING, "; ".join(open_), remedy)
     return ok("limits", "every dimension is bounded")

@@ -36,6 +36,7 @@ def limits(values: dict[str, Any]) -> Finding:
         ({**JOINT, "limits.robot_description": True}, Level.OK, "from the topic robot_description"),
         ({**JOINT, "limits.urdf": URDF.format(-1, 1, 2)}, Level.OK, "every"),
         ({**JOINT, "limits.urdf": URDF.format(-1, 1, 0)}, Level.WARNING, "j1 has no velocity limit"),
+        ({**JOINT, "limits.urdf": URDF.format(-1e16, 1e16, 0)}, Level.WARNING, "sets none; nothing bounds j1:"),
         ({**JOINT, "limits.urdf": URDF.format(0, 0, 0)}, Level.FAILURE, "j1 has no range"),
         ({**JOINT, "limits.urdf": "/dev/zero"}, Level.FAILURE, "limits.urdf: cannot read /dev/zero"),
     ],
