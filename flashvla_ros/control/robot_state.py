@@ -37,10 +37,11 @@ class RobotState:
         self._measured: collections.defaultdict[str, _Measured] = collections.defaultdict(_Measured)
 
     def update(self, now_s: float, positions: Mapping[str, float]) -> None:
-        """Take in measurements; joints that are not among them keep their last one."""
+        """Take in measurements; joints that are not among them, or not finite, keep their last one."""
         with self._lock:
             for name, at in positions.items():
-                self._measured[name].add(now_s, at)
+                if math.isfinite(at):
+                    self._measured[name].add(now_s, at)
 
     def positions(self, now_s: float, max_age_s: float) -> dict[str, float]:
         """Return what was measured at most `max_age_s` ago and is not disputed."""

@@ -17,6 +17,15 @@ def test_positions_are_the_last_ones_measured():
     assert state.positions(0.5, 1.0) == {"elbow": 0.3, "wrist": 0.2}
 
 
+@pytest.mark.parametrize("at", [math.nan, math.inf])
+def test_what_is_not_finite_was_not_measured(at):
+    state = RobotState()
+    state.update(0.0, {"elbow": 0.1, "wrist": at})
+    state.update(0.5, {"elbow": at})
+    assert state.positions(0.5, 1.0) == {"elbow": 0.1}
+    assert state.positions(1.5, 1.0) == {}
+
+
 def test_what_is_older_than_allowed_is_left_out_and_comes_back_when_measured_again():
     state = RobotState()
     state.update(2.0, {"elbow": 0.1})

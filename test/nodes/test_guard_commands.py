@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +114,9 @@ def test_a_command_passes_whole_and_a_wrong_one_stops_its_own_arm_alone(command_
         for arm in arms:
             arm.measure()
         until(lambda: all(arm.measured for arm in arms), "where the arms are")
+        for _ in range(2):  # a driver that lost its joints: the stop action below is where they were last
+            left.joints.publish(JointState(name=list(AT), position=[math.nan, math.inf]))
+            executor.spin_once(timeout_sec=0.05)
         for arm in arms:
             arm.command(good)
         until(lambda: left.sent and right.sent, "the commands")
