@@ -17,6 +17,7 @@ from flashvla_ros.core.types import FloatArray, Inference, Observation
 Runner = Callable[[Observation], Inference]
 Row = dict[str, Any]
 _RESAMPLES = 2000
+_UNTIL_CAPTURED = 10  # steps of a configuration
 
 
 @dataclasses.dataclass
@@ -66,12 +67,12 @@ def time_in_turn(
         after_round: Called with the number of the round, from 1, as it ends.
         cpu: Whether processor time is the device's time.
         limit_s: No round begins after this time, but for the first two.
-        warm_up: Rounds before them that do not count.
+        warm_up: Rounds before them that do not count; on a GPU as many as it takes to capture every graph.
     """
     names = list(runners)
     series = {name: Series() for name in names}
     begun_s = time.perf_counter()
-    for number in range(-warm_up, rounds):
+    for number in range(-(warm_up if cpu else _UNTIL_CAPTURED), rounds):
         if number > 1 and time.perf_counter() - begun_s > limit_s:
             break
         observation = observations[number % len(observations)]

@@ -142,7 +142,7 @@ class Session:
                 after_round,
                 cpu=backend.device.type == "cpu",
                 limit_s=limit_s,
-                warm_up=0 if backend.device.type == "cpu" else 1,
+                warm_up=0,
             )
 
     def _runners(self) -> dict[str, Runner]:

@@ -143,10 +143,12 @@ class VLAPolicy(abc.ABC):
         except ObservationError:  # empty, or refused when a step asks for it
             instruction = _WARM_UP_INSTRUCTION
         images = {f"warm_up_{number}": image for number in range(self.cameras)}
-        still = dict.fromkeys(self.state_names, 0.0)
-        seen = Observation(images, instruction, stamp_s=0.0, joint_positions=still)
-        first = self.infer(Request(seen, pruning))
-        self.infer(Request(seen, pruning, draft=Draft(first.tokens)))
+        seen = Observation(images, instruction, 0.0, joint_positions=dict.fromkeys(self.state_names, 0.0))
+        warm = False
+        while not warm:
+            first, warm = self.infer(Request(seen, pruning)), self.engine.warm
+            self.infer(Request(seen, pruning, draft=Draft(first.tokens)))
+            warm = warm and self.engine.warm
 
     @torch.inference_mode()
     def infer(self, request: Request) -> Inference:
@@ -277,12 +279,10 @@ def load_parts(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
-        report = progress or _log_progress
-        model = load_model(folder, config, backend.device, backend.dtype, backend.attention, report)
+        model = load_model(folder, config, backend.device, backend.dtype, backend.attention, progress or _log_progress)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(f"{folder} does not fit into the memory of {backend.device}") from error
-    seconds = time.monotonic() - started
-    _LOG.info("loaded %s in %.1f s: %s %s", folder, seconds, backend.device, backend.dtype)
+    _LOG.info("loaded %s in %.1f s: %s %s", folder, time.monotonic() - started, backend.device, backend.dtype)
     return Loaded(model, processor, prompts, backend)
 
 

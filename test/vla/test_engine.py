@@ -25,7 +25,7 @@ from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.engine.attention import SdpaAttention
 from flashvla_ros.vla.engine.base import EagerEngine
 from flashvla_ros.vla.engine.buffers import Upload
-from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls, Run
+from flashvla_ros.vla.engine.graphs import DirectCalls, Run, SpreadCaptures
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.pruning.select import METHODS
@@ -41,16 +41,15 @@ EVERY = [
 ]
 
 
-class CountingCalls:
-    """Runs what it records a few times, as the recording of a CUDA graph does, and counts."""
+class CountingCalls(SpreadCaptures):
+    """Captures as CUDA graphs are captured, and counts."""
 
     def __init__(self) -> None:
-        self.recorded = 0
+        super().__init__(self._capture_one)
+        self.captured = 0
 
-    def record(self, run: Run) -> Run:
-        self.recorded += 1
-        for _ in range(3):
-            run()
+    def _capture_one(self, run: Run) -> Run:
+        self.captured += 1
         return run
 
 
@@ -128,22 +127,38 @@ def test_settings_and_instructions_change_at_every_step(eager, static):
         before = expected
 
 
-def test_a_run_is_recorded_once_and_buffers_stay_where_they_are(folder):
+def test_no_step_captures_more_than_one_run_and_none_is_captured_again(folder):
+    recorder = CountingCalls()
+    policy = with_engine(folder, recorder, 16)
+
+    def captures(keep_ratio: float, draft: Draft | None = None) -> list[int]:
+        """How many runs each of eight steps captures."""
+        made = [recorder.captured]
+        for seed in range(8):
+            policy.infer(Request(observation(seed), PruningSettings(keep_ratio=keep_ratio), draft=draft))
+            made.append(recorder.captured)
+        assert policy.engine.warm
+        return [after - before for before, after in itertools.pairwise(made)]
+
+    # One token, which is decoded three times a step; vision, before and after the pruning layer, the choice between.
+    assert captures(0.5) == [0, 1, 0, 1, 1, 1, 1, 0]
+    (runs,) = policy.engine._buckets.values()
+    places = [tensor.data_ptr() for tensor in vars(runs.buffers).values() if isinstance(tensor, torch.Tensor)]
+    assert captures(0.5) == [0] * 8
+    assert captures(0.5, Draft(np.array([1, 2, 3, 4]))) == [0, 0, 0, 1, 0, 0, 0, 0]  # more rows of the last layer
+    assert captures(0.25) == [0, 1, 0, 1, 1, 0, 0, 0]  # the choice, and all from the pruning layer on
+    assert places == [tensor.data_ptr() for tensor in vars(runs.buffers).values() if isinstance(tensor, torch.Tensor)]
+
+
+def test_warming_up_leaves_nothing_to_capture(folder):
     recorder = CountingCalls()
     policy = with_engine(folder, recorder, 16)
     pruning = PruningSettings(keep_ratio=0.5)
-    policy.infer(Request(observation(), pruning))
-    assert recorder.recorded == 5  # vision, before and after the pruning layer, the choice between, one token
-    (runs,) = policy.engine._buckets.values()
-    places = [tensor.data_ptr() for tensor in vars(runs.buffers).values() if isinstance(tensor, torch.Tensor)]
-    for seed in range(5):
-        policy.infer(Request(observation(seed), pruning))
-    assert recorder.recorded == 5
-    policy.infer(Request(observation(), pruning, draft=Draft(np.array([1, 2, 3, 4]))))
-    assert recorder.recorded == 6  # a draft reads more rows of the last layer
-    policy.infer(Request(observation(), PruningSettings(keep_ratio=0.25)))
-    assert recorder.recorded == 9  # another budget: the choice, and all from the pruning layer on
-    assert places == [tensor.data_ptr() for tensor in vars(runs.buffers).values() if isinstance(tensor, torch.Tensor)]
+    policy.warm_up(pruning, WORDS[1])
+    made = recorder.captured
+    first = policy.infer(Request(observation(0, WORDS[1]), pruning))
+    policy.infer(Request(observation(1, WORDS[1]), pruning, draft=Draft(first.tokens)))
+    assert policy.engine.warm and recorder.captured == made
 
 
 def test_old_buckets_and_runs_go(folder, eager):
@@ -222,8 +237,13 @@ class NothingForTheHost(TorchDispatchMode):
 class WatchedCalls:
     """Runs what it records once more under a watch, without a device, as the capture of a CUDA graph would."""
 
+    warm = True
+
     def __init__(self) -> None:
         self.recorded: list[str] = []
+
+    def begin(self) -> None:
+        pass
 
     def record(self, run: Run) -> Run:
         run()  # sends to the device what is sent once
@@ -289,22 +309,25 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GP
 def test_cuda_graphs_give_the_tokens_of_direct_calls(folder, dtype):
     settings = ModelSettings(checkpoint=str(folder), device="cuda", dtype=dtype, attention="sdpa", engine="static")
     graphs, direct = OpenVLAPolicy.load(settings), OpenVLAPolicy.load(settings)
-    assert isinstance(graphs.engine._recorder, CudaGraphs)
+    assert isinstance(graphs.engine._recorder, SpreadCaptures)
     direct.engine = StaticEngine(direct.model, 4, SdpaAttention(), DirectCalls(), 16)
     for (step, pruning), words in itertools.product(enumerate(EVERY), WORDS):
         seen = observation(step, words, stamp_s=float(step))
         expected = direct.infer(Request(seen, pruning))
-        assert same(graphs.infer(Request(seen, pruning)), expected)
-        drafted = graphs.infer(Request(seen, pruning, draft=Draft(expected.tokens)))
-        assert same(drafted, expected, 1e-5 if dtype == "float32" else 0.05)
+        for _ in range(5):  # called, captured, replayed
+            assert same(graphs.infer(Request(seen, pruning)), expected)
+            drafted = graphs.infer(Request(seen, pruning, draft=Draft(expected.tokens)))
+            assert same(drafted, expected, 1e-5 if dtype == "float32" else 0.05)
+        assert graphs.engine.warm
 
 
 @cuda
 def test_a_cuda_step_allocates_nothing_that_stays(folder):
     policy = load_cuda(folder)
     run: Callable[[Observation], object] = lambda seen: policy.infer(Request(seen, PruningSettings(keep_ratio=0.5)))  # noqa: E731
-    for step in range(3):
+    for step in range(9):
         run(observation(step))
+    assert policy.engine.warm
     before = torch.cuda.memory_allocated()
     for step in range(20):
         run(observation(step))

@@ -11,13 +11,13 @@ from torch import Tensor
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import Decoded, Draw, Prefill, decode, prefill, untimed
 from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
-from flashvla_ros.vla.engine.graphs import CudaGraphs, DirectCalls
+from flashvla_ros.vla.engine.graphs import DirectCalls, SpreadCaptures, cuda_graphs
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.query import Query
 
-_GRAPH_GRANULARITY = 16  # prompt tokens: padding costs rows, and each new bucket a slow step
+_GRAPH_GRANULARITY = 16  # prompt tokens: padding costs rows, and each new bucket a few steps without graphs
 
 
 class Start(Protocol):
@@ -48,7 +48,14 @@ class Start(Protocol):
 
 
 class Engine(Protocol):
-    """Runs the model. Results stay on the device and are valid until the next call of the same function."""
+    """Runs the model. Results stay on the device and are valid until the next call of the same function.
+
+    Attributes:
+        warm: Whether the last inference found everything recorded.
+    """
+
+    @property
+    def warm(self) -> bool: ...  # noqa: D102 - described above
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """Map the normalised images of an observation [C, 3 per tower, S, S] to visual tokens [1, N, d]."""
@@ -86,6 +93,8 @@ class EagerEngine:
         size: Tokens of an action.
     """
 
+    warm = True
+
     def __init__(self, model: PrismaticVLM, size: int) -> None:
         self._model = model
         self._size = size
@@ -111,5 +120,6 @@ def make_engine(model: PrismaticVLM, size: int, backend: Backend) -> Engine:
     attention = FlashAttention2() if backend.attention == "flash_attention_2" else SdpaAttention()
     decoder = LeanDecoder(model, compiled=backend.engine == "compiled")
     if backend.device.type == "cuda":
-        return StaticEngine(model, size, attention, CudaGraphs(backend.device), _GRAPH_GRANULARITY, decoder)
+        captures = SpreadCaptures(cuda_graphs(backend.device))
+        return StaticEngine(model, size, attention, captures, _GRAPH_GRANULARITY, decoder)
     return StaticEngine(model, size, attention, DirectCalls(), granularity=1, decoder=decoder)

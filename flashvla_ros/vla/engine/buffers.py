@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.query import CAUSAL, Layout
-
-_SPARE = 4  # tokens that recording the decoding step writes behind those of an action
 
 
 class Upload:
@@ -48,7 +45,7 @@ class PromptBuffers:
         length: [1] rows of the sequence before draft and padding: the rotary position of the first action token.
         ids: [1, prompt] the prompt, BOS first, then the draft, then padding.
         place: [1] number of tokens settled: the next one goes there.
-        tokens: [size and some spare] tokens of the action.
+        tokens: [size] tokens of the action.
         read: [at least size, d] rows that the tokens are chosen at, behind the final norm.
         seen: [1 + N, d] rows of BOS and of the visual tokens that are left, the same.
         extra: [1, E, d] rows behind the visual tokens.
@@ -66,29 +63,18 @@ class PromptBuffers:
         layers = 0 if layout.full else len(model.layers)
         self.layout = layout
         self.prompt, self.rows = prompt, count + layout.extra + prompt
-        self.slots = self.rows + size + _SPARE
+        self.slots = self.rows + size
         heads = llama.num_key_value_heads, self.slots, model.layers[0].self_attn.head_dim
         self.keys, self.values = (embedding.new_zeros(layers, 1, *heads) for _ in range(2))
         self.entering, self.hidden, self.attention = (embedding.new_zeros(1, self.rows, width) for _ in range(3))
         reads = max(size, layout.zeros)
-        self.read = embedding.new_zeros(reads + _SPARE, width)
+        self.read = embedding.new_zeros(reads, width)
         self.seen = embedding.new_zeros(1 + count if layout.sees else 0, width)
         self.extra = embedding.new_zeros(1, layout.extra, width)
         self.input = Upload(1 + prompt, device)
         self.length, self.ids = self.input.values[:1], self.input.values[None, 1:]
-        self.settled = Upload(1 + size + _SPARE, device)
+        self.settled = Upload(1 + size, device)
         self.place, self.tokens = self.settled.values[:1], self.settled.values[1:]
-        self.certainty = torch.zeros(reads + _SPARE, device=device)
+        self.certainty = torch.zeros(reads, device=device)
         self.kept, self.choices = (torch.zeros(n, dtype=torch.int64, device=device) for n in (count, reads))
         self.rotary = model.rotary(embedding.new_zeros(1, 1, 1), torch.arange(self.slots, device=device)[None])
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[None]:
-        """Point length and place behind every row that counts while a step is run only to be recorded."""
-        used = self.length, self.settled.values, self.read, self.certainty
-        before = [tensor.clone() for tensor in used]
-        self.length.fill_(self.rows)
-        self.place.fill_(1)
-        yield
-        for tensor, values in zip(used, before, strict=True):
-            tensor.copy_(values)

@@ -1,7 +1,11 @@
-"""A sequence of kernels, recorded once as a CUDA graph and replayed; on the CPU the function itself.
+"""A sequence of kernels, captured once as a CUDA graph and replayed; on the CPU the function itself.
 
-What is recorded takes no arguments and returns nothing: it reads and writes buffers that stay where they are, makes no
-choice that depends on their content, and may be run more often than it is asked for.
+What is recorded takes no arguments and returns nothing: it reads and writes buffers that stay where they are, and makes
+no choice that depends on their content.
+
+A capture with its warm-up would stop a robot for a moment at each new budget or instruction. So the first calls of a
+run go to the function itself, which costs the launches of its kernels and is the warm-up that libraries need. Then it
+is captured, which runs nothing on the device, and no inference captures more than one.
 """
 
 from __future__ import annotations
@@ -12,46 +16,82 @@ from typing import Protocol
 import torch
 
 Run = Callable[[], None]
-_WARM_UPS = 3  # libraries choose kernels and allocate work space in the first runs, which must not be recorded
+_DIRECT = 3  # libraries choose kernels and allocate work space in the first runs, which must not be captured
 
 
 class Recorder(Protocol):
-    """Turns a function into one that costs less to call."""
+    """Turns a function into one that costs less to call.
+
+    Attributes:
+        warm: Whether nothing that was called since :meth:`begin` is still to be captured.
+    """
+
+    warm: bool
+
+    def begin(self) -> None:
+        """Say that an inference begins."""
+        ...
 
     def record(self, run: Run) -> Run:
-        """Return a function that does what `run` does; `run` itself may be called meanwhile."""
+        """Return a function that does what `run` does."""
         ...
 
 
 class DirectCalls:
-    """Records nothing: the same buffers, the same functions, on any device."""
+    """Captures nothing: the same buffers, the same functions, on any device."""
+
+    warm = True
+
+    def begin(self) -> None:
+        """Nothing depends on it."""
 
     def record(self, run: Run) -> Run:
         """Return `run`."""
         return run
 
 
-class CudaGraphs:
-    """Records CUDA graphs that share one pool of memory, since no two of them run at the same time.
+class SpreadCaptures:
+    """Captures each run after a few calls of it, at most one in an inference.
 
     Args:
-        device: Whose kernels are recorded.
+        capture: Returns what does the same as a run for less, and runs nothing itself.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, capture: Callable[[Run], Run]) -> None:
+        self._capture = capture
+        self._free = True  # nothing was captured in this inference
+        self.warm = True
+
+    def begin(self) -> None:
+        """See :class:`Recorder`."""
+        self._free = self.warm = True
 
     def record(self, run: Run) -> Run:
-        """Run a few times on a stream of its own, then record; nothing is on the way on the device meanwhile."""
-        with torch.cuda.device(self._device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    run()
-            torch.cuda.current_stream().wait_stream(stream)
+        """See :class:`Recorder`."""
+        calls, captured = 0, None
+
+        def call() -> None:
+            nonlocal calls, captured
+            if captured is None and calls >= _DIRECT and self._free:
+                captured, self._free = self._capture(run), False
+            if captured is not None:
+                captured()
+                return
+            calls, self.warm = calls + 1, False
+            run()
+
+        return call
+
+
+def cuda_graphs(device: torch.device) -> Callable[[Run], Run]:
+    """Return what captures a run that has been called before; the graphs share memory, as no two run at one time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(run: Run) -> Run:
+        with torch.cuda.device(device):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=pool):  # waits for the device first
                 run()
         return graph.replay
+
+    return capture

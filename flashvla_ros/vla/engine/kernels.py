@@ -1,7 +1,6 @@
 """The parts of an inference over static buffers, each a sequence of kernels that can be recorded.
 
-What each does depends on its arguments and on shapes, never on what a tensor holds. All but ``step`` may be run again
-and again to the same effect.
+What each does depends on its arguments and on shapes, never on what a tensor holds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The engine over static buffers: recorded as CUDA graphs on a GPU, called directly on the CPU.
 
 Nothing here waits for the device. Shapes depend on the bucket of the prompt's length, on ``pruning.layer`` and on the
-number of tokens kept, never on what a tensor holds. A run of kernels is recorded when it is needed for the first time;
-a new instruction of another bucket or another budget therefore costs one slow step.
+number of tokens kept, never on what a tensor holds. An instruction of another bucket and another budget need other
+runs of kernels, which are recorded over the steps that follow (:mod:`.graphs`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class RecordedRuns:
         return len(self._runs)
 
     def of(self, function: Callable[..., None], *arguments: Hashable) -> Run:
-        """Return what runs `function(buffers, *arguments)`, recorded once, between any two runs."""
+        """Return what runs `function(buffers, *arguments)`, recorded once."""
         key = RunKey(function, arguments)
         if key not in self._runs:
             if len(self._runs) >= _RUNS:
                 self._runs.clear()
-            with self.buffers.scratch():
-                self._runs[key] = self._recorder.record(functools.partial(function, self.buffers, *arguments))
+            self._runs[key] = self._recorder.record(functools.partial(function, self.buffers, *arguments))
         return self._runs[key]
 
 
@@ -104,8 +103,14 @@ class StaticEngine:
         self._buckets: collections.OrderedDict[tuple[int, Layout], RecordedRuns] = collections.OrderedDict()
         self._see: Run | None = None
 
+    @property
+    def warm(self) -> bool:
+        """See :class:`flashvla_ros.vla.engine.base.Engine`."""
+        return self._recorder.warm
+
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """See :class:`flashvla_ros.vla.engine.base.Engine`."""
+        self._recorder.begin()
         if self._see is None:
             self._see = self._recorder.record(self._kernels.see)
         self._kernels.pixels.copy_(pixels)
