@@ -13,6 +13,7 @@ import flashvla_ros
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.flops import ModelSize
+from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy
@@ -106,13 +107,13 @@ class Record:
 
 def run_job(job: Job) -> Record:
     """Run one episode in this process, whose policies and worlds serve all its episodes."""
-    cost = _Cost(None if job.open_loop else _policy(job.settings.model), job.settings)
-    return _record(play(job, cost.add), cost)
+    cost = Cost(None if job.open_loop else policy_of(job.settings.model), job.settings)
+    return record_of(play(job, cost.add), cost)
 
 
-def play(job: Job, on_step: Callable[[StepResult], None]) -> Outcome:
-    """Run one episode in this process and show every control step to `on_step`."""
-    policy: Any = _policy(job.settings.model)
+def play(job: Job, on_step: Callable[[StepResult], None], rule: Policy | None = None) -> Outcome:
+    """Run one episode in this process and show every control step to `on_step`; `rule` plays in the model's place."""
+    policy: Any = policy_of(job.settings.model)
     config = policy.model.config
     # Images of the size that the policy sees, so that none is resized on the way.
     world = _world(job, config.towers[0].image_size, config.num_images_in_input)
@@ -120,7 +121,7 @@ def play(job: Job, on_step: Callable[[StepResult], None]) -> Outcome:
         policy = TapePolicy(
             _tape(dataclasses.replace(job, open_loop=False, plan=_other_start(job.plan))), job.settings.action.dt_s
         )
-    stepper = Stepper(policy, ActionSpec.of(job.settings.action))
+    stepper = Stepper(rule or policy, ActionSpec.of(job.settings.action))
     return roll_out(world, stepper, job.plan, job.settings, on_step, free_running=job.free_running)
 
 
@@ -156,7 +157,8 @@ def _tape(job: Job) -> tuple[FloatArray, ...]:
 
 
 @functools.cache
-def _policy(settings: ModelSettings) -> Any:
+def policy_of(settings: ModelSettings) -> Any:
+    """Return the policy of a checkpoint, warmed up, one for all that ask."""
     from flashvla_ros.vla.arch.table import load  # in the workers only: a parent that fans out needs no torch
 
     policy = load(settings)
@@ -176,7 +178,7 @@ def _world(job: Job, size: int, cameras: int) -> Any:
 _OF_OUTCOME = {field.name for field in dataclasses.fields(Outcome)} & {f.name for f in dataclasses.fields(Record)}
 
 
-class _Cost:
+class Cost:
     """Counts what an episode's control steps cost, as multiples of the dense model's; without a model, nothing."""
 
     def __init__(self, policy: Any, settings: Settings) -> None:
@@ -205,7 +207,8 @@ class _Cost:
         self.total += spread * spent / self._size.inference_flops(tokens, layer, text, actions)
 
 
-def _record(outcome: Outcome, cost: _Cost) -> Record:
+def record_of(outcome: Outcome, cost: Cost) -> Record:
+    """Return what is kept of an episode."""
     ticks = [round(seconds * _TICKS_IN_A_SECOND) for seconds in outcome.latencies_s]
     return Record(
         **{name: getattr(outcome, name) for name in _OF_OUTCOME},

@@ -55,7 +55,9 @@ def test_a_file_is_shown_in_its_section_with_the_picture_beside_it(tmp_path: Pat
 def test_every_command_of_the_readme_exists_and_every_benchmark_stands_there():
     readme = (report.FOLDER / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"python -m benchmarks\.(\w+)", readme))
-    assert all(callable(importlib.import_module(f"benchmarks.{name}").main) for name in named)
+    folders = {path.parent.name for path in report.FOLDER.glob("*/__main__.py")}
+    modules = [f"benchmarks.{name}.__main__" if name in folders else f"benchmarks.{name}" for name in named]
+    assert all(callable(importlib.import_module(module).main) for module in modules)
     parts = {"abuser", "evaluations", "own_node", "promises", "publishing", "speed", "steady", "tables", "usage"}
-    assert named == {path.stem for path in report.FOLDER.glob("*.py")} - parts
+    assert named == {path.stem for path in report.FOLDER.glob("*.py")} - parts | folders
     assert {path.name for path in RESULTS.glob("*.json")} <= set(re.findall(r"[\w-]+\.json", readme))

@@ -1,0 +1,52 @@
+"""The table and the picture of the rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import table
+from flashvla_ros.bench.command import ms
+from flashvla_ros.evaluation.summary import rates
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return each configuration: success, FLOPs, time."""
+    run, rows = results["meta"], results["rows"]
+    dense = rows[0]
+    lines = []
+    for row in rows:
+        steps = f"{ms(row['step_ms'])} (**{dense['step_ms'] / row['step_ms']:.2f}**)"
+        against = f"{row['lost']} / {row['won']}, p = {row['mcnemar_p']:.2g}" if "lost" in row else ""
+        shares = (f"{row[name]:.2f}" for name in ("reuse_rate", "visual_flops_ratio", "flops_ratio"))
+        lines.append([f"`{row['mode']}`", str(rates(row)), against, *shares, ms(_model_ms(row)), steps])
+    head = ["rule", "success", "lost / won against dense", "reuse", "visual FLOPs", "FLOPs", "model [ms]", "step [ms]"]
+    words = (
+        f"`{run['checkpoint']['name']}` on {run['device']}, {run['dtype']}, {run['threads']} thread; "
+        f"{', '.join(run['tasks'])}; seeds {run['seeds'][0]} to {run['seeds'][1] - 1} of each."
+    )
+    return f"{words}\n\n{table(head, lines)}"
+
+
+def _model_ms(row: Mapping[str, Any]) -> float:
+    value: float = row.get("model_cpu_ms", row["model_ms"])
+    return value
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write success with its interval against the mean step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row in results["rows"]:
+        found = rates(row)
+        low, high = found.interval
+        error = [[found.value - low], [high - found.value]]
+        axes.errorbar(row["step_ms"], found.value, yerr=error, fmt="o", capsize=2, label=row["mode"])
+    axes.set(xlabel="mean step [ms]", ylabel="success, 95 %", ylim=(-0.03, 1.06), xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    figure.suptitle(results["meta"]["checkpoint"]["name"], fontsize=10)
+    figure.savefig(path, dpi=110)
