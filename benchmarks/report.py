@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     abuse,
     calibration,
+    changes,
     droid_faults,
     engine,
     evaluations,
@@ -95,6 +96,11 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
         "speed-up over dense: processor time, in turn in one run. `dense` to `guarded` are ours. What of a rule is "
         "published and what is not stands in its file in `benchmarks/rivals/`.",
         rivals.page,
+    ),
+    "changes": (
+        "A step around a change of budget or instruction",
+        "Each of the ten steps after a change as a multiple of the median of the later ones; *start* is the control.",
+        changes.page,
     ),
     "ics": ("What the information contribution score costs", "One score of all visual tokens.", ics.page),
     "gate": (
