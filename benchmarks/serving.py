@@ -124,10 +124,12 @@ def _ray(_robots: int) -> Iterator[list[str]]:
 
 
 def _address(server: subprocess.Popen[str]) -> str:
+    said = []
     for line in server.stderr or ():
+        said.append(line)
         if found := re.search(r"wss?://\S+", line):
             return found[0]
-    raise SystemExit("the server did not start")
+    raise SystemExit(f"the server did not start: {''.join(said)}")
 
 
 def _measure(addresses: list[str], robots: int, seconds: float) -> dict[str, float]:

@@ -5,7 +5,7 @@
 # ///
 """Serves a LeRobot policy folder by openpi's protocol, in an environment of its own: LeRobot's pins are not ours.
 
-    python3 -m venv lerobot
+    python3.12 -m venv lerobot
     lerobot/bin/pip install "lerobot[smolvla]==0.6.1" "msgpack>=1" "websockets>=14"
     lerobot/bin/python scripts/lerobot_server.py FOLDER --port 8000
 

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.live:
         from flashvla_ros.bags.recorder import Selection, record_into
 
+        visible_boxes(Settings())  # imports torch: later, what the node publishes meanwhile would be lost
         print("showing the running node; Ctrl-C ends it", flush=True)
         record_into(LiveTopics(sink), Selection(args.node, exclude=re.compile("/overlay")))
     else:
