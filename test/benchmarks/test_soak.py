@@ -1,4 +1,4 @@
-"""One minute of the soak that runs for an hour by hand: nothing leaks, and every parameter is answered rightly."""
+"""Half a minute of the soak that runs for an hour by hand: nothing leaks, and every parameter is answered rightly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from flashvla_ros.core.settings import find
 SOAK = [sys.executable, "-m", "benchmarks.soak"]
 
 
-@pytest.mark.timeout(900)  # a minute after the model has started
-def test_a_minute_of_changes_leak_nothing(tmp_path):
+@pytest.mark.timeout(900)  # half a minute after the model has started
+def test_half_a_minute_of_changes_leaks_nothing(tmp_path):
     results = tmp_path / "soak.json"
-    run = subprocess.run([*SOAK, "--minutes", "1", "--json", results], capture_output=True, text=True, check=False)
+    run = subprocess.run([*SOAK, "--minutes", "0.5", "--json", results], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     content = json.loads(results.read_text(encoding="utf-8"))
     meta, rows = content["meta"], content["rows"]
@@ -28,8 +28,8 @@ def test_a_minute_of_changes_leak_nothing(tmp_path):
     assert meta["drift"]["memory_growth"] < 0.01
     assert meta["drift"]["thread_growth"] <= 0
     assert meta["drift"]["handle_growth"] <= 0
-    assert sum(row["steps"] for row in rows) > 100
-    assert sum(row["changes"] for row in rows) > 20
+    assert sum(row["steps"] for row in rows) > 50
+    assert sum(row["changes"] for row in rows) > 10
     assert sum(row["fresh"] for row in rows) < sum(row["steps"] for row in rows)
 
 
