@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,8 +21,17 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.pruning.select import METHODS
 
 FRAMES = load_observations("open the drawer")
+
+
+@pytest.fixture(autouse=True)
+def _no_rival_stays_among_the_methods():
+    before = dict(METHODS)
+    yield
+    cast(dict, METHODS).clear()
+    cast(dict, METHODS).update(before)
 
 
 @pytest.fixture(scope="module")

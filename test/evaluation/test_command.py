@@ -63,7 +63,7 @@ def test_the_same_seed_and_mode_give_the_same_episode_step_for_step(short_episod
 
     seen: list[list] = [[], []]
     for steps in seen:
-        jobs._policy.cache_clear()
+        jobs.policy_of.cache_clear()
         jobs.close_worlds()
         evaluation = evaluation_of(_options(*SHORT, "--perturb", "camera_noise"))
         job = evaluation.job(evaluation.modes[1], "drawer-close", "camera_noise", 3)
