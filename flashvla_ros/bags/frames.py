@@ -131,7 +131,8 @@ class Frames:
         stamp = content.header.stamp
         stamped = bool(stamp.sec or stamp.nanosec)
         sec, nanosec = (stamp.sec, stamp.nanosec) if stamped else divmod(message.time_ns, 10**9)
-        recorded = self._step_of(sec * 10**9 + nanosec, message.time_ns, stamped)
+        tells = is_first or stamped  # another camera's image without a stamp says nothing of the first one's
+        recorded = self._step_of(sec * 10**9 + nanosec, message.time_ns, stamped) if tells else None
         if recorded:
             self._assembler.take_instruction(recorded.instruction)
         image = decode_image(content) if hasattr(content, "encoding") else decode_compressed(content)

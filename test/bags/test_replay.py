@@ -6,7 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bag_factory import COMPRESSED, IMAGE, START_NS, STORE, STRING, drive, header, picture, raw_image, text, write_bag
+from bag_factory import (
+    COMPRESSED,
+    GATE,
+    IMAGE,
+    START_NS,
+    STORE,
+    STRING,
+    drive,
+    header,
+    message,
+    picture,
+    raw_image,
+    text,
+    write_bag,
+)
 from fakes import ScriptedPolicy
 
 from flashvla_ros import __main__ as cli
@@ -128,6 +142,18 @@ def test_images_without_stamps_are_stamped_with_their_recording(tmp_path):
     assert [observation.stamp_s for observation in seen] == pytest.approx([START_NS / 1e9 + n / 10 for n in range(3)])
 
 
+def test_a_second_camera_without_stamps_does_not_hide_which_images_were_answered(tmp_path):
+    messages = []
+    for index in range(3):
+        time_ns = START_NS + index * 10**8
+        messages.append(("/right/image", IMAGE, time_ns, raw_image(picture(50), 0)))
+        messages.append(("/left/image", IMAGE, time_ns + 10**6, raw_image(picture(index), time_ns)))
+    messages.append(("/flashvla/gate", GATE, START_NS + 11 * 10**7, message(GATE, START_NS + 10**8, instruction="go")))
+    comparison, seen, _ = play(write_bag(tmp_path / "bag", messages), changed={"camera.names": ("left", "right")})
+    assert (comparison.compared, len(seen)) == (1, 1)
+    assert np.array_equal(seen[0].images["left"], picture(1))
+
+
 def test_a_change_of_size_and_time_running_backwards_are_warned_of(tmp_path):
     messages = drive(4, hz=2.0) + [(t, k, n + 10**10, m) for t, k, n, m in drive(4, size=(24, 32), instruction=None)]
     comparison, _, warnings = play(write_bag(tmp_path / "bag", messages))
@@ -171,8 +197,8 @@ def bad_bags():
     swapped = [(t, COMPRESSED if t == "/image" else k, n, m) for t, k, n, m in drive(3, compressed=True)]
     other = [("/odom", STRING, START_NS, text("x"))]
     broken = drive(3)
-    for message in broken[1:]:
-        message[3].encoding = "32FC1"
+    for sent in broken[1:]:
+        sent[3].encoding = "32FC1"
     return [
         ("empty", [], [], "has no messages"),
         (
