@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate import calibration
@@ -243,9 +243,7 @@ def main() -> int:
     def work() -> None:
         rows = rows_of(play(args.runs, args.steps, args.ledger), args.steps)
         made = meta(processor_name(), command="calibration", runs=args.runs, steps=args.steps, risk=RISK)
-        print(page({"meta": made, "rows": rows}))
-        if args.json:
-            write_results(args.json, made, rows)
+        publish(page, made, rows, args.json)
         if args.plot:
             draw(rows, args.steps, args.plot)
 

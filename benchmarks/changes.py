@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from flashvla_ros.bench import models
 from flashvla_ros.bench.command import ms
 from flashvla_ros.bench.measure import describe_backend
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import FloatArray, Observation
@@ -124,9 +124,7 @@ def main() -> int:
             model=options.model,
             step_ms=1e3 * float(np.median(step)),
         )
-        print(page({"meta": made, "rows": rows}))
-        if options.json:
-            write_results(options.json, made, rows)
+        publish(page, made, rows, options.json)
 
     return exit_code(work)
 

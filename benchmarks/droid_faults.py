@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.control.proposal import propose, whitened
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.types import ActionKind, ActionSpec
@@ -147,9 +147,7 @@ def _run(args: argparse.Namespace) -> None:
         calibration=len(faults.calibration),
         shared=faults.shared,
     )
-    print(page({"meta": made, "rows": rows}))
-    if args.json:
-        write_results(args.json, made, rows)
+    publish(page, made, rows, args.json)
 
 
 def main() -> int:

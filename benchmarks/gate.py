@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.steady import SteadyPolicy
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray, ImageArray, Observation
@@ -207,9 +207,7 @@ def main() -> int:
         rows = [*cost(args.repeats), *alarms(args.episodes, args.seed)]
         sizes = {"repeats": args.repeats, "episodes": args.episodes, "seed": args.seed}
         made = meta(f"{processor_name()}, cores: {os.cpu_count()}", command="gate", **sizes)
-        print(page({"meta": made, "rows": rows}))
-        if args.json:
-            write_results(args.json, made, rows)
+        publish(page, made, rows, args.json)
 
     return exit_code(work)
 

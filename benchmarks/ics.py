@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from flashvla_ros.bench.command import ms
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.vla.engine.graphs import cuda_graphs
 from flashvla_ros.vla.pruning.eigen import eigh_by_products
 from flashvla_ros.vla.pruning.scores import contribution_along
@@ -102,9 +102,7 @@ def main() -> int:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}, one thread"
         rows = list(measure(options.tokens, options.widths, device, options.seconds))
         made = meta(name, command="ics")
-        print(page({"meta": made, "rows": rows}))
-        if options.json:
-            write_results(options.json, made, rows)
+        publish(page, made, rows, options.json)
 
     return exit_code(work)
 

@@ -40,11 +40,11 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 from benchmarks.steady import SteadyPolicy
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from benchmarks.usage import Usage
 from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.command import keep_to_this_machine, profile_variable
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import CameraSettings, Settings
@@ -174,9 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         nice=os.nice(0),
         publishing={f"p{percent}_ms": 1e3 * float(np.percentile(published, percent)) for percent in (50, 95, 99)},
     )
-    print(page({"meta": made, "rows": rows}))
-    if args.json:
-        write_results(args.json, made, rows)
+    publish(page, made, rows, args.json)
     return 0
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.tables import table
+from benchmarks.tables import publish, table
 from flashvla_ros.bags.features import Features
 from flashvla_ros.bags.learning import auc, examples, joined, learn, logistic
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray
@@ -337,9 +337,7 @@ def main() -> int:
             return
         rows = list(rows_of(read(args.data)))
         made = meta(processor_name(), command="score")
-        print(page({"meta": made, "rows": rows}))
-        if args.json:
-            write_results(args.json, made, rows)
+        publish(page, made, rows, args.json)
 
     return exit_code(work)
 

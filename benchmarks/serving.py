@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import connect
 
-from benchmarks.tables import table
-from flashvla_ros.cli.results import meta, processor_name, write_results
+from benchmarks.tables import publish, table
+from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.remote import wire
 
@@ -55,9 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         autogroup=_autogroup(),
         batches=_batches(args.rounds),
     )
-    print(page({"meta": made, "rows": rows}))
-    if args.json:
-        write_results(args.json, made, rows)
+    publish(page, made, rows, args.json)
     return 0
 
 
