@@ -21,7 +21,7 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
-from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.checked import held_to
 from flashvla_ros.vla.checkpoint import checkpoint_folder
 from flashvla_ros.vla.step import VLAPolicy
@@ -39,9 +39,7 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
         if policy.backend.engine == "eager":
             raise FlashVLAError("the engine eager is the reference: --certify needs --engine static or compiled")
         seen = recorded or (seen_by(policy, frame) for frame in load_observations(models.INSTRUCTION))
-        rows = [
-            _row(*pair) for pair in enumerate(_held(policy, settings.pruning, itertools.islice(seen, args.certify)))
-        ]
+        rows = list(_rows(policy, settings.pruning, itertools.islice(seen, args.certify)))
     frames = args.bag or DATA
     made = meta(
         **measure.describe_backend(policy.backend),
@@ -83,27 +81,20 @@ def _recorded(args: argparse.Namespace) -> Iterator[tuple[Settings, Iterator[Obs
         yield settings, (frame.observation for frame in recording.frames)
 
 
-def _held(
-    policy: VLAPolicy, pruning: PruningSettings, seen: Iterator[Observation]
-) -> Iterator[tuple[Observation, Inference, Inference, str]]:
+def _rows(policy: VLAPolicy, pruning: PruningSettings, seen: Iterator[Observation]) -> Iterator[dict[str, Any]]:
     reference, previous = policy.reference(), None
-    for observation in seen:
+    for number, observation in enumerate(seen):
         answer, expected, difference = held_to(reference, policy, Request(observation, pruning, previous))
         previous = expected
-        yield observation, answer, expected, difference
-
-
-def _row(number: int, held: tuple[Observation, Inference, Inference, str]) -> dict[str, Any]:
-    observation, answer, expected, difference = held
-    return {
-        "frame": number,
-        "stamp_s": observation.stamp_s,
-        "equal": not difference,
-        "difference": difference,
-        "tokens": answer.tokens,
-        "expected_tokens": expected.tokens,
-        "action_error": float(np.abs(answer.normalized - expected.normalized).max()),
-    }
+        yield {
+            "frame": number,
+            "stamp_s": observation.stamp_s,
+            "equal": not difference,
+            "difference": difference,
+            "tokens": answer.tokens,
+            "expected_tokens": expected.tokens,
+            "action_error": float(np.abs(answer.normalized - expected.normalized).max()),
+        }
 
 
 def _folder(model: str) -> Path:

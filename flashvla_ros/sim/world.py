@@ -14,8 +14,9 @@ from flashvla_ros.sim.settings import ACTION_SIZE, CAMERA, METRES_PER_UNIT, SIZE
 from flashvla_ros.sim.tasks import find_task
 
 
-def _at_the_hand(x: float, y: float, z: float) -> Camera:
+def _at_the_hand(hand: FloatArray) -> Camera:
     """Looks past the fingers at what is below them, from 0.3 m."""
+    x, y, z = map(float, hand)
     return Camera((x, y, z), azimuth=90.0, elevation=-60.0, distance=0.3)
 
 
@@ -84,8 +85,8 @@ class World:
         """Return each camera's image by its name."""
         if self._cameras == 1:
             return {CAMERA: self.render()}
-        x, y, z = (float(value) for value in self.scene.state.hand)
-        return dict(zip(CAMERAS, (self.render(), self._render(_at_the_hand(x, y, z))), strict=True))
+        hand = self._render(_at_the_hand(self.scene.state.hand))
+        return dict(zip(CAMERAS, (self.render(), hand), strict=True))
 
     def success(self, task: str) -> bool:
         """Say whether a task of the present scene is accomplished at this instant, as Meta-World judges it."""
