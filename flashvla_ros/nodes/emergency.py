@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 
+from rclpy.context import Context
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -28,7 +29,7 @@ class EmergencyStop:
         pressed: A stop was asked for since the last release.
 
     Args:
-        node: Whose topic it is; it is heard on a second node, ``<name>_emergency_stop``, in the same context.
+        node: Whose topic it is; it is heard on a second node, ``<name>_emergency_stop``, of the same enclave.
         on_press: Is called on this object's thread at every press that finds none latched.
         events: Of the subscription.
     """
@@ -39,9 +40,13 @@ class EmergencyStop:
         topic = interfaces.EMERGENCY_STOP
         qos = topic.qos
         qos.history = HistoryPolicy.KEEP_ALL
+        # A participant of its own: a flood of large images fills the other's queues, and a press that finds no room
+        # there comes with Fast DDS' next heartbeat, up to 3 s late.
+        self._context = Context()
+        self._context.init(["--ros-args", "--enclave", _enclave(node)], domain_id=node.context.get_domain_id())
         self._node = Node(
             f"{node.get_name()}_emergency_stop",
-            context=node.context,
+            context=self._context,
             namespace=node.get_namespace(),
             use_global_arguments=False,  # a remapped node name would be given to this node too
             enable_rosout=False,
@@ -49,7 +54,7 @@ class EmergencyStop:
         )
         name = node.resolve_topic_name(topic.name)
         self._node.create_subscription(topic.type, name, self._on_message, qos, event_callbacks=events)
-        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name="flashvla-emergency-stop", daemon=True)
         self._thread.start()
@@ -64,6 +69,7 @@ class EmergencyStop:
         self._executor.shutdown()
         self._thread.join(_JOIN_S)
         self._node.destroy_node()
+        self._context.try_shutdown()
 
     def _on_message(self, message: Bool) -> None:
         if message.data and not self.pressed:
@@ -73,3 +79,10 @@ class EmergencyStop:
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
+
+
+def _enclave(node: Node) -> str:
+    itself = node.get_name(), node.get_namespace()
+    return next(
+        enclave for *name, enclave in node.get_node_names_and_namespaces_with_enclaves() if tuple(name) == itself
+    )

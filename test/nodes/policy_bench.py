@@ -64,6 +64,7 @@ class PolicyBench:
         factory: Instead of `policy`: how the node comes by it.
         files: Parameter files.
         namespace: Of the node.
+        enclave: Of SROS 2.
         parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``. Those of :data:`CALM` unless
             they say otherwise.
     """
@@ -75,11 +76,12 @@ class PolicyBench:
         factory: PolicyFactory | None = None,
         files: Sequence[Path] = (),
         namespace: str = "",
+        enclave: str = "/",
         **parameters: Any,
     ) -> None:
         self.context = Context()
         arguments = [word for path in files for word in ("--params-file", str(path))]
-        rclpy.init(context=self.context, args=["--ros-args", *arguments])
+        rclpy.init(context=self.context, args=["--ros-args", "--enclave", enclave, *arguments])
         self.policy = policy or ScriptedPolicy()
         overrides = [Parameter(name.replace("__", "."), value=value) for name, value in {**CALM, **parameters}.items()]
         self.node = PolicyNode(

@@ -21,7 +21,7 @@ from std_srvs.srv import Trigger
 from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.messages.images import decode_image
 from flashvla_ros.msg import GateStatus
-from flashvla_ros.nodes import inputs
+from flashvla_ros.nodes import inputs, interfaces
 
 MakeBench = Callable[..., PolicyBench]
 NAN = float("nan")
@@ -234,6 +234,21 @@ def test_a_button_that_bounces_stops_the_robot_while_a_picture_is_decoded(make, 
     status = bench.report()
     assert status.stop_reason.startswith("emergency_stop")
     assert status.rejected == 0
+
+
+def test_an_emergency_stop_has_a_participant_of_its_own_in_the_same_enclave(make):
+    bench = make(enclave="/flashvla")
+
+    def participant(topic: str) -> bytes:
+        (reader,) = bench.robot.get_subscriptions_info_by_topic(topic)
+        return bytes(reader.endpoint_gid[:12])
+
+    bench.until(
+        lambda: bench.robot.get_subscriptions_info_by_topic(interfaces.EMERGENCY_STOP.name), "the stop's reader"
+    )
+    bench.start()
+    assert participant(interfaces.EMERGENCY_STOP.name) != participant(interfaces.IMAGE.name)
+    assert {enclave for *_, enclave in bench.robot.get_node_names_and_namespaces_with_enclaves()} == {"/flashvla"}
 
 
 @pytest.mark.parametrize("configured", [True, False])
