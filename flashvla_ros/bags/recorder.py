@@ -75,13 +75,15 @@ class Selection:
         return name in SHARED_TOPICS or type_name.startswith("flashvla_ros/") or self._is_of_node(graph, name)
 
     def _is_of_node(self, graph: Node, topic: str) -> bool:
-        """Whether the node has this topic.
+        """Whether the node has this topic, or a guard passes on in it what the node publishes.
 
         Asked of the topic: asked by a node's name, the graph tells of one node alone, and a policy node that was
         killed stays in it for 20 s with the one that took its place.
         """
-        endpoints = (*graph.get_publishers_info_by_topic(topic), *graph.get_subscriptions_info_by_topic(topic))
-        return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" == self.node for end in endpoints)
+        infos = graph.get_publishers_info_by_topic, graph.get_subscriptions_info_by_topic
+        endpoints = [end for info in infos for name in (topic, f"{topic}_unguarded") for end in info(name)]
+        itself = {self.node, f"{self.node}_emergency_stop"}
+        return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" in itself for end in endpoints)
 
 
 class BagRecorder(Node):

@@ -18,10 +18,15 @@ rclpy = pytest.importorskip("rclpy")
 
 pytestmark = pytest.mark.timeout(400)
 
+from geometry_msgs.msg import TwistStamped  # noqa: E402
+from rclpy.event_handler import SubscriptionEventCallbacks  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.serialization import deserialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
+
+from flashvla_ros.bags.recorder import Selection  # noqa: E402
+from flashvla_ros.nodes.emergency import EmergencyStop  # noqa: E402
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PATIENCE_S = 120.0  # for a process that starts on a machine with other work
@@ -116,6 +121,20 @@ def test_ctrl_c_leaves_a_complete_rosbag2_of_the_nodes_topics(talker, start, tmp
     assert topics["/image"]["offered_qos_profiles"][0]["reliability"] == "best_effort"
     assert topics["/flashvla/settings"]["offered_qos_profiles"][0]["durability"] == "transient_local"
     assert topics["/image"]["type_description_hash"].startswith("RIHS01_")
+
+
+def test_the_emergency_stop_and_what_a_guard_passes_on_are_recorded(talker):
+    stop = EmergencyStop(talker, print, SubscriptionEventCallbacks())
+    guard = rclpy.create_node("guard", context=talker.context)
+    publishers = [talker.create_publisher(TwistStamped, "command_unguarded", 1)]
+    publishers += [guard.create_publisher(TwistStamped, name, 1) for name in ("command", "other")]
+    end_s = time.monotonic() + PATIENCE_S
+    wanted = {"/emergency_stop", "/command", "/command_unguarded"}
+    while not wanted <= (found := Selection().of(talker).keys()) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert found & {*wanted, "/other"} == wanted
+    stop.close()
+    guard.destroy_node()
 
 
 def test_a_node_that_takes_the_place_of_one_that_was_killed_is_recorded(talker, start, tmp_path):
