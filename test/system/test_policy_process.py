@@ -62,12 +62,17 @@ class Robot:
             self._images.publish(encode_image(image, Header(stamp=stamp)))
             self.spin(0.1)
 
+    @property
+    def pressable(self) -> bool:
+        """Whether a node hears the button."""
+        return self._button.get_subscription_count() > 0
+
     def press_for(self, duration_s: float) -> None:
         """Be a safety device that sends its state at 50 Hz: pressed for a while, then released for longer.
 
         It is connected before it is pressed: what is sent before the node and the button have found each other is lost.
         """
-        self.until(lambda: self._button.get_subscription_count() > 0, "a node that hears the button")
+        self.until(lambda: self.pressable, "a node that hears the button")
         for pressed, lasts_s in ((False, 0.1), (True, duration_s), (False, 0.6)):
             end_s = time.monotonic() + lasts_s
             while time.monotonic() < end_s:
@@ -153,7 +158,8 @@ def test_an_emergency_stop_while_the_model_loads_is_latched(robot, tmp_path):
 def test_an_emergency_stop_while_the_process_stands_still_is_latched_and_no_old_image_moves_the_robot(robot, tmp_path):
     process = subprocess.Popen(without_model(tmp_path))
     try:
-        robot.show_until(lambda: bool(robot.commands) and robot.commands[-1].twist != Twist(), timeout_s=300)
+        moving = lambda: bool(robot.commands) and robot.commands[-1].twist != Twist()  # noqa: E731
+        robot.show_until(lambda: moving() and robot.pressable, timeout_s=300)
         process.send_signal(signal.SIGSTOP)
         robot.spin(0.2)
         before = len(robot.commands)
