@@ -24,11 +24,13 @@ PANELS: dict[str, dict[str, Any]] = LAYOUT["configById"]
 # panel with the keys of its configuration. A key that it does not know is passed over without a word.
 _LINES = {"value", "enabled", "color", "label", "timestampMethod"}
 LICHTBLICK: dict[str, dict[str, set[str]]] = {
-    "3D": {"": {"followTf", "followMode", "scene", "topics", "layers"}},
+    "3D": {"": {"followTf", "followMode", "scene", "topics", "layers", "cameraState"}},
     "Image": {"": {"imageMode"}, "imageMode": {"imageTopic", "calibrationTopic", "synchronize", "rotation"}},
     "Plot": {"": {"paths", "isSynced", "xAxisVal", "showLegend", "minYValue", "maxYValue"}, "paths": _LINES},
     "StateTransitions": {"": {"paths", "isSynced", "showPoints"}, "paths": _LINES},
-    "DiagnosticStatusPanel": {"": {"topicToRender", "numericPrecision", "secondsUntilStale"}},
+    "DiagnosticStatusPanel": {
+        "": {"topicToRender", "selectedHardwareId", "selectedName", "numericPrecision", "secondsUntilStale"}
+    },
     "Parameters": {"": {"title"}},
     "Publish": {"": {"topicName", "datatype", "buttonText", "buttonTooltip", "buttonColor", "advancedView", "value"}},
     "CallService": {
