@@ -83,6 +83,5 @@ class EmergencyStop:
 
 def _enclave(node: Node) -> str:
     itself = node.get_name(), node.get_namespace()
-    return next(
-        enclave for *name, enclave in node.get_node_names_and_namespaces_with_enclaves() if tuple(name) == itself
-    )
+    named = node.get_node_names_and_namespaces_with_enclaves()
+    return next((enclave for *name, enclave in named if tuple(name) == itself), "/")
