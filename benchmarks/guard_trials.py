@@ -384,7 +384,8 @@ def page(results: Mapping[str, Any]) -> str:
     ]
     head = ["kind", "command", "trials", "due", "stopped", "in time", "moved after", "recovered"]
     run = results["meta"]
-    words = f"{run['device']}, load {run['load']:.1f}; allowed: {BOUND_S * 1e3:.0f} ms and the timer's lateness."
+    machine = f"{run['device']}, load {run['load']:.1f} in the last run"
+    words = f"{machine}; allowed: {BOUND_S * 1e3:.0f} ms and the timer's lateness."
     return f"{words}\n\n{table([*head, 'late ms, p50', 'late ms, max', 'idle timer ms, max'], lines)}"
 
 

@@ -25,6 +25,7 @@ from benchmarks import (
     guard_episodes,
     guard_fuzz,
     guard_trials,
+    hazards,
     ics,
     overhead,
     score,
@@ -143,6 +144,11 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
         "Faults injected behind the guard",
         "*Late* counts from the moment at which the stop is due.",
         guard_trials.page,
+    ),
+    "hazards": (
+        "Every hazard of the safety case, again and again",
+        "Each test holds the reaction to its bound; a failure is counted, not explained.",
+        hazards.page,
     ),
     "droid_faults": (
         "Faults in real actions",
