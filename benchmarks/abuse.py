@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Abuse the node; 0 where it kept every promise."""
     args = _parser().parse_args(arguments)
     if args.camera:
-        return _be_a_camera()
+        return _be_a_camera(flood=args.camera == "flood")
     keep_to_this_machine()
     words = Process(POLICY, "", "", parameters=_PARAMETERS).arguments()
     log: list[str] = []
@@ -146,22 +146,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=10.0, help="after the first command (%(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="of what is done (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every violation")
-    parser.add_argument("--camera", action="store_true", help=argparse.SUPPRESS)  # be the camera's process
+    parser.add_argument("--camera", metavar="NAME", help=argparse.SUPPRESS)  # be a camera's process
     return parser
 
 
-def _camera() -> Child:
-    return Child("camera", [sys.executable, "-m", "benchmarks.abuse", "--camera"], print, verbose=False)
+def _camera(name: str) -> Child:
+    return Child(name, [sys.executable, "-m", "benchmarks.abuse", "--camera", name], print, verbose=False)
 
 
-def _be_a_camera() -> int:
+def _be_a_camera(*, flood: bool) -> int:
     ended = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: ended.set())
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     node, noise = OwnNode("camera"), np.random.default_rng()
     images = node.create_publisher(Image, interfaces.IMAGE.name, 1)
-    while not ended.wait(_PERIOD_S):
-        images.publish(picture(noise))
+    large = picture(noise, 2160, 3840)
+    while not ended.wait(0.001 if flood else _PERIOD_S):
+        image = picture(noise)
+        if flood:
+            large.header, image = image.header, large
+        images.publish(image)
     return 0
 
 

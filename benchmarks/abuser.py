@@ -54,17 +54,17 @@ class Abuser(OwnNode):
     Args:
         seed: Of what is drawn.
         policy: The node's process.
-        camera: Starts a camera.
+        camera: Starts a camera, or a flood of raw 4K images.
         moves: Returns how many commands have moved the robot.
     """
 
-    def __init__(self, seed: int, policy: Child, camera: Callable[[], Child], moves: Callable[[], int]) -> None:
+    def __init__(self, seed: int, policy: Child, camera: Callable[[str], Child], moves: Callable[[], int]) -> None:
         super().__init__("abuser")
         self._random = random.Random(seed)  # noqa: S311  # not a secret
         self._noise = np.random.default_rng(seed)
         self._changes = Changes(seed)
         self._policy, self._moves = policy, moves
-        self._make_camera, self.camera = camera, camera()
+        self._make_camera, self.camera = camera, camera("camera")
         self.done: list[Done] = []
         self.faults: list[str] = []
         self.counts: collections.Counter[str] = collections.Counter()
@@ -93,6 +93,7 @@ class Abuser(OwnNode):
             self.lifecycle: 1,
             self.second_camera: 2,
             self.new_camera: 1,
+            self.flood: 2,
         }
 
     def run(self, duration_s: float) -> None:
@@ -248,7 +249,15 @@ class Abuser(OwnNode):
         os.kill(self.camera.pid, signal.SIGKILL)
         self.camera.stop()
         self._pause(0.0, 1.0)
-        self.camera = self._make_camera()
+        self.camera = self._make_camera("camera")
+
+    def flood(self) -> None:
+        """Another camera, of raw 4K images as fast as they go, and a press among them."""
+        large = self._make_camera("flood")
+        self._pause(3.0, 6.0)
+        self._press(True)
+        self._pause(0.5, 1.0)
+        large.stop()
 
     def _repeat_instruction(self) -> None:
         with self._giving:
