@@ -24,7 +24,7 @@ from builtin_interfaces.msg import Time
 from rclpy.qos import HistoryPolicy
 from sensor_msgs.msg import Image
 
-from benchmarks.abuser import Abuser
+from benchmarks.abuser import FLOODED, Abuser
 from benchmarks.own_node import OwnNode, picture
 from benchmarks.promises import Heard, Promise, Violation, judge, stop_latencies_s
 from benchmarks.tables import table
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     log: list[str] = []
     policy = Child(POLICY, [sys.executable, "-m", "flashvla_ros.nodes.policy_node", *words], log.append, verbose=True)
     witness, ended = Witness(), threading.Event()
-    abuser = Abuser(args.seed, policy, _camera, lambda: witness.moves)
+    abuser = Abuser(args.seed, policy, _camera, lambda: witness.moves, args.only)
     begun_s = time.time()
     try:
         witness.start()
@@ -145,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="abuse", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="after the first command (%(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="of what is done (%(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="KIND", help="of the kinds in the table, with _ for a space"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every violation")
     parser.add_argument("--camera", metavar="NAME", help=argparse.SUPPRESS)  # be a camera's process
     return parser
@@ -187,7 +190,8 @@ def _report(args: argparse.Namespace, witness: Witness, abuser: Abuser, begun_s:
     fifths = [part for part in np.array_split(np.array([usage.rss_kib for usage in witness.usage]), 5) if len(part)]
     memory_mib = [round(float(np.median(part)) / 1024, 1) for part in fifths]
     late_ms = 1e3 * np.array([late_s for _, late_s in witness.lateness] or [np.nan])
-    stop_ms = 1e3 * np.array(stop_latencies_s(heard, abuser.done) or [np.nan])
+    flooded = [one for one in abuser.done if one.text == FLOODED]
+    stop_ms, flood_ms = (1e3 * np.array(stop_latencies_s(heard, done) or [np.nan]) for done in (abuser.done, flooded))
     made = meta(
         processor_name(),
         command="abuse",
@@ -203,6 +207,7 @@ def _report(args: argparse.Namespace, witness: Witness, abuser: Abuser, begun_s:
         moving=sum(command.moves for command in heard),
         stops=sum(not command.instruction for command in heard),
         stop_ms={"count": len(stop_ms), "p50": np.median(stop_ms), "max": stop_ms.max()},
+        flood_ms={"count": len(flood_ms), "p50": np.median(flood_ms), "max": flood_ms.max()},
         lateness_ms={"p50": np.median(late_ms), "p99": np.percentile(late_ms, 99), "max": late_ms.max()},
         memory_mib=memory_mib,
         threads=[usage.threads for usage in witness.usage[:: max(1, len(witness.usage) // 5)]],
@@ -236,7 +241,10 @@ def page(results: Mapping[str, Any]) -> str:
         ["wrong answers, tracebacks, deaths", str(len(run["faults"]))],
         ["broken promises", ", ".join(f"{rule}: {count}" for rule, count in run["violations"].items()) or "0"],
     ]
-    lines[1][1], lines[2][1] = lines[1][1].format_map(run["stop_ms"]), lines[2][1].format_map(run["lateness_ms"])
+    stop = lines[1][1]
+    lines[1][1], lines[2][1] = stop.format_map(run["stop_ms"]), lines[2][1].format_map(run["lateness_ms"])
+    if "flood_ms" in run:
+        lines.insert(2, ["the same under a flood of raw 4K images", stop.format_map(run["flood_ms"])])
     kinds = table(["abuse", "times"], [[name.replace("_", " "), str(count)] for name, count in run["abuses"].items()])
     return f"{words}\n\n{table(['of the node', 'seen'], lines)}\n\n{kinds}"
 

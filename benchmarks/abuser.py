@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from flashvla_ros.bringup.processes import POLICY
 from flashvla_ros.nodes import interfaces
 
 _PATIENCE_S = 120.0
+FLOODED = "in a flood of raw 4K images"
 _RECOVERY_S = 3.0  # longest wait for the robot to move again
 _WRONG: tuple[tuple[str, Any], ...] = (
     ("control.speed_scale", float("nan")),
@@ -56,9 +57,17 @@ class Abuser(OwnNode):
         policy: The node's process.
         camera: Starts a camera, or a flood of raw 4K images.
         moves: Returns how many commands have moved the robot.
+        only: Names of the kinds to do; empty: all.
     """
 
-    def __init__(self, seed: int, policy: Child, camera: Callable[[str], Child], moves: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        policy: Child,
+        camera: Callable[[str], Child],
+        moves: Callable[[], int],
+        only: Sequence[str] = (),
+    ) -> None:
         super().__init__("abuser")
         self._random = random.Random(seed)  # noqa: S311  # not a secret
         self._noise = np.random.default_rng(seed)
@@ -80,7 +89,7 @@ class Abuser(OwnNode):
         self._state = self.create_client(GetState, f"{POLICY}/get_state")
         self._giving = threading.Lock()  # a repetition must not follow what replaced it
         self.create_timer(1.0, self._repeat_instruction)
-        self._kinds = {
+        kinds = {
             self.instructions: 3,
             self.resets: 3,
             self.parameters: 4,
@@ -95,6 +104,10 @@ class Abuser(OwnNode):
             self.new_camera: 1,
             self.flood: 2,
         }
+        names = [kind.__name__ for kind in kinds]
+        if not set(only) <= set(names):
+            raise SystemExit(f"there are the kinds {', '.join(names)}, not all of {', '.join(only)}")
+        self._kinds = {kind: weight for kind, weight in kinds.items() if not only or kind.__name__ in only}
 
     def run(self, duration_s: float) -> None:
         """Abuse the node for that long; every other time it may recover from what was done.
@@ -255,7 +268,7 @@ class Abuser(OwnNode):
         """Another camera, of raw 4K images as fast as they go, and a press among them."""
         large = self._make_camera("flood")
         self._pause(3.0, 6.0)
-        self._press(True)
+        self._press(True, FLOODED)
         self._pause(0.5, 1.0)
         large.stop()
 
@@ -276,11 +289,11 @@ class Abuser(OwnNode):
     def _note(self, deed: Deed, text: str = "") -> None:
         self.done.append(Done(time.time(), deed, text))
 
-    def _press(self, pressed: bool) -> None:
+    def _press(self, pressed: bool, text: str = "") -> None:
         unsure = any(not future.done() for future in self._releasing[Deed.RESET])
         self._button.publish(Bool(data=pressed))
         if pressed:
-            self._note(Deed.OTHER, "pressed beside a reset") if unsure else self._note(Deed.PRESSED)
+            self._note(Deed.OTHER, "pressed beside a reset") if unsure else self._note(Deed.PRESSED, text)
 
     def _release(self, deed: Deed, ask: Callable[[], Any]) -> Any:
         """Note what ends a silence before it is asked for."""
