@@ -28,8 +28,23 @@ from flashvla_ros.bringup.children import Child
 from flashvla_ros.bringup.processes import POLICY
 from flashvla_ros.nodes import interfaces
 
+FLOODED = "in a flood of raw 4K images"  # said of a press
+KINDS = {  # of abuse, each a method, with how often it is drawn
+    "instructions": 3,
+    "resets": 3,
+    "parameters": 4,
+    "press": 4,
+    "flap": 1,
+    "freeze": 4,
+    "pictures": 3,
+    "stamps": 3,
+    "joints": 1,
+    "lifecycle": 1,
+    "second_camera": 2,
+    "new_camera": 1,
+    "flood": 2,
+}
 _PATIENCE_S = 120.0
-FLOODED = "in a flood of raw 4K images"
 _RECOVERY_S = 3.0  # longest wait for the robot to move again
 _WRONG: tuple[tuple[str, Any], ...] = (
     ("control.speed_scale", float("nan")),
@@ -89,25 +104,7 @@ class Abuser(OwnNode):
         self._state = self.create_client(GetState, f"{POLICY}/get_state")
         self._giving = threading.Lock()  # a repetition must not follow what replaced it
         self.create_timer(1.0, self._repeat_instruction)
-        kinds = {
-            self.instructions: 3,
-            self.resets: 3,
-            self.parameters: 4,
-            self.press: 4,
-            self.flap: 1,
-            self.freeze: 4,
-            self.pictures: 3,
-            self.stamps: 3,
-            self.joints: 1,
-            self.lifecycle: 1,
-            self.second_camera: 2,
-            self.new_camera: 1,
-            self.flood: 2,
-        }
-        names = [kind.__name__ for kind in kinds]
-        if not set(only) <= set(names):
-            raise SystemExit(f"there are the kinds {', '.join(names)}, not all of {', '.join(only)}")
-        self._kinds = {kind: weight for kind, weight in kinds.items() if not only or kind.__name__ in only}
+        self._kinds = tuple(only or KINDS)
 
     def run(self, duration_s: float) -> None:
         """Abuse the node for that long; every other time it may recover from what was done.
@@ -117,10 +114,10 @@ class Abuser(OwnNode):
         """
         end_s = time.monotonic() + duration_s
         while time.monotonic() < end_s:
-            [abuse] = self._random.choices(list(self._kinds), weights=list(self._kinds.values()))
-            self.counts[abuse.__name__] += 1
-            self._note(Deed.OTHER, abuse.__name__)
-            abuse()
+            [abuse] = self._random.choices(self._kinds, weights=[KINDS[kind] for kind in self._kinds])
+            self.counts[abuse] += 1
+            self._note(Deed.OTHER, abuse)
+            getattr(self, abuse)()
             self._pause(0.0, 0.3)
             if self._random.random() < 0.7:
                 self.recover()
