@@ -81,7 +81,7 @@ class Selection:
         killed stays in it for 20 s with the one that took its place.
         """
         infos = graph.get_publishers_info_by_topic, graph.get_subscriptions_info_by_topic
-        endpoints = [end for info in infos for name in (topic, f"{topic}_unguarded") for end in info(name)]
+        endpoints = (end for name in (topic, f"{topic}_unguarded") for info in infos for end in info(name))
         itself = {self.node, f"{self.node}_emergency_stop"}
         return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" in itself for end in endpoints)
 
