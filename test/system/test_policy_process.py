@@ -158,8 +158,9 @@ def test_an_emergency_stop_while_the_model_loads_is_latched(robot, tmp_path):
 def test_an_emergency_stop_while_the_process_stands_still_is_latched_and_no_old_image_moves_the_robot(robot, tmp_path):
     process = subprocess.Popen(without_model(tmp_path))
     try:
-        moving = lambda: bool(robot.commands) and robot.commands[-1].twist != Twist()  # noqa: E731
-        robot.show_until(lambda: moving() and robot.pressable, timeout_s=300)
+        robot.show_until(
+            lambda: robot.pressable and bool(robot.commands) and robot.commands[-1].twist != Twist(), timeout_s=300
+        )
         process.send_signal(signal.SIGSTOP)
         robot.spin(0.2)
         before = len(robot.commands)
