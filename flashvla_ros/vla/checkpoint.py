@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +19,13 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
-from flashvla_ros.vla.keys import EMBEDDING, HEAD, Entry, entries
+from flashvla_ros.vla.keys import EMBEDDING, HEAD, NORM, Entry, entries
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.weights import StoredWeights, read_weights
 
 STATISTICS = "dataset_statistics.json"
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
+_SPEAKING = (EMBEDDING, NORM, HEAD)  # with zeros alone in one of them, the instruction or the image changes nothing
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
 
@@ -139,29 +141,32 @@ def check_values(stored: StoredWeights, known: Mapping[str, Entry], config: Open
 def _values(
     stored: StoredWeights, file: Path, known: Mapping[str, Entry], device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield one file's tensors by their official names; refuse in the end what is not finite."""
-    finite: dict[str, Tensor] = {}
+    """Yield one file's tensors by their official names; refuse in the end what is not finite or says nothing."""
+    extremes: dict[str, Tensor] = {}
     for name, tensor in stored.read(file, [name for name in known if stored.tensors[name].file == file], device):
         # A copy even where nothing changes: the file is mapped, and may be overwritten while the model runs.
         converted = tensor.to(dtype, copy=tensor.device.type == "cpu")
         if converted.numel():
-            finite[name] = torch.stack(torch.aminmax(converted)).isfinite().all()
+            extremes[name] = torch.stack(torch.aminmax(converted))
         yield name, converted
-    _check_finite(file, finite, dtype)
+    if extremes:  # the device is asked once a file
+        found = torch.stack(list(extremes.values())).tolist()
+        _check_extremes(file, dict(zip(extremes, found, strict=True)), known, dtype)
 
 
-def _check_finite(file: Path, finite: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Refuse, with :class:`CheckpointError`, tensors with a NaN or an infinity; the device is asked once a file."""
-    if not finite:
-        return
-    flags = torch.stack(list(finite.values())).tolist()
-    if bad := [name for name, good in zip(finite, flags, strict=True) if not good]:
+def _check_extremes(
+    file: Path, extremes: Mapping[str, list[float]], known: Mapping[str, Entry], dtype: torch.dtype
+) -> None:
+    """Refuse tensors with a NaN or an infinity, and those of zeros behind which every input gives one answer."""
+    if bad := [name for name, ends in extremes.items() if not np.isfinite(ends).all()]:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         kind = str(dtype).removeprefix("torch.")
         raise CheckpointError(
             f"{file} has values that are not finite in {kind}, in {', '.join(bad[:3])}{more}: copy the file again, or "
             f"set model.dtype to a type of wider range"
         )
+    if silent := [name for name, ends in extremes.items() if known[name].ours in _SPEAKING and not any(ends)]:
+        raise CheckpointError(f"{file} has nothing but zeros in {', '.join(silent)}: copy the file again")
 
 
 def _check_tied(stored: StoredWeights, embedding: Tensor, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.model import PrismaticVLM
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+NORM = "language_model.model.norm.weight"  # the last one
 TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
 

@@ -21,20 +21,23 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Observation
 from flashvla_ros.doctor.checkpoint import check_checkpoint
+from flashvla_ros.doctor.explain import explain
 from flashvla_ros.doctor.finding import Level
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.loading import load_policy
 from flashvla_ros.vla.model import NOTHING, likeliest
 
 SEEN = Observation({"camera": np.full((96, 96, 3), 90, dtype=np.uint8)}, "open the drawer", stamp_s=0.0)
-HEAD = "language_model.lm_head.weight"
+EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+NORM = "language_model.model.norm.weight"
 QUERIES = "language_model.model.layers.0.self_attn.q_proj.weight"
 Change = Callable[[dict[str, Tensor]], object]
 
 
-def zero(tensors: dict[str, Tensor]) -> None:
-    for tensor in tensors.values():
-        tensor.zero_()
+def vanishing(tensors: dict[str, Tensor]) -> None:
+    """Not zero, but each product with them is."""
+    tensors[NORM].fill_(1e-45)
+    tensors[HEAD].mul_(1e-3)
 
 
 def huge(tensors: dict[str, Tensor]) -> None:
@@ -55,15 +58,27 @@ def demo(folder: Path, change: Change) -> ModelSettings:
     return ModelSettings(checkpoint=str(folder), device="cpu", dtype="float32", threads=1)
 
 
-@pytest.mark.parametrize("name", [HEAD, QUERIES])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_do_not_load(name, value, tmp_path):
-    settings = demo(tmp_path / "broken", one_value(name, value))
-    with pytest.raises(CheckpointError, match=rf"not finite in float32, in {name}: copy the file again") as refusal:
+def refused(settings: ModelSettings, text: str) -> None:
+    """Expect that the policy does not load, and that the doctor says the same."""
+    with pytest.raises(CheckpointError, match=text) as refusal:
         OpenVLAPolicy.load(settings)
     found = {one.name: one for one in check_checkpoint(Path(settings.checkpoint), Settings(model=settings))}
     assert found["weights"].level is Level.FAILURE
     assert found["weights"].text == str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [HEAD, QUERIES])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_do_not_load(name, value, tmp_path):
+    settings = demo(tmp_path / "broken", one_value(name, value))
+    refused(settings, f"not finite in float32, in {name}: copy the file again")
+
+
+@pytest.mark.parametrize("names", [[EMBEDDING], [NORM], [HEAD], []], ids=["embedding", "norm", "head", "all"])
+def test_weights_of_zeros_do_not_load(names, tmp_path):
+    settings = demo(tmp_path / "broken", lambda all_: [all_[name].zero_() for name in names or all_])
+    named = ", ".join(names or [EMBEDDING, NORM, HEAD])
+    refused(settings, f"has nothing but zeros in {named}: copy the file again")
 
 
 @pytest.fixture(params=["eager", "static"])
@@ -75,7 +90,7 @@ def answers(policy: OpenVLAPolicy, draft: Draft | None, method: str) -> None:
     policy.infer(Request(SEEN, PruningSettings(method=method), draft=draft))
 
 
-@pytest.mark.parametrize("change", [zero, huge])
+@pytest.mark.parametrize("change", [vanishing, huge])
 def test_a_model_that_says_nothing_makes_no_action(change, engine, tmp_path):
     settings = demo(tmp_path / "broken", change)
     policy = OpenVLAPolicy.load(ModelSettings(**{**vars(settings), "engine": engine}))
@@ -97,10 +112,13 @@ def test_a_fault_behind_the_first_token_is_found(engine):
             answers(policy, draft, "none")
 
 
-def test_a_node_refuses_it_before_it_is_active(tmp_path):
-    settings = demo(tmp_path / "broken", zero)
+def test_a_node_refuses_it_before_it_is_active_and_the_doctor_finds_it(tmp_path):
+    settings = demo(tmp_path / "broken", vanishing)
     with pytest.raises(CheckpointError, match=r"broken cannot be used: the logits of action token 0"):
         load_policy(Settings(model=settings))
+    (found,) = explain(Path(settings.checkpoint), Settings(model=settings))
+    assert found.level is Level.FAILURE
+    assert found.text.startswith("the logits of action token 0")
 
 
 def test_the_robot_stops(engine):
