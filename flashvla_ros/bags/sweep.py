@@ -5,6 +5,7 @@ Settings that have decided alike so far share one memory, which is measured once
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from flashvla_ros.bags.features import Features
 from flashvla_ros.core.reasons import WITHOUT_MODEL, Reason
-from flashvla_ros.core.settings import GateSettings
+from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.calibration import CalibrationState, after_step, entering, is_off, try_reuse
 from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.gate.decision import FreshComparison, GateDecision, GateMeasurements, decide, judge, measure
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
@@ -137,6 +139,57 @@ def timeline(features: Features, settings: GateSettings) -> list[GateDecision]:
         else:
             memory = memory.after_fresh(features.fresh(index), settings)
     return decisions
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """What ``gate.calibration: online`` did in recordings that followed each other.
+
+    Attributes:
+        risk: ``calibration.risk``.
+        steps: Control steps.
+        reused: Those that reused an action.
+        audited: Those that were audited.
+        off: Reused ones that were off, which only a dense pass can tell.
+        state: What calibration carries on.
+    """
+
+    risk: float
+    steps: int = 0
+    reused: int = 0
+    audited: int = 0
+    off: int = 0
+    state: CalibrationState = dataclasses.field(default_factory=CalibrationState)
+
+
+def calibrate(before: Calibrated, features: Features, settings: Settings) -> Calibrated:
+    """Return what calibration has done once it has gone through one more recording."""
+    memory, state = GateMemory(), before.state
+    counts: collections.Counter[Reason] = collections.Counter()
+    off = 0
+    for index, current in enumerate(features.inputs):
+        cause = features.resets[index]
+        if cause is not None:
+            memory = memory.forgotten(cause)
+        fresh, state = features.fresh(index), entering(state, current.instruction, settings)
+        measured = measure(memory, current, settings.gate)
+        trial, decision = try_reuse(memory, measured, state, settings, features.spec.dt_s)
+        wrong = trial.candidate is not None and is_off(trial, fresh, settings)
+        state = after_step(state, trial, None if decision.reuse else wrong, settings.calibration)
+        counts[decision.reason] += 1
+        if decision.reuse:
+            off += wrong
+            memory = memory.after_step_without_model(decision.reason, current)
+        else:
+            memory = memory.after_fresh(fresh, settings.gate)
+    return Calibrated(
+        before.risk,
+        before.steps + len(features),
+        before.reused + counts[Reason.REUSE],
+        before.audited + counts[Reason.AUDIT],
+        before.off + off,
+        state,
+    )
 
 
 def reused_frames(features: Features, sources: NDArray[np.int32], settings: GateSettings) -> NDArray[np.intp]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reuse", default=GRID["max_reuse"], metavar="LIST", help="values of gate.max_reuse (%(default)s)"
     )
+    parser.add_argument("--risk", default="0.02,0.05,0.1", metavar="LIST", help="of gate.calibration (%(default)s)")
     parser.add_argument("--html", type=Path, default=Path("tune.html"), help="report to write (%(default)s)")
     parser.add_argument("--yaml", type=Path, default=Path("tune.yaml"), help="parameters to write (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row here as well")
@@ -49,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
     """Tune and report; returns the exit code."""
     if args.limits or args.monitors:
         return proposals.run(args)
-    thresholds = values("delta", args.delta), values("max_angle_deg", args.angle), values("max_reuse", args.reuse)
+    swept = zip(SWEPT, (args.delta, args.angle, args.reuse), strict=True)
+    deltas, angles, caps = (values(f"gate.{name}", text) for name, text in swept)
+    risks = values("calibration.risk", args.risk)
     fan = {"jobs": args.jobs, "ray": args.ray, "ray_gpus": args.ray_gpus}
-    tuning = tune(args.bags, Source.of(args), thresholds, args.max_error, **fan)
+    tuning = tune(args.bags, Source.of(args), (deltas, angles, caps), args.max_error, risks=risks, **fan)
     for outcome in tuning.outcomes:
         for warning in outcome.warnings:
             print(f"warning: {outcome.bag}: {warning}", file=sys.stderr)
@@ -68,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def values(name: str, text: str) -> list[Any]:
-    """Read the values of one threshold to sweep, with commas between them.
+    """Read the values of one parameter to sweep, with commas between them.
 
     Raises:
-        SettingsError: One is not a number, or not one that the threshold can have.
+        SettingsError: One is not a number, or not one that the parameter can have.
     """
-    row = find(f"gate.{name}")
+    row = find(name)
     try:
         numbers = [int(part) if row.kind == "int" else float(part) for part in text.split(",")]
     except ValueError as error:
@@ -113,12 +117,25 @@ def _lines(tuning: Tuning, node: str) -> list[str]:
         _line(tuning.now) + "  now",
     ]
     lines += [_line(row) + ("  recommended" if row is best else "") for row in _shown(tuning)]
+    lines += ["", *_calibrated(tuning.calibrated)]
     if best is None:
         return [*lines, "", _advice(tuning)]
     lines += ["", "error of the recommended setting by dimension:"]
     for name, (p50, p95, greatest) in zip(tuning.settings.action.names, best.by_dimension.T, strict=True):
         lines.append(f"  {name:16} p50 {p50:.4f}  p95 {p95:.4f}  max {greatest:.4f}")
     return [*lines, "", *(f"ros2 param set {node} gate.{name} {getattr(best.settings, name)}" for name in SWEPT), ""]
+
+
+def _calibrated(rows: Sequence[sweep.Calibrated]) -> list[str]:
+    """What ``gate.calibration: online`` would have made of the recordings, one after another."""
+    head = (
+        f"{'risk':>6} {'reused':>8} {'audited':>8} {'off':>7} {'λ':>6} {'certified':>9}  with gate.calibration online"
+    )
+    return [head] + [
+        f"{row.risk:6.3g} {row.reused / row.steps:8.1%} {row.audited / row.steps:8.1%} {row.off / row.steps:7.2%} "
+        f"{row.state.permissiveness:6.2f} {row.state.certified_level:9.2f}"
+        for row in rows
+    ]
 
 
 def _advice(tuning: Tuning) -> str:
@@ -165,6 +182,11 @@ def _meta(tuning: Tuning) -> dict[str, Any]:
         max_error=tuning.max_error,
         dense_s=[outcome.dense_s for outcome in outcomes],
         sweep_s=[outcome.sweep_s for outcome in outcomes],
+        calibrated=[
+            {name: getattr(row, name) for name in ("risk", "steps", "reused", "audited", "off")}
+            | {"permissiveness": row.state.permissiveness, "certified": row.state.certified_level}
+            for row in tuning.calibrated
+        ],
         warnings=[f"{outcome.bag}: {warning}" for outcome in outcomes for warning in outcome.warnings],
         platform=dict(here.platform),
         checkpoint=here.checkpoint,

@@ -58,6 +58,7 @@ class Tuning:
         now: The row of `settings` themselves.
         best: The recommended row, None where nothing within `max_error` reuses an action.
         max_error: Largest p95 error that is allowed.
+        calibrated: What calibration would have done, one for each risk.
     """
 
     settings: Settings
@@ -66,6 +67,7 @@ class Tuning:
     now: sweep.Row
     best: sweep.Row | None
     max_error: float
+    calibrated: list[sweep.Calibrated]
 
 
 def tune(
@@ -74,11 +76,12 @@ def tune(
     thresholds: tuple[Sequence[float], Sequence[float], Sequence[int]],
     max_error: float,
     *,
+    risks: Sequence[float] = (),
     jobs: int = 1,
     ray: str | None = None,
     ray_gpus: float = 0.0,
 ) -> Tuning:
-    """Evaluate every combination of δ, ε₁ and reuse cap in `thresholds` on recordings.
+    """Evaluate every combination of δ, ε₁ and reuse cap in `thresholds` on recordings, and calibration at `risks`.
 
     Raises:
         BagError: A recording cannot be read or lacks what is needed.
@@ -89,7 +92,15 @@ def tune(
     work = [BagJob(bag, source, settings, gates) for bag in bags]
     outcomes = list(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
     *rows, now = sweep.evaluate([(outcome.features, outcome.sources) for outcome in outcomes], gates)
-    return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error)
+    calibrated = [_calibrated(risk, outcomes, settings) for risk in risks]
+    return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error, calibrated)
+
+
+def _calibrated(risk: float, outcomes: Sequence[BagOutcome], settings: Settings) -> sweep.Calibrated:
+    done, settings = sweep.Calibrated(risk), settings.with_values({"calibration.risk": risk})
+    for outcome in outcomes:
+        done = sweep.calibrate(done, outcome.features, settings)
+    return done
 
 
 def _tunable(source: Source, bags: Sequence[Path]) -> Settings:

@@ -19,6 +19,7 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import Inference, Observation
+from flashvla_ros.gate.calibration import CalibrationState, is_off
 
 TOKENS = 16
 
@@ -88,6 +89,44 @@ def test_every_setting_decides_as_the_control_step_would(seed, mode, fresh_betwe
             expected.append(expected[-1] if result.decision.reuse else frame.index)
         assert sources[number].tolist() == expected
         assert [decision.reason for decision in sweep.timeline(features, gate)] == reasons
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), risk=st.sampled_from([0.1, 0.5]), rate=st.sampled_from([0.3, 1.0]))
+def test_calibration_moves_as_in_the_control_step_over_several_recordings(seed, risk, rate):
+    chosen = Settings().with_values(
+        {"gate.calibration": "online", "calibration.risk": risk, "calibration.audit_rate": rate}
+    )
+    done, kept = sweep.Calibrated(risk), CalibrationState()
+    reasons, off = [], 0
+    for part in range(2):
+        frames, policy = random_run(seed + part, 80)
+        features = collect(frames, policy, chosen, SPEC, lambda: None)
+        done = sweep.calibrate(done, features, chosen)
+        stepper = Stepper(policy, SPEC)
+        stepper.state = dataclasses.replace(stepper.state, calibration=kept)
+        for frame in frames:
+            if frame.reset:
+                stepper.reset(frame.reset)
+            result = stepper.step(frame.observation, chosen)
+            reasons.append(result.decision.reason)
+            if result.decision.reuse:
+                off += is_off(result.trial, features.fresh(frame.index), chosen)
+        kept = stepper.state.calibration
+    assert (done.steps, done.off) == (len(reasons), off)
+    assert (done.reused, done.audited) == (reasons.count(Reason.REUSE), reasons.count(Reason.AUDIT))
+    assert done.state.packed().tolist() == kept.packed().tolist()
+
+
+def test_the_random_runs_are_reused_by_calibration_too():
+    chosen = Settings().with_values(
+        {"gate.calibration": "online", "calibration.risk": 0.5, "calibration.audit_rate": 0.5}
+    )
+    done = sweep.Calibrated(0.5)
+    for seed in range(6):
+        frames, policy = random_run(seed, 80)
+        done = sweep.calibrate(done, collect(frames, policy, chosen, SPEC, lambda: None), chosen)
+    assert min(done.reused, done.audited, done.off) > 0
 
 
 def test_the_random_runs_reuse_and_meet_every_guard():

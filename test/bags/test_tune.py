@@ -77,6 +77,9 @@ def test_tune_recommends_within_the_error_and_writes_what_to_set(tmp_path, capsy
     (best,) = [row for row in result["rows"] if row["recommended"]]
     allowed = [row for row in result["rows"] if row["reuse_rate"] and row["error_p95"] <= 0.05]
     assert best["reuse_rate"] == max(row["reuse_rate"] for row in allowed) > 0.4
+    calibrated = result["meta"]["calibrated"]
+    assert [(row["risk"], row["steps"]) for row in calibrated] == [(0.02, 60), (0.05, 60), (0.1, 60)]
+    assert output.count("with gate.calibration online") == 1
     assert set(best["by_dimension"]) == set(SPEC.names)
     for name in ("delta", "max_angle_deg", "max_reuse"):
         assert f"ros2 param set /flashvla gate.{name} {best[name]}" in output
