@@ -31,6 +31,8 @@ PARENT_VARIABLE = "FLASHVLA_PARENT_PID"  # the process that started this one, an
 _SPIN_S = 0.1  # a signal is noticed within this time
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal or an ssh session that closes
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_LARGE_BYTES = 16 * 2**20
 _HELP = """usage: {name} [--ros-args [--params-file FILE] [-p NAME:=VALUE] [-r FROM:=TO] [--log-level LEVEL]]
 
 A ROS 2 node. `flashvla-ros params` prints every parameter of the policy node; `ros2 launch flashvla_ros
@@ -74,6 +76,7 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
         arguments: Command line without the program's name; the process's own where it is None.
     """
     stop = _StopSignal()
+    return_large_blocks()
     try:
         follow_parent(os.environ.get(PARENT_VARIABLE, ""))
         words = list(sys.argv[1:] if arguments is None else arguments)
@@ -125,6 +128,16 @@ def end_with_parent() -> None:
     """Let the kernel end this process, by SIGTERM, once its parent has died."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def return_large_blocks() -> None:
+    """Let every block of 16 MiB or more go back to the system once it is freed.
+
+    glibc raises that size to 32 MiB as it meets larger blocks, and 4K images (25 MB) then leave holes in its heap.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:  # musl and macOS have none
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 class _StopSignal:

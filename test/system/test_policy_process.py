@@ -263,3 +263,35 @@ def test_security_that_the_middleware_lacks_is_one_line_and_exit_code_2(tmp_path
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     assert "ROS_SECURITY_ENABLE is true, which needs a keystore" in ended.stderr.splitlines()[-1]
+
+
+_HOLES = """
+import ctypes, re
+from pathlib import Path
+from flashvla_ros.nodes.process import return_large_blocks
+
+def resident_kib():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+CALL
+held = [libc.malloc(2000) for _ in range(5000)]  # what is free further down is used up
+before = resident_kib()
+for _ in range(3):
+    blocks = [libc.malloc(size) for size in [25_000_000, 2000] * 4]
+    for image in blocks[::2]:
+        ctypes.memset(image, 1, 25_000_000)
+    for image in blocks[::2]:
+        libc.free(image)
+print(resident_kib() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells its memory elsewhere")
+@pytest.mark.parametrize(("call", "grows"), [("", True), ("return_large_blocks()", False)])
+def test_memory_of_4k_images_goes_back_though_what_came_between_stays(call, grows):
+    """Without the call glibc keeps them, so the test sees what the call is for."""
+    program = [sys.executable, "-c", _HOLES.replace("CALL", call)]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True)
+    assert (int(ended.stdout) > 20_000) is grows
