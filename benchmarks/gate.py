@@ -2,7 +2,8 @@
 
 Cost: a reused control step without anything that belongs to a model, against the plain comparison of two frames pixel
 by pixel, in the same run on the same frames. Durations are CPU time of the calling thread, so that what else runs on
-the machine does not count.
+the machine does not count. The step with calibration and a learnt score is repeated a million times too, to see what
+it leaves in memory.
 
 Guard: Meta-World's scripted experts move the arm. An alarm in an undisturbed episode is a false one. At every sixth
 step the object is also shoved aside for one frame, in a random direction: an alarm on that frame is right.
@@ -24,6 +25,7 @@ import numpy as np
 
 from benchmarks.steady import SteadyPolicy
 from benchmarks.tables import publish, table
+from benchmarks.usage import Usage
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.control.stepper import Stepper
@@ -39,6 +41,15 @@ SIZES = ((112, 112), (224, 224), (480, 640), (1080, 1920))
 CAMERAS = ((224, 0.0), (112, 4.0))  # side of an image in pixels, noise in grey levels
 AGES = (1, 2, 3)  # control steps since the last fresh frame
 SHOVES_CM = (2, 3, 5, 8)
+CALIBRATED = {
+    "gate.calibration": "online",
+    "calibration.risk": 0.5,  # so that λ rises within a thousand steps, and both branches count
+    "calibration.score": (-0.5, 0.1, 0.2, 0.3, -1.0, 0.4, 0.3, -3.0),
+}
+STEPS: Mapping[str, Mapping[str, Any]] = {
+    "reused step: look, decide, limit": {},
+    "step with calibration and a learnt score, model not counted": CALIBRATED,
+}
 _DT_S = 0.1
 _SHOVE_EVERY = 6
 _STEPS_AFTER_SUCCESS = 5
@@ -60,6 +71,11 @@ def _calls(height: int, width: int) -> Iterator[tuple[str, Callable[[], object]]
     previous, current = next(images), next(images)
     yield "baseline: mean absolute difference of two frames", lambda: _difference(previous, current)
     yield "look at the frame", lambda: GateInput.of(Observation({"image": next(images)}, "open the drawer", 0.0))
+    for name, calibration in STEPS.items():
+        yield name, _step(images, calibration)
+
+
+def _step(images: Iterator[ImageArray], values: Mapping[str, Any]) -> Callable[[], object]:
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     stepper = Stepper(SteadyPolicy(7), ActionSpec(names, (ActionKind.DELTA,) * 6 + (ActionKind.GRIPPER,), 0.1))
     settings = Settings().with_values(
@@ -72,6 +88,7 @@ def _calls(height: int, width: int) -> Iterator[tuple[str, Callable[[], object]]
             "limits.lower": (-1.0,) * 7,
             "limits.upper": (1.0,) * 7,
             "limits.max_step": (0.1,) * 7,
+            **values,
         }
     )
     stamps = count(1.0, 1e-3)
@@ -80,7 +97,18 @@ def _calls(height: int, width: int) -> Iterator[tuple[str, Callable[[], object]]
         stepper.step(Observation({"image": next(images)}, "open the drawer", next(stamps)), settings)
 
     step(), step()
-    yield "reused step: look, decide, limit", step
+    return step
+
+
+def memory(steps: int) -> dict[str, Any]:
+    """Return what a calibrated step holds after a tenth of `steps` and after all of them [KiB]."""
+    step = _step(cycle([np.random.default_rng(0).integers(0, 256, (*SIZES[0], 3), dtype=np.uint8)]), CALIBRATED)
+    held = []
+    for part in (steps // 10, steps - steps // 10):
+        for _ in range(part):
+            step()
+        held.append(Usage.of(os.getpid()).anonymous_kib)
+    return {"steps": steps, "held_kib": held}
 
 
 def _difference(first: ImageArray, second: ImageArray) -> float:
@@ -176,6 +204,12 @@ def page(results: Mapping[str, Any]) -> str:
         f"of each of {len(TASKS)} tasks from seed {run['seed']}. {run.get('note', '')}".rstrip(),
         table(["frame", "what", "p50 [ms]", "p95 [ms]", "p99 [ms]"], lines),
     ]
+    for row in rows:
+        if "steps" in row:
+            first, last = (kib / 1024 for kib in row["held_kib"])
+            parts.append(
+                f"{row['steps']} calibrated steps: {first:.1f} MiB after a tenth of them, {last:.1f} after all."
+            )
     columns = [f"false, age {age}" for age in AGES] + [f"caught, {cm} cm" for cm in SHOVES_CM]
     lines = []
     for camera in dict.fromkeys(row["camera"] for row in rows if "camera" in row):
@@ -199,12 +233,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1000, help="timed calls a cell (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=5, help="episodes of each task (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="calibrated steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=2000, help="seed of the first (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     args = parser.parse_args()
 
     def work() -> None:
-        rows = [*cost(args.repeats), *alarms(args.episodes, args.seed)]
+        rows = [*cost(args.repeats), memory(args.steps), *alarms(args.episodes, args.seed)]
         sizes = {"repeats": args.repeats, "episodes": args.episodes, "seed": args.seed}
         made = meta(f"{processor_name()}, cores: {os.cpu_count()}", command="gate", **sizes)
         publish(page, made, rows, args.json)
