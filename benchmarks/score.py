@@ -50,7 +50,6 @@ NAMES = tuple(name for group in GROUPS.values() for name in group)
 def record(folder: Path, seeds: range) -> None:
     """Play every task of both policies, seed by seed; an episode that is there is not played again."""
     import torch
-    from flashvla_ros.vla.policy import OpenVLAPolicy
 
     from flashvla_ros.control.step_result import StepResult
     from flashvla_ros.control.stepper import Stepper
@@ -59,6 +58,7 @@ def record(folder: Path, seeds: range) -> None:
     from flashvla_ros.sim.tasks import TASKS
     from flashvla_ros.sim.world import World
     from flashvla_ros.vla import decoding
+    from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def record(folder: Path, seeds: range) -> None:
             rows["images"].append(next(iter(result.observation.images.values())))
             rows["act"].append(run.normalized[0])
             rows["kept"].append(run.kept)
-            rows["hand"].append(world.scene.state().hand)
+            rows["hand"].append(world.scene.state.hand)
             rows["cmd"].append(result.command[0])
             rows["conf"].append(np.stack(seen[-run.normalized.size :]))
 

@@ -111,6 +111,32 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py") if generated not in path.parents)
 
 
+def test_every_name_that_is_imported_from_this_repository_exists() -> None:
+    """Imports inside functions too, which run only when somebody gives the command."""
+    names: dict[Path, set[str]] = {}
+    wrong = []
+    for path in sources("flashvla_ros", "benchmarks", "training", "launch", "scripts"):
+        for name in imports(path):
+            module, _, last = name.rpartition(".")
+            if not name.startswith(("flashvla_ros.", "benchmarks.", "training.")) or ".msg" in name or file_of(name):
+                continue
+            file = file_of(module)
+            if file is None or last not in names.setdefault(file, set(defined(file))):
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not wrong
+
+
+def defined(path: Path) -> Iterator[str]:
+    """Every name that a file binds, imports or stores anywhere."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+
+
 def test_every_room_stands_in_the_table() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} - {"msg"}
     assert rooms == set(ALLOWED_ROOMS)
