@@ -16,7 +16,7 @@ from typing import NamedTuple
 import flashvla_ros
 from flashvla_ros.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USAGE
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.extras import remedy
+from flashvla_ros.core.extras import refusal
 
 
 class Subcommand(NamedTuple):
@@ -46,21 +46,6 @@ COMMANDS = (
     Subcommand("params", "flashvla_ros.cli.reference", "print every parameter with default, range and meaning"),
 )
 
-_EXTRA_OF_MODULE = {
-    "rclpy": "ros",
-    "cv_bridge": "ros",
-    "mujoco": "sim",
-    "metaworld": "sim",
-    "rosbags": "bags",
-    "mcap": "bags",
-    "matplotlib": "bags",
-    "av": "export",
-    "pyarrow": "export",
-    "rerun": "rerun",
-    "websockets": "remote",
-    "msgpack": "remote",
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 2 for what the user can mend, with one line that says how."""
@@ -71,13 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except FlashVLAError as error:
-        return _refuse(str(error))
-    except ModuleNotFoundError as error:
-        extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
-        if extra is None:
+    except (FlashVLAError, ModuleNotFoundError) as error:
+        if not (line := refusal(error, chosen)):
             raise
-        return _refuse(f"{chosen} needs {error.name}, which is not installed: {remedy(extra)}")
+        return _refuse(line)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shlex
 
+from flashvla_ros.core.errors import FlashVLAError
+
 EXTRAS = {
     "sim": ("metaworld==3.1.1", "mujoco==3.3.0", "gymnasium>=1.1,<2", "packaging", "imageio"),
     "bags": (
@@ -22,6 +24,26 @@ EXTRAS = {
     "remote": ("msgpack>=1", "websockets>=14"),
     "ray": ("ray[serve]>=2.50",),
 }
+# What a model needs is no extra, but a robot's machine may lack it: rosdep has no key for these.
+_MODEL = ("torch>=2.11", "transformers>=5.10.1,<6", "tokenizers>=0.22.2", "safetensors>=0.4.3")
+_EXTRA_OF_MODULE = {
+    "rclpy": "ros",
+    "cv_bridge": "ros",
+    "mujoco": "sim",
+    "metaworld": "sim",
+    "rosbags": "bags",
+    "mcap": "bags",
+    "matplotlib": "bags",
+    "av": "export",
+    "pyarrow": "export",
+    "rerun": "rerun",
+    "websockets": "remote",
+    "msgpack": "remote",
+    "torch": "model",
+    "transformers": "model",
+    "tokenizers": "model",
+    "safetensors": "model",
+}
 
 
 def remedy(extra: str) -> str:
@@ -30,4 +52,19 @@ def remedy(extra: str) -> str:
         return "source /opt/ros/<distribution>/setup.bash, or pip install -r requirements/ros.txt in a clone"
     if extra == "libero":  # without what its packages ask for: see the file
         return "make setup-libero, or pip install --no-deps -r requirements/libero.txt, in a clone"
-    return f"pip install {shlex.join(EXTRAS[extra])}"
+    return f"pip install {shlex.join(_MODEL if extra == 'model' else EXTRAS[extra])}"
+
+
+def refusal(error: Exception, what: str) -> str:
+    """Return the one line that says what the user can mend; empty for a fault of this package.
+
+    Args:
+        error: What stopped `what`.
+        what: A command or a node.
+    """
+    if isinstance(error, FlashVLAError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
+        return f"{what} needs {error.name}, which is not installed: {remedy(extra)}" if extra else ""
+    return ""

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.extras import refusal
 
 _PACKAGE = "flashvla_ros"
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
@@ -83,11 +83,11 @@ def reported(transition: Transition[N]) -> Transition[N]:
     def wrapper(node: N, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(node, state)
-        except FlashVLAError as error:
-            node.transition_error = str(error)
-            node.get_logger().error(str(error))
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:  # noqa: BLE001  # rclpy would do the same, silently
+            if line := refusal(error, "the node"):
+                node.transition_error = line
+                node.get_logger().error(line)
+                return TransitionCallbackReturn.FAILURE
             node.transition_error = f"{type(error).__name__}: {error}"
             node.get_logger().error(traceback.format_exc().rstrip())
             return TransitionCallbackReturn.ERROR

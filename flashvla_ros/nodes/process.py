@@ -25,6 +25,7 @@ from flashvla_ros.cli.exits import EXIT_USAGE
 from flashvla_ros.cli.parameter_files import check_files, given_files, quote_for_rcl
 from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.extras import refusal
 from flashvla_ros.nodes.logs import forward_to_ros
 
 PARENT_VARIABLE = "FLASHVLA_PARENT_PID"  # the process that started this one, and whose death ends it
@@ -90,8 +91,10 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
         node = _checked(_made(make), files)
         forward_to_ros(node.get_logger())
         return _spin(node, stop)
-    except FlashVLAError as error:
-        return _refuse(str(error))
+    except (FlashVLAError, ModuleNotFoundError) as error:
+        if not (line := refusal(error, _program())):
+            raise
+        return _refuse(line)
     except KeyboardInterrupt:
         return 0
     finally:

@@ -33,11 +33,9 @@ from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe, given_at_start
 from flashvla_ros.nodes.process import leave, run_node
-from flashvla_ros.nodes.robot_frames import RobotFrames
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
 from flashvla_ros.sim.libero.protocol import CAMERAS
 from flashvla_ros.sim.settings import ROBOT_PARAMETERS, RobotSettings
-from flashvla_ros.sim.worlds import make_world
 
 RESEND_S = 2.0  # an image without an answer is published again after this long in lock-step
 SETTLE_S = 0.05  # given to the policy in lock-step to take in an instruction before the image that goes with it
@@ -72,6 +70,10 @@ class RobotNode(Node):
             SettingsError: A parameter is unknown, of the wrong type or out of its range.
             SimulationError: The simulation cannot run on this machine.
         """
+        # Both import MuJoCo, and run_node tells in one line where it is missing.
+        from flashvla_ros.nodes.robot_frames import RobotFrames
+        from flashvla_ros.sim.worlds import make_world
+
         super().__init__("robot", **options)
         self.settings = _settings(self)
         self.failure = ""
@@ -93,6 +95,7 @@ class RobotNode(Node):
         self._by_hand = ""  # an instruction from outside, which stays until the next one
         self._own: collections.Counter[str] = collections.Counter()  # instructions that come back to this node
         self._published_at = self._command_at = time.monotonic()
+        self._frames = RobotFrames(self)
         self._open_topics()
 
     def _open_topics(self) -> None:
@@ -104,7 +107,6 @@ class RobotNode(Node):
         self._joints = self.create_publisher(JointState, interfaces.JOINT_STATES.name, interfaces.JOINT_STATES.qos)
         self._instructions = self.create_publisher(String, interfaces.INSTRUCTION.name, interfaces.INSTRUCTION.qos)
         self.create_subscription(String, interfaces.INSTRUCTION.name, self._on_instruction, interfaces.INSTRUCTION.qos)
-        self._frames = RobotFrames(self)
         self._events = self.create_publisher(EpisodeStatus, interfaces.EPISODE.name, interfaces.EPISODE.qos)
         self._commands = self.create_subscription(
             TwistStamped, interfaces.COMMAND.name, self._on_command, interfaces.COMMAND.qos

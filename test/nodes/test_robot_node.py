@@ -269,8 +269,12 @@ def test_bad_parameters_are_refused(stage: Stage, parameter: str, value: Any, wo
         stage.start(**{parameter: value})
 
 
-def start_process(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flashvla_ros.nodes.robot_node", "--ros-args", *arguments]
+_RUN = "import runpy, sys; sys.modules.update(dict.fromkeys(sys.argv[1].split()))\n"
+_RUN += "sys.argv[1:2] = []; runpy.run_module('flashvla_ros.nodes.robot_node', run_name='__main__')"
+
+
+def start_process(*arguments: str, missing: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _RUN, missing, "--ros-args", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -285,11 +289,18 @@ def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(("-p", "task:=fly"), "task: there is no task"), (("--params-file", "missing.yaml"), "missing.yaml")],
+    ("arguments", "missing", "words"),
+    [
+        (("-p", "task:=fly"), "", "task: there is no task"),
+        (("--params-file", "missing.yaml"), "", "missing.yaml"),
+        ((), "metaworld", "MuJoCo cannot start"),
+        ((), "mujoco", "install the simulation with `pip install"),
+    ],
 )
-def test_a_bad_argument_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
-    process = start_process(*arguments)
+def test_a_bad_argument_or_a_missing_library_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], missing: str, words: str
+) -> None:
+    process = start_process(*arguments, missing=missing)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert words in output

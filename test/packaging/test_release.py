@@ -42,6 +42,21 @@ def test_a_remedy_installs_what_the_extra_declares() -> None:
     for extra, packages in extras.EXTRAS.items():
         assert tuple(config["options.extras_require"][extra].strip().splitlines()) == packages
         assert shlex.split(extras.remedy(extra)) == ["pip", "install", *packages]
+    pip, install, *packages = shlex.split(extras.remedy("model"))
+    assert (pip, install) == ("pip", "install")
+    assert packages
+    assert set(packages) <= set(config["options"]["install_requires"].split())
+
+
+@pytest.mark.parametrize("module", ["torch", "metaworld.policies", "rosbags.highlevel"])
+def test_a_library_that_is_missing_is_one_line_with_its_remedy(module: str) -> None:
+    line = extras.refusal(ModuleNotFoundError(f"No module named {module!r}", name=module), "replay")
+    assert line.startswith(f"replay needs {module}, which is not installed: pip install ")
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("no", name="flashvla_ros.nothing"), ValueError("no")])
+def test_a_fault_of_the_package_is_no_line(error: Exception) -> None:
+    assert extras.refusal(error, "replay") == ""
 
 
 # `compression` is of the standard library from Python 3.14 on.

@@ -117,7 +117,8 @@ def test_a_process_that_dies_takes_all_down_and_its_last_words_are_shown(tmp_pat
         (["--set", "gate.detla=0.5"], "did you mean gate.delta"),
         (["--params", "/nowhere.yaml"], "no parameter file /nowhere.yaml"),
         (["--camera", "/image", "--episodes", "1"], "belong to the simulated robot"),
-        (["--episodes", "-1"], "must not be negative"),
+        (["--episodes", "-1"], "must be a whole number, 0 or more, got '-1'"),
+        (["--episodes", "three"], "must be a whole number, 0 or more, got 'three'"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(options, words):
