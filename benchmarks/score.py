@@ -20,18 +20,20 @@ from numpy.typing import NDArray
 
 from benchmarks.tables import publish, table
 from flashvla_ros.bags.features import Features
-from flashvla_ros.bags.learning import auc, examples, joined, learn, logistic
+from flashvla_ros.bags.learning import Examples, auc, examples, joined, learn, logistic
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.settings import PruningSettings, Settings
+from flashvla_ros.core.settings import CalibrationSettings, PruningSettings, Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, FloatArray
 from flashvla_ros.gate.decision import angle_between
 from flashvla_ros.gate.memory import GateInput
 from flashvla_ros.gate.scene import signature
+from flashvla_ros.gate.score import UNLEARNT, predicted_risk, updated
 
 POLICIES = ("demo", "demo-plain")
 TOLERANCE = 0.2
+LEARNING = 0.2  # calibration.learning
 LOSS = 0.05  # share of the steps that may be off, at which reuse is compared
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "actions": ("difference", "jerk", "size", "slowing", "turn", "gripper"),
@@ -215,7 +217,27 @@ def shipped(played: Sequence[Episode], others: Sequence[Episode], age: int) -> d
     return {
         "shipped: from other tasks": scores(learnt.__getitem__),
         "shipped: from the other policy": scores(lambda _: foreign),
+        "shipped: from other tasks, learning on": _online(parts, age, learnt.__getitem__),
+        "shipped: learning from nothing": _online(parts, age, lambda _: ()),
     }
+
+
+def _online(
+    parts: Sequence[tuple[str, Examples]], age: int, weights_of: Callable[[str], Sequence[float]]
+) -> FloatArray:
+    """Score every step by what the steps before it in its task have taught, each outcome seen."""
+    state: dict[str, FloatArray] = collections.defaultdict(lambda: UNLEARNT)
+    every = []
+    for task, known in parts:
+        allowed = CalibrationSettings(score=tuple(weights_of(task)), learning=LEARNING)
+        chosen = np.flatnonzero(known.ages == age)
+        for number, index in enumerate(chosen):
+            found, off = known.signs[index], bool(known.off[index])
+            risk = predicted_risk(found, allowed, state[task])
+            if number:  # jerk needs a step more
+                every.append(risk)
+            state[task] = updated(state[task], found, risk, off, 1.0, LEARNING)
+    return np.array(every)
 
 
 def reuse_at(scores: FloatArray, off: NDArray[np.bool_], loss: float = LOSS) -> float:

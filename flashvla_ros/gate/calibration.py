@@ -30,13 +30,16 @@ from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, re
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.score import (
     NEVER,
+    UNLEARNT,
     angle_decides,
     cap_of,
     most_permissive,
     need,
     predicted_risk,
+    scored,
     signs,
     thresholds,
+    updated,
 )
 
 LEVELS: FloatArray = np.arange(1, 21) / 20.0  # the grid of λ that rule B judges, safest first
@@ -55,6 +58,7 @@ class Trial:
         counted: λ decided, and the robot moves: λ may rise.
         candidate: The fresh result that a reuse repeats, where λ decided.
         row: Its row that would be in force.
+        signs: What the score has judged by, where one decided.
     """
 
     need: float
@@ -62,6 +66,7 @@ class Trial:
     counted: bool
     candidate: FreshResult | None = None
     row: int = 0
+    signs: FloatArray | None = None
 
     @property
     def would_reuse(self) -> bool:
@@ -83,6 +88,7 @@ class CalibrationState:
         certified: Number of :data:`LEVELS` that are certified, from the safest on.
         wealth: [G] logarithm of what each level has won on being safe.
         alarm: [G] logarithm of what it has won on not being safe, since it was certified.
+        learnt: What the score has learnt, see :func:`.score.updated`; outlasts the claim.
         claim: What the claim is about: instruction and settings.
     """
 
@@ -95,6 +101,7 @@ class CalibrationState:
     certified: int = 0
     wealth: FloatArray = dataclasses.field(default_factory=_NONE.copy)
     alarm: FloatArray = dataclasses.field(default_factory=_NONE.copy)
+    learnt: FloatArray = dataclasses.field(default_factory=UNLEARNT.copy)
     claim: str = ""
 
     @property
@@ -117,7 +124,7 @@ class CalibrationState:
     def packed(self) -> FloatArray:
         """Return everything but the claim as one array, for a message; :meth:`unpacked` is the way back."""
         scalars = [getattr(self, name) for name in _SCALARS]
-        return np.concatenate([scalars, self.wealth, self.alarm])
+        return np.concatenate([scalars, self.wealth, self.alarm, self.learnt.ravel()])
 
     @classmethod
     def unpacked(cls, values: Sequence[float], claim: str) -> CalibrationState:
@@ -127,12 +134,14 @@ class CalibrationState:
             ValueError: It is of another size, or not finite.
         """
         array = np.asarray(values, dtype=np.float64)
-        if len(array) != len(_SCALARS) + 2 * len(LEVELS) or not np.isfinite(array).all():
+        parts = np.cumsum([len(_SCALARS), len(LEVELS), len(LEVELS), UNLEARNT.size])
+        if len(array) != parts[-1] or not np.isfinite(array).all():
             raise ValueError("not a state of this version's calibration")
         scalars = dict(zip(_SCALARS, array.tolist(), strict=False))
         counts = {name: int(value) for name, value in scalars.items() if name != "permissiveness"}
-        wealth, alarm = array[len(_SCALARS) :].reshape(2, -1)
-        return cls(scalars["permissiveness"], **counts, wealth=wealth, alarm=alarm, claim=claim)
+        _, wealth, alarm, learnt = np.split(array, parts[:-1])
+        learnt = learnt.reshape(UNLEARNT.shape)
+        return cls(scalars["permissiveness"], **counts, wealth=wealth, alarm=alarm, learnt=learnt, claim=claim)
 
 
 _SCALARS = ("permissiveness", "coins", "steps", "chances", "audits", "off", "certified")
@@ -141,7 +150,9 @@ _SCALARS = ("permissiveness", "coins", "steps", "chances", "audits", "off", "cer
 def entering(state: CalibrationState, instruction: str, settings: Settings) -> CalibrationState:
     """Return the state as a step begins: the claim starts again where it was about something else."""
     claim = claim_of(instruction, settings.calibration, settings.pruning)
-    return state if claim == state.claim else CalibrationState(state.permissiveness, state.coins, claim=claim)
+    if claim == state.claim:
+        return state
+    return CalibrationState(state.permissiveness, state.coins, learnt=state.learnt, claim=claim)
 
 
 @functools.lru_cache(maxsize=16)
@@ -169,14 +180,15 @@ def try_reuse(
     reason = judge(memory, measured, most_permissive(settings.gate, allowed))
     if reason is not Reason.REUSE:
         return Trial(NEVER, reason, counted=False), report(memory, measured, reason, in_force)
-    if allowed.score:
-        least = math.sqrt(predicted_risk(signs(memory, measured), allowed.score))
-    else:
+    found = signs(memory, measured) if scored(allowed) else None
+    if found is None:
         least = need(comparison, memory.reused_in_a_row, allowed)
+    else:
+        least = math.sqrt(predicted_risk(found, allowed, state.learnt))
     reason = _verdict(least, memory, measured, state, settings)
     still = comparison.either_small or settings.control.dry_run or settings.control.speed_scale == 0.0
     row = _row(memory.last, measured.age_s, dt_s)
-    return Trial(least, reason, not still, memory.last, row), report(memory, measured, reason, in_force)
+    return Trial(least, reason, not still, memory.last, row, found), report(memory, measured, reason, in_force)
 
 
 def _verdict(
@@ -192,7 +204,7 @@ def _verdict(
         return Reason.LEARNING
     if least <= state.permissiveness:
         return Reason.AUDIT if coin(state.coins) < allowed.audit_rate else Reason.REUSE
-    if allowed.score:
+    if scored(allowed):
         return Reason.RISK
     if memory.reused_in_a_row >= cap_of(state.permissiveness, allowed):
         return Reason.MAX_REUSE
@@ -243,6 +255,9 @@ def after_step(
     losses = np.where(trial.need <= LEVELS, weight * bool(off), 0.0).astype(np.float64)
     bet = 0.5 / weight  # known before the coin; what is seen for sure is bet on more
     certified, wealth, alarm = _claimed(state, losses, gain, bet, allowed)
+    learnt = state.learnt
+    if trial.signs is not None and off is not None and allowed.learning > 0.0:
+        learnt = updated(learnt, trial.signs, trial.need**2, off, weight, allowed.learning)
     return CalibrationState(
         permissiveness=min(1.0, state.permissiveness + STEP * rate * (gain - loss)),
         coins=state.coins + chance,
@@ -253,6 +268,7 @@ def after_step(
         certified=certified,
         wealth=wealth,
         alarm=alarm,
+        learnt=learnt,
         claim=state.claim,
     )
 

@@ -9,7 +9,8 @@ at λ is reused at every greater one, so that a step has one least λ, its *need
 
 Where ``calibration.score`` holds weights, the path is another: the need is the square root of the risk that a logistic
 model over :data:`SIGNS` predicts, all known before the model runs. The age of a reuse is one of them. A wrong score
-costs reuse, and not the bound of :mod:`.calibration`, which holds for any path.
+costs reuse, and not the bound of :mod:`.calibration`, which holds for any path. With ``calibration.learning`` the
+weights move on from there, or from nothing, by every step whose outcome is seen.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +31,12 @@ AGEING = 0.3  # the risk of the second reuse in a row is 1.4 to 1.7 times the fi
 NEVER = math.inf  # the need of a step that no λ reuses
 SIGNS = ("confidence", "trend", "size", "angle", "overlap", "scene", "age")
 _LEAST = 1e-3  # confidence that counts as none
+# Middle and spread of the signs on the demo policies, so that one rate fits them all; the constant stands behind them.
+_MIDDLE: FloatArray = np.array([-3.5, 0.0, 1.1, 1.2, 0.8, 1.0, 1.1, 0.0])
+_SPREAD: FloatArray = np.array([0.7, 0.05, 0.4, 1.2, 0.1, 0.4, 0.3, 1.0])
+_COLD = (0.0,) * len(SIGNS) + (-1.4,)  # a reuse in five is off, whatever it looks like
+_PRIOR, _MEMORY = 5.0, 0.999  # seen steps that the start is worth; how much of its weight each keeps
+UNLEARNT: FloatArray = np.zeros((2, len(SIGNS) + 1))
 
 
 @functools.lru_cache(maxsize=16)
@@ -50,7 +56,7 @@ def thresholds(permissiveness: float, gate: GateSettings, allowed: CalibrationSe
 
     Where a learnt score judges in their place, they are those of λ = 1.
     """
-    if allowed.score:  # judges in their place
+    if scored(allowed):
         return most_permissive(gate, allowed)
     level = min(max(permissiveness, 0.0), 1.0)
     angle_deg = allowed.max_angle_deg * math.sqrt(level)
@@ -120,10 +126,47 @@ def signs(memory: GateMemory, measured: GateMeasurements) -> FloatArray:
     )
 
 
-def predicted_risk(found: FloatArray, weights: Sequence[float]) -> float:
-    """Return the probability that a reuse with these signs is off, by weights of which the last is the constant."""
+def scored(allowed: CalibrationSettings) -> bool:
+    """Whether a score judges in the place of the thresholds."""
+    return bool(allowed.score) or allowed.learning > 0.0
+
+
+def predicted_risk(found: FloatArray, allowed: CalibrationSettings, learnt: FloatArray = UNLEARNT) -> float:
+    """Return the probability that a reuse with these signs [S] is off.
+
+    Args:
+        found: The signs.
+        allowed: Its score, of which the last weight is the constant, and whether that learns.
+        learnt: [2, S + 1] see :func:`updated`.
+    """
+    weights = allowed.score or _COLD
     logit = float(found @ np.asarray(weights[:-1])) + weights[-1]
+    if allowed.learning > 0.0:
+        logit += float(learnt[0] @ _scaled(found))
     return 1.0 / (1.0 + math.exp(-min(max(logit, -60.0), 60.0)))
+
+
+def updated(learnt: FloatArray, found: FloatArray, risk: float, off: bool, weight: float, rate: float) -> FloatArray:
+    """Return what is learnt once a step's outcome is seen: a step of logistic regression, each weight at its own pace.
+
+    Args:
+        learnt: [2, S + 1] what is added to the weights of the scaled signs, and how much each of them has seen.
+        found: Signs of the step.
+        risk: That was predicted.
+        off: Whether its reuse was off, or would have been.
+        weight: Of the step: 1 over the chance that its outcome is seen.
+        rate: ``calibration.learning``.
+    """
+    added, seen = learnt
+    scaled = _scaled(found)
+    seen = _MEMORY * seen + weight * risk * (1.0 - risk) * scaled**2
+    added = added - rate * weight * (risk - off) * scaled / (_PRIOR + seen)
+    return np.stack([added, seen])
+
+
+def _scaled(found: FloatArray) -> FloatArray:
+    scaled: FloatArray = np.clip((np.append(found, 1.0) - _MIDDLE) / _SPREAD, -4.0, 4.0)
+    return scaled
 
 
 def _known(value: float, otherwise: float) -> float:

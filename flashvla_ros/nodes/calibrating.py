@@ -13,7 +13,7 @@ from flashvla_ros.control.keeping import CalibrationFile
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.settings import CalibrationSettings, Settings
 from flashvla_ros.gate.calibration import CalibrationState
-from flashvla_ros.gate.score import thresholds
+from flashvla_ros.gate.score import scored, thresholds
 
 _SAVE_S = 5.0  # what a killed node loses at most
 _MOVED = ("delta", "max_angle_deg", "max_reuse")
@@ -89,7 +89,7 @@ def last_thresholds(settings: Settings, state: CalibrationState | None, values: 
     """Return the thresholds that stay in force where `values` switch calibration off; nothing where they do not."""
     if settings.gate.calibration != "online" or values.get("gate.calibration") != "off" or state is None:
         return {}
-    if settings.calibration.score:  # λ was none of theirs: the user's own come back
+    if scored(settings.calibration):  # λ was none of theirs: the user's own come back
         return {}
     gate = thresholds(state.permissiveness, settings.gate, settings.calibration)
     return {f"gate.{name}": getattr(gate, name) for name in _MOVED}

@@ -75,12 +75,10 @@ class RobotNode(Node):
         from flashvla_ros.sim.worlds import make_world
 
         super().__init__("robot", **options)
-        self.settings = _settings(self)
-        self.failure = ""
-        self.finished = self.loading = False
-        settings = self.settings
+        self.settings = settings = _settings(self)
+        self.failure, self.finished, self.loading = "", False, False
         self._world = make_world(settings.task, settings.image_size, settings.render, settings.cameras)
-        self._tick_s = 1.0 / self.settings.rate_hz
+        self._tick_s = 1.0 / settings.rate_hz
         self._phase = Phase.CONNECTING
         self._index = 0
         self._episode: Episode | None = None

@@ -92,10 +92,16 @@ def test_every_setting_decides_as_the_control_step_would(seed, mode, fresh_betwe
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10**6), risk=st.sampled_from([0.1, 0.5]), rate=st.sampled_from([0.3, 1.0]))
-def test_calibration_moves_as_in_the_control_step_over_several_recordings(seed, risk, rate):
+@given(
+    seed=st.integers(0, 10**6),
+    risk=st.sampled_from([0.1, 0.5]),
+    rate=st.sampled_from([0.3, 1.0]),
+    learning=st.sampled_from([0, 0.2]),
+)
+def test_calibration_moves_as_in_the_control_step_over_several_recordings(seed, risk, rate, learning):
+    values = {"risk": risk, "audit_rate": rate, "learning": learning}
     chosen = Settings().with_values(
-        {"gate.calibration": "online", "calibration.risk": risk, "calibration.audit_rate": rate}
+        {"gate.calibration": "online"} | {f"calibration.{name}": value for name, value in values.items()}
     )
     done, kept = sweep.Calibrated(risk), CalibrationState()
     reasons, off = [], 0
