@@ -16,6 +16,7 @@ from benchmarks import (
     abuse,
     calibration,
     changes,
+    closed_loop,
     droid_faults,
     engine,
     evaluations,
@@ -116,12 +117,18 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
         "hard. *Unsafe claims* are runs that certified a level whose risk exceeds ε before the shift.",
         calibration.page,
     ),
+    "closed_loop": (
+        "Does one ε serve every token budget?",
+        "The same scenes one after another, from a cold start. *Off* is what was executed: the model is asked at every "
+        "reused step too, for the count alone. `coin` compares λ with a random number.",
+        closed_loop.page,
+    ),
     "score": (
         "What predicts that a reuse will be off?",
         "Dense episodes in lock-step; what is known before the model runs, alone and in a logistic model that has seen "
         "no episode of the task. Reuse is what may be reused until 5 % of all steps are off. *tokens* are probability "
         "and margin of the last fresh action's tokens. *shipped* is `calibration.score`; the other policy has played "
-        "the same tasks.",
+        "the same tasks. With learning on, the steps of a task before this one have been seen, all of them.",
         score.page,
     ),
     "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),
