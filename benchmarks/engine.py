@@ -29,6 +29,7 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Inference, Observation
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.engine import lean
 
 _DENSE, _PRUNED = PruningSettings(method="none"), PruningSettings(method="ics", keep_ratio=0.625, layer=2)
 _STEPS = {"dense": (_DENSE, False), "ics 62.5 % layer 2": (_PRUNED, False), "dense, draft accepted": (_DENSE, True)}
@@ -43,23 +44,28 @@ class Variant:
         dtype: ``model.dtype``.
         threads: Of torch.
         channels_last: Weights of the patch embedding in that memory format.
+        rows: Weights of the decoder as they are stored, none of them by columns.
     """
 
     engine: str
     dtype: str = "float32"
     threads: int = 1
     channels_last: bool = False
+    rows: bool = False
 
     @property
     def name(self) -> str:
         """In tables."""
         threads = "" if self.threads == 1 else f", {self.threads} threads"
-        return f"{self.engine}, {self.dtype}{threads}{', channels-last' if self.channels_last else ''}"
+        format_ = ", channels-last" if self.channels_last else ", weights in rows" if self.rows else ""
+        return f"{self.engine}, {self.dtype}{threads}{format_}"
 
     def load(self, model: str) -> OpenVLAPolicy:
         """Return the policy."""
         settings = ModelSettings(device="cpu", dtype=self.dtype, engine=self.engine, threads=1)
+        most, lean.MOST_INPUTS = lean.MOST_INPUTS, 0 if self.rows else lean.MOST_INPUTS
         policy = models.load_subject(model, settings)
+        lean.MOST_INPUTS = most
         if self.channels_last:
             policy.model.towers.to(memory_format=torch.channels_last)
         return policy
@@ -68,6 +74,7 @@ class Variant:
 VARIANTS = (
     Variant("eager"),
     Variant("static"),
+    Variant("static", rows=True),
     Variant("static", channels_last=True),
     Variant("static", threads=2),
     Variant("eager", "bfloat16"),

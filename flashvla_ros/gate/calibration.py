@@ -11,8 +11,8 @@ stays above -η / p, and summing up gives E[mean loss] ≤ ε + (λ₁ / η + 1 
 
 **Rule B** (betting, Waudby-Smith & Ramdas 2024) says which λ of a grid have a risk below ε: each bets against its own
 losses, and is certified once its wealth reaches 1 / (1 - confidence) and all smaller ones are. A second bet, on the
-opposite, revokes. The claim starts again with another instruction or other ``calibration.*``; λ is kept. Where the score
-learns, the claim is about the score as it has moved.
+opposite, revokes. The claim starts again with another instruction or other ``calibration.*``; λ is kept. Where the
+score learns, the claim is about the score as it has moved.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from flashvla_ros.vla.engine.attention import SdpaAttention
 from flashvla_ros.vla.engine.base import EagerEngine
 from flashvla_ros.vla.engine.buffers import Upload
 from flashvla_ros.vla.engine.graphs import DirectCalls, Run, SpreadCaptures
-from flashvla_ros.vla.engine.lean import LeanDecoder
+from flashvla_ros.vla.engine.lean import MOST_INPUTS, LeanDecoder, laid_out
 from flashvla_ros.vla.engine.static import StaticEngine
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.query import Query
@@ -206,6 +206,29 @@ def test_shared_weights_leave_the_plain_model_as_it_was():
         assert torch.equal(decode(model, prefill(model, visual, query, 4), 4).tokens, expected)
     assert held_bytes(model) == held
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="other libraries read rows as fast")
+def test_wide_weights_are_laid_out_by_columns_and_their_product_with_many_rows_is_the_same():
+    model = random_model(tiny_config())
+    before = {name: tensor.clone() for name, tensor in model.language_model.state_dict().items()}
+    decoder = LeanDecoder(model)
+    qkv, gate_up = decoder.layers[0]._qkv[0], decoder.layers[0]._gate_up[0]
+    head, table = model.language_model.lm_head.weight, model.language_model.model.embed_tokens.weight
+    assert [weight.is_contiguous() for weight in (qkv, gate_up, head, table)] == [False, False, False, True]
+    rows = torch.randn(40, head.shape[1], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        torch.nn.functional.linear(rows, head), torch.nn.functional.linear(rows, before["lm_head.weight"])
+    )
+    for weight in (qkv.bfloat16(), torch.zeros(8, 8), torch.zeros(2 * MOST_INPUTS + 2, MOST_INPUTS + 1)):
+        assert laid_out(weight) is weight
+
+
+def test_a_table_of_embeddings_that_is_the_head_too_keeps_its_rows():
+    model = random_model(tiny_config())
+    model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
+    LeanDecoder(model)
+    assert model.language_model.lm_head.weight.is_contiguous()
 
 
 def test_timings_name_every_stage(static):

@@ -21,6 +21,7 @@ from flashvla_ros.vla.model import PrismaticVLM, Rotary, certainty, likeliest
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = tuple[Tensor, Tensor | None]  # weight and bias
 Norm = tuple[Tensor, float]  # weight and epsilon
+MOST_INPUTS = 1024  # of a layer whose weights are laid out by columns; at 4096 nothing is gained
 
 
 class LeanLayer:
@@ -99,6 +100,8 @@ class LeanDecoder:
         activation = decoder.layers[0].mlp.act_fn
         self.layers = [LeanLayer(layer, before, after, activation) for layer in decoder.layers]
         self._norm, self._head = _parts(decoder.norm), model.language_model.lm_head
+        if self._head.weight is not decoder.embed_tokens.weight:  # whose rows are looked up
+            self._head.weight.data = laid_out(self._head.weight.data)
         self.embedding: Tensor = decoder.embed_tokens.weight
 
     def normed(self, hidden: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def turn(heads: Tensor, rotary: Rotary) -> Tensor:
 
 def fuse(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Stack the weights and biases of linear layers with the same input, which then hold views of the stack."""
-    weight = torch.cat([linear.weight.data for linear in linears])
+    weight = laid_out(torch.cat([linear.weight.data for linear in linears]))
     sizes = [linear.out_features for linear in linears]
     biased = linears[0].bias is not None
     bias = torch.cat([linear.bias.data for linear in linears]) if biased else None
@@ -142,3 +145,15 @@ def fuse(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         for linear, part in zip(linears, bias.split(sizes), strict=True):
             linear.bias.data = part
     return weight, bias
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """Return a weight [out, in] in the order in which a CPU multiplies one row with it fastest.
+
+    MKL reads wide float32 weights with short rows about twice as fast by columns. The product with many rows is as fast
+    either way, and the same bit for bit. Weights of other types are far slower by columns.
+    """
+    wide = weight.shape[1] < weight.shape[0] and weight.shape[1] <= MOST_INPUTS
+    if wide and weight.device.type == "cpu" and weight.dtype is torch.float32 and torch.backends.mkl.is_available():
+        return weight.t().contiguous().t()
+    return weight
