@@ -48,6 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: min(places.get(name, len(_LONG)) for name in (item.path.parent.name, item.path.stem)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Let go of what an error among the parameters was raised through: it lives as long as this process does.
+
+    A node in its traceback stays in the ROS graph, and the tests that follow meet it there.
+    """
+    for value in getattr(getattr(item, "callspec", None), "params", {}).values():
+        if isinstance(value, BaseException):
+            value.__traceback__ = value.__context__ = value.__cause__ = None
+
+
 def pytest_collection_finish() -> None:
     """Leave what the imports have made out of every collection of garbage: taking a test bench down asks for one."""
     gc.freeze()

@@ -12,8 +12,16 @@ from benchmarks import gate
 def test_every_part_is_timed_at_every_size(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gate, "SIZES", ((48, 64), (96, 128)))
     rows = list(gate.cost(10))
-    assert [row["frame"] for row in rows] == ["64 x 48"] * 3 + ["128 x 96"] * 3
+    assert [row["frame"] for row in rows] == ["64 x 48"] * 4 + ["128 x 96"] * 4
     assert all(0.0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows)
+
+
+def test_calibrated_steps_are_repeated_and_what_they_hold_is_told():
+    row = gate.memory(30)
+    assert row["steps"] == 30
+    assert 0 < row["held_kib"][0] <= 1.2 * row["held_kib"][1]
+    meta = {"device": "here", "versions": {"numpy": "x"}, "repeats": 1, "episodes": 1, "seed": 2000}
+    assert "30 calibrated steps: " in gate.page({"meta": meta, "rows": [row]})
 
 
 def test_alarms_are_counted_and_shown(monkeypatch: pytest.MonkeyPatch):

@@ -237,20 +237,18 @@ def test_a_button_that_bounces_stops_the_robot_while_a_picture_is_decoded(make, 
 
 
 def test_an_emergency_stop_has_a_participant_of_its_own_in_the_same_enclave(make):
-    # A namespace of its own: a process that an earlier test ended may still be in the graph.
-    bench = make(enclave="/flashvla", namespace="/alone")
+    bench = make(enclave="/flashvla").start()
 
-    def readers(topic: str) -> list[bytes]:
-        found = bench.robot.get_subscriptions_info_by_topic(f"/alone/{topic}")
-        return [bytes(reader.endpoint_gid[:12]) for reader in found]
+    def participant(topic: str) -> bytes:
+        (reader,) = bench.robot.get_subscriptions_info_by_topic(topic)
+        return bytes(reader.endpoint_gid[:12])
 
-    bench.until(lambda: readers(interfaces.EMERGENCY_STOP.name), "the stop's reader")
-    bench.start()
-    (stop,), (image,) = readers(interfaces.EMERGENCY_STOP.name), readers(interfaces.IMAGE.name)
-    assert stop != image
-    nodes = bench.robot.get_node_names_and_namespaces_with_enclaves()
-    enclaves = {name: enclave for name, namespace, enclave in nodes if namespace == "/alone"}
-    assert len(enclaves) == 3 and set(enclaves.values()) == {"/flashvla"}, nodes
+    def enclaves() -> list[str]:
+        return [enclave for *_, enclave in bench.robot.get_node_names_and_namespaces_with_enclaves()]
+
+    bench.until(lambda: len(enclaves()) == 3, "the node, its stop and the robot")
+    assert participant(interfaces.EMERGENCY_STOP.name) != participant(interfaces.IMAGE.name)
+    assert set(enclaves()) == {"/flashvla"}
 
 
 @pytest.mark.parametrize("configured", [True, False])
