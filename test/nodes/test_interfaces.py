@@ -43,6 +43,10 @@ def bench():
 
 
 def test_the_node_opens_every_row_with_its_quality_of_service(bench):
+    def readers() -> list[str]:
+        return [info.node_name for info in bench.node.get_subscriptions_info_by_topic("/emergency_stop")]
+
+    bench.until(lambda: "flashvla_emergency_stop" in readers(), "the stop's participant")
     cameras = image_topics(bench.node.settings.camera).values()
     rows = [row for row in INTERFACES if row.name != "image"] + list(cameras)
     for row in rows:
