@@ -254,7 +254,7 @@ def after_step(
     loss = float(bool(off)) / rate if audited else 0.0
     weight = 1.0 / rate if chance else 1.0  # a fresh step is always seen
     losses = np.where(trial.need <= LEVELS, weight * bool(off), 0.0).astype(np.float64)
-    bet = 0.5 / weight  # known before the coin; what is seen for sure is bet on more
+    bet = 0.5 * rate  # the same at every step: one that knew the need would bet on the steps that no level reuses
     certified, wealth, alarm = _claimed(state, losses, gain, bet, allowed)
     learnt = state.learnt
     if trial.signs is not None and off is not None and allowed.learning > 0.0:

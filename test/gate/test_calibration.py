@@ -166,6 +166,20 @@ def test_a_more_permissive_level_reuses_wherever_a_stricter_one_does() -> None:
     assert levels[-1] == most_permissive(GateSettings(), ONLINE.calibration)
 
 
+def test_steps_that_no_level_reuses_certify_none_that_is_too_risky() -> None:
+    """Half of the steps are beyond 0.5, and 8 % of those below are off: a risk of twice ε at 0.5, of ε at 0.25."""
+    settings, rng = online(0.1, 0.02), np.random.default_rng(0)
+    state = calibration.entering(CalibrationState(0.5), "go", settings)
+    for asked in rng.random(4000):
+        reused, off = asked <= 0.5, bool(asked <= 0.5 and rng.random() < 0.08)
+        audited = reused and rng.random() < 0.1
+        reason = Reason.AUDIT if audited else Reason.REUSE if reused else Reason.OVERLAP
+        seen = off if audited or not reused else None
+        state = calibration.after_step(state, Trial(asked, reason, counted=True), seen, settings.calibration)
+        state = dataclasses.replace(state, permissiveness=0.5)
+    assert state.certified_level < 0.3
+
+
 def test_coins_are_fair_and_no_frame_moves_them() -> None:
     tosses = np.array([coin(number) for number in range(20_000)])
     assert abs((tosses < 0.1).mean() - 0.1) < 0.007
