@@ -254,8 +254,7 @@ def after_step(
     loss = float(bool(off)) / rate if audited else 0.0
     weight = 1.0 / rate if chance else 1.0  # a fresh step is always seen
     losses = np.where(trial.need <= LEVELS, weight * bool(off), 0.0).astype(np.float64)
-    bet = 0.5 * rate  # the same at every step: one that knew the need would bet on the steps that no level reuses
-    certified, wealth, alarm = _claimed(state, losses, gain, bet, allowed)
+    certified, wealth, alarm = _claimed(state, losses, gain, allowed)
     learnt = state.learnt
     if trial.signs is not None and off is not None and allowed.learning > 0.0:
         learnt = updated(learnt, trial.signs, trial.need**2, off, weight, allowed.learning)
@@ -275,9 +274,10 @@ def after_step(
 
 
 def _claimed(
-    state: CalibrationState, losses: FloatArray, gain: float, bet: float, allowed: CalibrationSettings
+    state: CalibrationState, losses: FloatArray, gain: float, allowed: CalibrationSettings
 ) -> tuple[int, FloatArray, FloatArray]:
     """Bet once more for every level, and certify or revoke: the levels certified, wealth and alarm."""
+    bet = 0.5 * allowed.audit_rate  # at every step: one that knew the need would bet on steps that no level reuses
     wealth = state.wealth + np.log1p(bet * (gain - losses))
     # Wealth on the opposite never falls below 1, so that a long quiet time does not hide a shift.
     alarm = np.maximum(state.alarm, 0.0) + np.log1p(bet * (losses - allowed.risk))

@@ -8,10 +8,10 @@ device; every problem is one :class:`CheckpointError`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def _check_extremes(
     file: Path, extremes: Mapping[str, list[float]], known: Mapping[str, Entry], dtype: torch.dtype
 ) -> None:
     """Refuse tensors with a NaN or an infinity, and those of zeros behind which every input gives one answer."""
-    if bad := [name for name, ends in extremes.items() if not np.isfinite(ends).all()]:
+    if bad := [name for name, ends in extremes.items() if not all(map(math.isfinite, ends))]:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         kind = str(dtype).removeprefix("torch.")
         raise CheckpointError(
