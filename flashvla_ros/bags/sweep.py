@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -127,18 +127,24 @@ def _merge(
 
 def timeline(features: Features, settings: GateSettings) -> list[GateDecision]:
     """Return every decision of one setting."""
-    memory, decisions = GateMemory(), []
+    return list(_walk(features, settings, lambda index, memory: decide(memory, features.inputs[index], settings)))
+
+
+def _walk(
+    features: Features, settings: GateSettings, decided: Callable[[int, GateMemory], GateDecision]
+) -> Iterator[GateDecision]:
+    """Yield the decision at each frame; the memory follows them."""
+    memory = GateMemory()
     for index, current in enumerate(features.inputs):
         cause = features.resets[index]
         if cause is not None:
             memory = memory.forgotten(cause)
-        decision = decide(memory, current, settings)
-        decisions.append(decision)
+        decision = decided(index, memory)
+        yield decision
         if decision.reuse:
             memory = memory.after_step_without_model(decision.reason, current)
         else:
             memory = memory.after_fresh(features.fresh(index), settings)
-    return decisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,24 +170,20 @@ class Calibrated:
 
 def calibrate(before: Calibrated, features: Features, settings: Settings) -> Calibrated:
     """Return what calibration has done once it has gone through one more recording."""
-    memory, state = GateMemory(), before.state
-    counts: collections.Counter[Reason] = collections.Counter()
-    off = 0
-    for index, current in enumerate(features.inputs):
-        cause = features.resets[index]
-        if cause is not None:
-            memory = memory.forgotten(cause)
+    state, off = before.state, 0
+
+    def decided(index: int, memory: GateMemory) -> GateDecision:
+        nonlocal state, off
+        current = features.inputs[index]
         fresh, state = features.fresh(index), entering(state, current.instruction, settings)
         measured = measure(memory, current, settings.gate)
         trial, decision = try_reuse(memory, measured, state, settings, features.spec.dt_s)
         wrong = trial.candidate is not None and is_off(trial, fresh, settings)
         state = after_step(state, trial, None if decision.reuse else wrong, settings.calibration)
-        counts[decision.reason] += 1
-        if decision.reuse:
-            off += wrong
-            memory = memory.after_step_without_model(decision.reason, current)
-        else:
-            memory = memory.after_fresh(fresh, settings.gate)
+        off += decision.reuse and wrong
+        return decision
+
+    counts = collections.Counter(decision.reason for decision in _walk(features, settings.gate, decided))
     return Calibrated(
         before.risk,
         before.steps + len(features),
