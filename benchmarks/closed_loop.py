@@ -3,7 +3,9 @@
 Each chain plays the same scenes in the same order, task after task and seed after seed, and carries what calibration
 has learnt from episode to episode, from a cold start. At every reused step the model is asked too, for the count alone,
 so *off* is what was executed and not what the audits estimate. ``coin`` is calibration whose λ is compared with a
-random number in the place of angle and overlap: whatever it reuses, it reuses blindly.
+random number in the place of angle and overlap: whatever it reuses, it reuses blindly. ``δ tuned`` is the fixed δ that
+reused most on other scenes of the same policy and budget while at most ε of their steps were off; the strictest where
+none was that good.
 
     python -m benchmarks.closed_loop --seeds 17 --ledger L.jsonl --json F.json
 
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 from benchmarks.calibration import finished
 from benchmarks.tables import publish, table
@@ -32,7 +36,7 @@ from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
-from flashvla_ros.evaluation.statistics import Rate
+from flashvla_ros.evaluation.statistics import Paired, Rate, holm
 from flashvla_ros.gate import calibration
 from flashvla_ros.gate.calibration import CalibrationState, Trial, is_off
 from flashvla_ros.gate.memory import FreshResult, GateInput
@@ -44,15 +48,18 @@ from flashvla_ros.sim.world import World
 POLICIES = ("demo", "demo-plain")
 KEEP = (0.75, 0.625, 0.5, 0.375, 0.25)
 RISK = 0.05
-_ONLINE = {"gate.calibration": "online", "calibration.risk": RISK}
+ONLINE = {"gate.calibration": "online", "calibration.risk": RISK}
+BLIND, TUNED = "coin", "δ tuned"
 MODES: Mapping[str, Mapping[str, Any]] = {
-    "δ 0.3": {"gate.delta": 0.3},
     "δ 0.5": {},
-    "δ 0.7": {"gate.delta": 0.7},
-    "coin": _ONLINE,
-    "online": _ONLINE,
-    "online, learning": {**_ONLINE, "calibration.learning": 0.2},
+    TUNED: {},
+    BLIND: ONLINE,
+    "online": ONLINE,
+    "online, learning": {**ONLINE, "calibration.learning": 0.2},
 }
+DELTAS = (0.5, 0.6, 0.7, 0.8, 0.9)  # from the most permissive on
+TUNING_SEEDS = range(1000, 1003)
+Played = dict[str, Any]
 
 
 class Counter:
@@ -80,90 +87,157 @@ class Counter:
         self.counts["off"] += is_off(repeated, fresh, settings)
 
 
-def settings_of(policy: str, keep: float, mode: str) -> Settings:
-    """Return the settings of a chain; λ moves by the rule of the gate, whatever it is compared with."""
-    values = {"model.checkpoint": str(share_path("models", policy)), "model.threads": 1, "pruning.keep_ratio": keep}
-    return Settings().with_values({**values, **MODES[mode]})
+class Player:
+    """Plays one episode after the other, and keeps what calibration has learnt. Close it.
+
+    Args:
+        settings: In force.
+        known: The last episode that was played before; None: from a cold start.
+        world: Where it plays; it is closed too.
+        blind: λ is compared with a random number; everything else is calibration's.
+    """
+
+    def __init__(
+        self, settings: Settings, known: Played | None = None, world: World | None = None, *, blind: bool = False
+    ) -> None:
+        from flashvla_ros.vla.arch.table import load
+
+        self._settings, self._blind = settings, blind
+        self._policy = load(settings.model)
+        self._stepper = Stepper(self._policy, ActionSpec.of(settings.action))
+        self._world = world or World(image_size=self._policy.model.config.towers[0].image_size)
+        if known is not None:
+            state = CalibrationState.unpacked(known["state"], known["claim"])
+            self._stepper.state = dataclasses.replace(self._stepper.state, calibration=state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._world.close()
+
+    def play(self, chain: Sequence[Any], seed: int, task: str) -> Played:
+        """Return an episode as a line of the ledger."""
+        counter = Counter(self._policy, self._stepper, self._settings)
+        tossed = itertools.count(10**9 + self._stepper.state.calibration.coins * 10**3)
+        blind = mock.patch.object(calibration, "need", side_effect=lambda *_: calibration.coin(next(tossed)))
+        with blind if self._blind else contextlib.nullcontext():
+            outcome = roll_out(self._world, self._stepper, plan_episode(task, seed), self._settings, counter)
+        state = self._stepper.state.calibration
+        return {
+            "chain": list(chain),
+            "seed": seed,
+            "task": task,
+            "success": outcome.success,
+            **{name: counter.counts[name] for name in ("steps", "reused", "off", "audits")},
+            "permissiveness": state.permissiveness,
+            "state": state.packed().tolist() if state.steps else [],
+            "claim": state.claim,
+        }
 
 
-def play(policy_name: str, keep: float, mode: str, seeds: int, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the episodes of one chain that `known`, its first ones, does not have."""
-    todo = list(itertools.product(range(seeds), TASKS))[len(known) :]
-    if not todo:
-        return
-    from flashvla_ros.vla.arch.table import load
+class Ledger:
+    """Episodes that were played, in a file of lines."""
 
-    settings = settings_of(policy_name, keep, mode)
-    policy = load(settings.model)
-    stepper = Stepper(policy, ActionSpec.of(settings.action))
-    if known:
-        state = CalibrationState.unpacked(known[-1]["state"], known[-1]["claim"])
-        stepper.state = dataclasses.replace(stepper.state, calibration=state)
-    need, tossed = calibration.need, itertools.count(10**9 + len(known) * 10**4)
-    if mode == "coin":
-        calibration.need = lambda *_: calibration.coin(next(tossed))
-    world = World(image_size=policy.model.config.towers[0].image_size)
-    try:
-        for seed, task in todo:
-            counter = Counter(policy, stepper, settings)
-            outcome = roll_out(world, stepper, plan_episode(task, seed), settings, counter)
-            state = stepper.state.calibration
-            yield {
-                "chain": [policy_name, keep, mode],
-                "seed": seed,
-                "task": task,
-                "success": outcome.success,
-                **{name: counter.counts[name] for name in ("steps", "reused", "off", "audits")},
-                "permissiveness": state.permissiveness,
-                "state": state.packed().tolist(),
-                "claim": state.claim,
-            }
-    finally:
-        calibration.need = need
-        world.close()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.episodes = list(finished(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def chain(self, chain: Sequence[Any]) -> list[Played]:
+        """Return the episodes of a chain, in the order in which they were played."""
+        return [episode for episode in self.episodes if episode["chain"] == list(chain)]
+
+    def add(self, episode: Played) -> None:
+        """Keep one."""
+        self.episodes.append(episode)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(episode) + "\n")
 
 
-def rows_of(played: list[dict[str, Any]], seeds: int) -> Iterator[dict[str, Any]]:
-    """Yield one row for each chain that is whole."""
-    chains: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
-    for episode in played:
-        chains[tuple(episode["chain"])].append(episode)
-    for (policy, keep, mode), episodes in sorted(chains.items(), key=lambda item: (item[0][0], -item[0][1])):
-        if len(episodes) < seeds * len(TASKS):
-            continue
-        total = {name: sum(one[name] for one in episodes) for name in ("steps", "reused", "off", "audits", "success")}
-        last = episodes[-1]["permissiveness"] if "δ" not in mode else None
-        yield {"policy": policy, "keep": keep, "mode": mode, "episodes": len(episodes), **total, "permissiveness": last}
+def settings_of(policy: str, keep: float, values: Mapping[str, Any]) -> Settings:
+    """Return the settings of a chain."""
+    base = {"model.checkpoint": str(share_path("models", policy)), "model.threads": 1, "pruning.keep_ratio": keep}
+    return Settings().with_values({**base, **values})
+
+
+def extend(ledger: Ledger, chain: Sequence[Any], settings: Settings, seeds: Iterable[int]) -> list[Played]:
+    """Play what the ledger does not hold of a chain, and return all of it."""
+    known = ledger.chain(chain)
+    todo = list(itertools.product(seeds, TASKS))[len(known) :]
+    if todo:
+        with Player(settings, known[-1] if known and known[-1]["state"] else None, blind=chain[2] == BLIND) as player:
+            for seed, task in todo:
+                ledger.add(player.play(chain, seed, task))
+    return ledger.chain(chain)
+
+
+def totals(episodes: Iterable[Played]) -> dict[str, int]:
+    """Add episodes up."""
+    names, episodes = ("steps", "reused", "off", "audits", "success"), list(episodes)
+    return {name: sum(one[name] for one in episodes) for name in names}
+
+
+def tuned(ledger: Ledger, policy: str, keep: float) -> float:
+    """Return the δ that reuses most on the scenes of tuning while at most ε of their steps are off."""
+    for delta in DELTAS:
+        settings = settings_of(policy, keep, {"gate.delta": delta})
+        total = totals(extend(ledger, (policy, keep, f"tuning {delta:g}"), settings, TUNING_SEEDS))
+        if total["off"] <= RISK * total["steps"]:
+            break
+    return delta
+
+
+def row_of(chain: tuple[str, float, str], episodes: list[Played], delta: float | None) -> dict[str, Any]:
+    """Return what a chain came to, and its second half alone."""
+    policy, keep, mode = chain
+    late = totals(episodes[len(episodes) // 2 :])
+    return {
+        "policy": policy,
+        "keep": keep,
+        "mode": mode,
+        "delta": delta,
+        "episodes": len(episodes),
+        **totals(episodes),
+        "late": late,
+        "permissiveness": episodes[-1]["permissiveness"] if "δ" not in mode else None,
+        "successes": [episode["success"] for episode in episodes],
+    }
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Return the table."""
+    """Return the table; every gate is paired with calibration at the same policy and budget."""
+    rows = results["rows"]
+    compared = {(row["policy"], row["keep"]): row["successes"] for row in rows if row["mode"] == "online"}
+    pairs = [
+        Paired.of(compared[row["policy"], row["keep"]], row["successes"])
+        if row["mode"] != "online" and len(compared.get((row["policy"], row["keep"]), ())) == row["episodes"]
+        else None
+        for row in rows
+    ]
+    adjusted = iter(holm([pair.mcnemar_p for pair in pairs if pair]))
     lines = []
-    for row in results["rows"]:
-        success, steps = Rate(row["success"], row["episodes"]), row["steps"]
-        low, high = success.interval
+    for row, pair in zip(rows, pairs, strict=True):
+        late = row["late"]
+        difference = "–"
+        if pair:
+            value, low, high = (100 * one for one in pair.difference(row["episodes"]))
+            difference = f"{value:+.0f} ({low:+.0f} to {high:+.0f}), p = {next(adjusted):.2g}"
         lines.append(
             [
                 row["policy"],
                 f"{row['keep']:g}",
-                row["mode"],
-                f"{row['success']}/{row['episodes']} ({100 * low:.0f}-{100 * high:.0f} %)",
-                *(f"{100 * row[name] / steps:.1f} %" for name in ("reused", "audits", "off")),
+                row["mode"] if row["delta"] is None else f"{row['mode']}: {row['delta']:g}",
+                str(Rate(row["success"], row["episodes"])),
+                difference,
+                *(f"{100 * row[name] / row['steps']:.1f} %" for name in ("reused", "audits", "off")),
+                f"{100 * late['reused'] / late['steps']:.1f} %, {100 * late['off'] / late['steps']:.1f} %",
                 f"{row['off'] / row['reused']:.0%}" if row["reused"] else "–",
                 "" if row["permissiveness"] is None else f"{row['permissiveness']:.2f}",
             ]
         )
-    head = [
-        "policy",
-        "kept",
-        "gate",
-        "success",
-        "reused",
-        "audited",
-        "off, of all steps",
-        "off, of the reused",
-        "last λ",
-    ]
+    head = ["policy", "kept", "gate", "success", "points against online", "reused", "audited", "off, of all steps"]
+    head += ["reused and off, second half", "off, of the reused", "last λ"]
     made = results["meta"]
     return f"{made['device']}; ε = {made['risk']:g}; shares of control steps.\n\n{table(head, lines)}"
 
@@ -180,17 +254,14 @@ def main() -> int:
     args = parser.parse_args()
 
     def work() -> None:
-        played = list(finished(args.ledger))
-        args.ledger.parent.mkdir(parents=True, exist_ok=True)
-        with args.ledger.open("a", encoding="utf-8") as stream:
-            for chain in itertools.product(args.policies, args.keep, args.modes):
-                known = [episode for episode in played if tuple(episode["chain"]) == chain]
-                for episode in play(*chain, args.seeds, known):
-                    stream.write(json.dumps(episode) + "\n")
-                    stream.flush()
-                    played.append(episode)
+        ledger, rows = Ledger(args.ledger), []
+        for chain in itertools.product(args.policies, args.keep, args.modes):
+            policy, keep, mode = chain
+            delta = tuned(ledger, policy, keep) if mode == TUNED else None
+            settings = settings_of(policy, keep, MODES[mode] if delta is None else {"gate.delta": delta})
+            rows.append(row_of(chain, extend(ledger, chain, settings, range(args.seeds)), delta))
         made = meta(processor_name(), command="closed_loop", risk=RISK, seeds=args.seeds)
-        publish(page, made, list(rows_of(played, args.seeds)), args.json)
+        publish(page, made, rows, args.json)
 
     return exit_code(work)
 

@@ -31,6 +31,7 @@ from benchmarks import (
     overhead,
     score,
     serving,
+    shift,
     soak,
     speed,
 )
@@ -120,8 +121,14 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     "closed_loop": (
         "Does one ε serve every token budget?",
         "The same scenes one after another, from a cold start. *Off* is what was executed: the model is asked at every "
-        "reused step too, for the count alone. `coin` compares λ with a random number.",
+        "reused step too, for the count alone. `coin` compares λ with a random number. Differences are of paired "
+        "episodes, with Tango's intervals and McNemar's p, adjusted for the number of cells (Holm).",
         closed_loop.page,
+    ),
+    "shift": (
+        "How fast does the gate notice that the world has changed?",
+        "*During* a shift calibration goes on from what it learnt *before*; *after* it everything is as it was.",
+        shift.page,
     ),
     "score": (
         "What predicts that a reuse will be off?",
