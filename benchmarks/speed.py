@@ -22,7 +22,7 @@ def page(results: Results) -> str:
 
 def steps_table(results: Results) -> str:
     """Return the table of whole steps."""
-    rows = []
+    rows, counted = [], any("joules" in row for row in results["rows"])
     for row in results["rows"]:
         low, high = row["speedup_95"]
         cpu = f"{row['cpu_speedup']:.2f}" if "cpu_speedup" in row else "–"
@@ -30,9 +30,10 @@ def steps_table(results: Results) -> str:
         reuse = f"{100 * row['reuse_rate']:.0f} %" if "reuse_rate" in row else "–"
         ratio = f"**{row['speedup']:.2f}** ({low:.2f}-{high:.2f})"
         times = [ms(row[name]) for name in ("p50_ms", "p95_ms", "mean_ms")]
-        rows.append([row["name"], *times, ratio, cpu, reuse, least])
+        joules = [f"{row['joules']:.2f}" if "joules" in row else "–"] * counted
+        rows.append([row["name"], *times, ratio, cpu, reuse, least, *joules])
     head = ["step", "p50 [ms]", "p95 [ms]", "mean [ms]", "speedup (95 %)", "by CPU time", "reused", "p50 / least"]
-    return table(head, rows)
+    return table(head + ["energy [J]"] * counted, rows)
 
 
 def stages_table(results: Results) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from flashvla_ros.bench.configurations import (
     select,
     table,
 )
+from flashvla_ros.bench.energy import energy_counter, joules_a_step
 from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, step_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
 from flashvla_ros.cli.overrides import parse_overrides
@@ -107,6 +109,7 @@ class Session:
         gate = measure.gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
         plain = series[self.plain.name]
         rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
+        self._add_energy(rows)
         rows += mixes(series, self.trace, float(np.median(gate)))
         made = meta(
             **measure.describe_backend(self.policy.backend),
@@ -204,6 +207,14 @@ class Session:
             previous = policy.infer(Request(before, pruning))
         draft = self._drafts(pruning, row.draft).get(seen.stamp_s)
         return measure.count_stages(policy, Request(seen, pruning, previous, draft))
+
+    def _add_energy(self, rows: Sequence[Row]) -> None:
+        """Add the joules of a step to the rows, where the device counts them."""
+        backend, runners = self.policy.backend, self._runners()
+        if (counter := energy_counter(backend.device)) is not None:
+            for row in rows:
+                run = functools.partial(runners[row["name"]], self.observations[0])
+                row["joules"] = joules_a_step(run, counter, backend.synchronize)
 
     def _memory_row(self) -> Row:
         """Peak, and growth over the second half of the rounds: by then allocators have what they will keep."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import types
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+from flashvla_ros.bench import energy
 from flashvla_ros.bench.measure import Prober, Roofline, Work, count_stages
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.policy import Request
@@ -79,3 +84,47 @@ def test_least_time_is_that_of_arithmetic_or_of_memory():
     roofline = Roofline(flops_per_s=100.0, copy_bytes_per_s=10.0, gemv_bytes_per_s=5.0)
     assert roofline.least_s(Work(flops=300, weights=10, inputs=10)) == 3.0
     assert roofline.least_s(Work(flops=300, weights=40, inputs=10, activations=999)) == 5.0
+
+
+class Driver:
+    """Counts 1.5 J whenever it is asked; a GPU is another one where its name differs."""
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802 - NVML's names
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, _handle: Any) -> int:  # noqa: N802
+        return uuid != b"GPU-12ab"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, _handle: Any, used: Any) -> int:  # noqa: N802
+        used._obj.value += 1500
+        return 0
+
+
+def counter_of(monkeypatch: pytest.MonkeyPatch, uuid: str, library: Any) -> energy.Counter | None:
+    monkeypatch.setattr("ctypes.CDLL", library)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(uuid=uuid))
+    return energy.energy_counter(torch.device("cuda", 0))
+
+
+def test_energy_is_read_in_joules_of_the_gpu_that_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    read = counter_of(monkeypatch, "12ab", lambda _: driver)
+    assert read is not None
+    assert read() - read() == -1.5
+    assert counter_of(monkeypatch, "34cd", lambda _: driver) is None
+
+
+def test_no_driver_and_no_gpu_count_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    assert counter_of(monkeypatch, "12ab", missing) is None
+    assert energy.energy_counter(torch.device("cpu")) is None
+
+
+def test_the_energy_of_a_step_is_that_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "_SECONDS", 0.02)
+    ran: list[int] = []
+    used = energy.joules_a_step(lambda: ran.append(1), lambda: 3.0 * len(ran), lambda: None)
+    assert used == 3.0
+    assert ran
