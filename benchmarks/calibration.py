@@ -106,15 +106,16 @@ def simulate(rate: float, shift: bool, seed: int, count: int) -> dict[str, Any]:
         reused += trial.reason == "reuse"
         levels[index], certified[index] = state.permissiveness, state.certified_level
     risks = [risk_of(level, 1.0) for level in certified[: half if shift else count]]
-    unsafe_after = sum(risk_of(level, HARDER) > RISK for level in certified[half:]) if shift else 0
+    taken_back = np.flatnonzero(np.diff(certified[half:] if shift else certified) < 0.0)
     return {
         "loss": losses.mean(),
         "worst_window": np.convolve(losses, np.ones(1000) / 1000, "valid").max() if count >= 1000 else losses.mean(),
         "reuse": reused / count,
         "audits": state.audits / count,
         "unsafe": max(risks) > RISK,
-        "revoked_after": unsafe_after,
+        "taken_back_after": int(taken_back[0]) + 1 if len(taken_back) else None,
         "certified": certified[half - 1 if shift else -1],
+        "certified_last": certified[-1],
         "loss_curve": _binned(losses),
         "level_curve": _binned(levels),
         "certified_curve": _binned(certified),
@@ -129,7 +130,9 @@ def rows_of(runs: Mapping[tuple[float, bool], list[dict[str, Any]]], count: int)
     """Return one row for each audit rate, with and without the shift."""
     rows = []
     for (rate, shift), found in runs.items():
-        mean = {name: float(np.mean([run[name] for run in found])) for name in ("loss", "reuse", "audits", "certified")}
+        names = ("loss", "reuse", "audits", "certified", "certified_last")
+        mean = {name: float(np.mean([run[name] for run in found])) for name in names}
+        taken_back = [run["taken_back_after"] for run in found if run["taken_back_after"] is not None]
         curves = ("loss_curve", "level_curve", "certified_curve")
         rows.append(
             {
@@ -142,7 +145,8 @@ def rows_of(runs: Mapping[tuple[float, bool], list[dict[str, Any]]], count: int)
                 "bound": RISK + 1.0 / (rate * count),
                 "worst_window": float(np.mean([run["worst_window"] for run in found])),
                 "unsafe_runs": sum(run["unsafe"] for run in found),
-                "revoked_after": float(np.median([run["revoked_after"] for run in found])),
+                "taken_back": len(taken_back),
+                "taken_back_after": float(np.median(taken_back)) if taken_back else None,
                 **{name: np.mean([run[name] for run in found], axis=0).tolist() for name in curves},
             }
         )
@@ -152,7 +156,9 @@ def rows_of(runs: Mapping[tuple[float, bool], list[dict[str, Any]]], count: int)
 def page(results: Mapping[str, Any]) -> str:
     """Return the table."""
     made = results["meta"]
-    safest = max((level for level in LEVELS if risk_of(level, 1.0) <= made["risk"]), default=0.0)
+    safest, safe_after = (
+        max((level for level in LEVELS if risk_of(level, hard) <= made["risk"]), default=0.0) for hard in (1.0, HARDER)
+    )
     lines = [
         [
             f"{row['audit_rate']:g}",
@@ -166,15 +172,17 @@ def page(results: Mapping[str, Any]) -> str:
             f"{100 * row['audits']:.1f} %",
             f"{row['unsafe_runs']} of {row['runs']}",
             f"{row['certified']:.2f}",
-            f"{row['revoked_after']:.0f}" if row["shift"] else "",
+            f"{row['taken_back']} of {row['runs']}"
+            + (f", after {row['taken_back_after']:.0f} steps" if row["shift"] and row["taken_back"] else ""),
+            f"{row['certified_last']:.2f}" if row["shift"] else "",
         ]
         for row in results["rows"]
     ]
     head = ["audits", "shift", "runs", "loss ± s.e.", "bound", "worst run", "worst 1000 steps", "reuse", "audited"]
-    head += ["unsafe claims", "certified λ", "unsafe steps after the shift"]
+    head += ["unsafe claims", "certified λ", "taken back", "certified λ at the end"]
     return (
         f"{made['device']}; runs of {made['steps']} steps, ε = {made['risk']:g}, confidence 0.95. The greatest safe "
-        f"level before the shift is {safest:.2f}.\n\n{table(head, lines)}"
+        f"level is {safest:.2f} before the shift and {safe_after:.2f} after it.\n\n{table(head, lines)}"
     )
 
 

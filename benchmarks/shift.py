@@ -4,7 +4,7 @@ Each gate plays the same episodes one after another: *before* from a cold start,
 was learnt before, and *after*, where everything is as it was. As in :mod:`benchmarks.closed_loop` the model is asked at
 every reused step too, so that *off* is what was executed.
 
-    python -m benchmarks.shift --ledger L.jsonl --json F.json --plot docs/images/shift.png
+    python -m benchmarks.shift --ledger L.jsonl --json F.json --plot F.png
 
 A run that was stopped goes on at its next episode.
 """

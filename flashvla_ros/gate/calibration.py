@@ -11,8 +11,9 @@ stays above -η / p, and summing up gives E[mean loss] ≤ ε + (λ₁ / η + 1 
 
 **Rule B** (betting, Waudby-Smith & Ramdas 2024) says which λ of a grid have a risk below ε: each bets against its own
 losses, and is certified once its wealth reaches 1 / (1 - confidence) and all smaller ones are. A second bet, on the
-opposite, revokes. The claim starts again with another instruction or other ``calibration.*``; λ is kept. Where the
-score learns, the claim is about the score as it has moved.
+opposite, takes the claim back at the same wealth: a false alarm costs no more than the steps that certify again. The
+claim starts again with another instruction or other ``calibration.*``; λ is kept. Where the score learns, the claim is
+about the score as it has moved.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ from flashvla_ros.gate.score import (
 
 LEVELS: FloatArray = np.arange(1, 21) / 20.0  # the grid of λ that rule B judges, safest first
 STEP = 0.05  # η / p: one audit that was off throws λ back by this much
-REVOKED = math.log(1e3)  # the mean run to a false revocation is at least 1000 steps, at a risk of just ε
 _NONE: FloatArray = np.zeros(len(LEVELS))
 
 
@@ -282,8 +282,8 @@ def _claimed(
     # Wealth on the opposite never falls below 1, so that a long quiet time does not hide a shift.
     alarm = np.maximum(state.alarm, 0.0) + np.log1p(bet * (losses - allowed.risk))
     certified, enough = state.certified, -math.log1p(-allowed.confidence)
-    if certified and alarm[:certified].max() >= REVOKED:
-        certified = int(np.argmax(alarm[:certified] >= REVOKED))
+    if certified and alarm[:certified].max() >= enough:
+        certified = int(np.argmax(alarm[:certified] >= enough))
         wealth[certified:] = 0.0
     while certified < len(LEVELS) and wealth[certified] >= enough:
         alarm[certified] = 0.0
