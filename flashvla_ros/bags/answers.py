@@ -43,9 +43,9 @@ class RecordedAnswers:
         self._scale = np.array(settings.remote.scale or (1.0,))
         self._answers: list[tuple[int, FloatArray]] = []
         for step in steps:
-            if len(answer := step.values.get("answer", ())):
+            if len(step.values.get("answer", ())):
                 asked_ns = step.stamp_ns - round(step.values["age_s"] * 1e9)
-                self._answers.append((asked_ns, np.reshape(answer, (-1, self.action_size))))
+                self._answers.append((asked_ns, step.rows("answer", self.action_size)))
         self._next = 0
         if not self._answers:
             raise BagError(

@@ -129,10 +129,12 @@ class Dataset:
                 task = self._tasks.setdefault(row["task"], len(self._tasks))
                 index = len(values)
                 defaults = (index / fps, index, number, self.info["total_frames"] + index, task)
-                values.append({**row, **dict(zip(DEFAULTS, defaults, strict=True))})
+                plain = {key: value.item() if np.shape(value) == (1,) else value for key, value in row.items()}
+                values.append({**plain, **dict(zip(DEFAULTS, defaults, strict=True))})
         stats = {name: video.stats for name, video in open_videos.items()}
         for name in {"action", "observation.state"} & set(features):
-            stats[name] = _stats(np.asarray([row[name] for row in values], dtype=np.float64))
+            numbers = np.asarray([row[name] for row in values], dtype=np.float64)
+            stats[name] = _stats(numbers.reshape(len(values), -1))
         last = self.info["total_frames"] + len(values)
         span = {"from_timestamp": 0.0, "to_timestamp": len(values) / fps}
         episode = {

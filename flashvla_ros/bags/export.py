@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.fps is not None and args.fps < 1:
         raise BagError(f"--fps must be at least 1, got {args.fps}")
+    if args.every_image:
+        raise BagError("only images that the node answered have an action to export: leave --every-image out")
     source, dataset = Source.of(args), Dataset(args.lerobot)
     try:
         for bag in args.bags:
@@ -88,8 +90,15 @@ def export_bag(recording: Recording, dataset: Dataset, fps: int | None = None) -
     if not steps or recording.topics.gate is None:
         raise BagError(f"{recording.bag.path} has no steps of the node (~/gate), and so no actions to export")
     stamps = np.asarray([step.stamp_ns for step in steps])
-    spans = [span for span in episode_spans(recording) if ((span.start_ns <= stamps) & (stamps <= span.end_ns)).any()]
-    missing = [span for span in spans if (name, span.start_ns) not in dataset.done]
+    span_at = {
+        stamp_ns: span
+        for span in reversed(episode_spans(recording))  # a step on the border of two is of the first
+        for stamp_ns in stamps[(span.start_ns <= stamps) & (stamps <= span.end_ns)].tolist()
+    }
+    spans = set(span_at.values())
+    if not spans:
+        raise BagError(f"{recording.bag.path}: none of its {len(steps)} steps is in one of its episodes, by the stamps")
+    missing = {span for span in spans if (name, span.start_ns) not in dataset.done}
     if len(missing) < len(spans):
         yield f"{name}: {len(spans) - len(missing)} of {len(spans)} episodes are there already"
     if not missing:
@@ -97,12 +106,13 @@ def export_bag(recording: Recording, dataset: Dataset, fps: int | None = None) -
     fps = fps or max(round(1e9 / np.median(np.diff(stamps))), 1) if len(stamps) > 1 else fps or 1
 
     def span_of(frame: Frame) -> EpisodeSpan | None:
-        stamp_ns = frame.recorded.stamp_ns if frame.recorded else -1
-        return next((span for span in missing if span.start_ns <= stamp_ns <= span.end_ns), None)
+        if frame.recorded is None:
+            raise BagError(f"{recording.bag.path}: {'; '.join(recording.warnings)}, so they have no actions to export")
+        return span_at.get(frame.recorded.stamp_ns)
 
     with tqdm(recording.frames, unit="frame", mininterval=INTERVAL_S, delay=INTERVAL_S) as frames:
         for span, group in itertools.groupby(frames, span_of):
-            if span is None:
+            if span is None or span not in missing:
                 continue
             first = next(group)
             dataset.declare(features_of(first, recording), fps)
@@ -162,19 +172,17 @@ def _rows(frames: Iterable[Frame], recording: Recording, span: EpisodeSpan) -> I
     for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
         assert frame is not None and frame.recorded is not None  # noqa: S101 - None stands last, and spans hold steps
         values, observation = frame.recorded.values, frame.observation
-        command = np.asarray(values["action"], dtype=np.float64)
-        if not len(command) or len(command) % size:
-            raise BagError(f"step {frame.recorded.step} has {len(command)} numbers, not rows of {size} (action.names)")
-        positions = observation.positions
-        state = state or tuple(positions)
+        command, positions = frame.recorded.rows("action", size)[0], observation.positions
+        if state is None:
+            state = tuple(positions)
         if tuple(positions) != state:
             raise BagError(f"step {frame.recorded.step} knows {sorted(positions)}, and those before {sorted(state)}")
         last = following is None
         row: dict[str, Any] = {
             "task": observation.instruction,
             "stamp_ns": frame.recorded.stamp_ns,
-            "action": command[:size].astype(np.float32),
-            "command": command[:size],
+            "action": command.astype(np.float32),
+            "command": command,
             "next.done": last,
             "next.success": last and bool(span.success),
             **{f"gate.{name}": values.get(field, np.nan) for name, (field, _) in _GATE.items()},

@@ -89,14 +89,14 @@ def read_runs(bags: Sequence[Path], source: Source) -> tuple[Settings, list[Reco
     """Read the commands of recordings, and the settings of the first.
 
     Raises:
-        BagError: There are too few.
+        BagError: There are too few, or they have another size than ``action.names``.
     """
     runs: list[RecordedRun] = []
     settings: Settings | None = None
     for bag in bags:
         with source.open(bag) as recording:
             settings = settings or recording.settings.first
-            runs += _runs(recording.log.steps, settings.action)
+            runs += _runs(recording.log.steps, len(settings.action.names))
     if settings is None or sum(len(run.stamps_s) for run in runs) < _FEWEST:
         raise BagError(
             f"the recordings hold fewer than {_FEWEST} commands of the node (~/gate): record it while it moves"
@@ -104,10 +104,10 @@ def read_runs(bags: Sequence[Path], source: Source) -> tuple[Settings, list[Reco
     return settings, runs
 
 
-def _runs(steps: Sequence[RecordedStep], action: Any) -> Iterator[RecordedRun]:
+def _runs(steps: Sequence[RecordedStep], size: int) -> Iterator[RecordedRun]:
     for _, group in itertools.groupby(steps, key=lambda step: (step.resets, step.digest)):
         found = list(group)
-        chunks = [np.reshape(step.values["action"], (-1, len(action.names))) for step in found]
+        chunks = [step.rows("action", size) for step in found]
         if len({len(chunk) for chunk in chunks}) == 1:
             yield RecordedRun(np.array([step.stamp_ns * 1e-9 for step in found]), np.array(chunks))
 
@@ -115,11 +115,13 @@ def _runs(steps: Sequence[RecordedStep], action: Any) -> Iterator[RecordedRun]:
 def action_rows(runs: Sequence[RecordedRun], settings: Settings) -> tuple[ActionSpec, list[FloatArray]]:
     """Return runs of rows [n, D] that follow each other, in the units of the action."""
     spec = ActionSpec.of(settings.action)
-    rows = [run.commands[:, 0] for run in runs]
-    rows += [chunk for run in runs if run.commands.shape[1] > 1 for chunk in run.commands]
-    for run in rows:
+    rows: list[FloatArray] = []
+    for run in runs:
+        commands = run.commands.copy()
         for index in spec.angles:
-            run[:, index] = np.unwrap(run[:, index])
+            commands[:, 0, index] = np.unwrap(commands[:, 0, index])
+            commands[:, :, index] = np.unwrap(commands[:, :, index], axis=1)
+        rows += [commands[:, 0], *(commands if commands.shape[1] > 1 else ())]
     return spec, rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy as np
 from flashvla_ros.bags.reader import Bag
 from flashvla_ros.bags.topics import Topics
 from flashvla_ros.control.step_result import REPORTED
-from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.errors import BagError, SettingsError
 from flashvla_ros.core.provenance import Provenance, settings_digest
+from flashvla_ros.core.types import FloatArray
 
 ANSWER_NS = 10 * 10**9  # a step is recorded within this time of its image; a looped bag repeats stamps later than that
 
@@ -40,6 +41,17 @@ class RecordedStep:
     instruction: str
     digest: str
     values: Mapping[str, Any]
+
+    def rows(self, field: str, size: int) -> FloatArray:
+        """Return the chunk [T, D] that a field of `values` holds.
+
+        Raises:
+            BagError: It holds no rows of `size` numbers.
+        """
+        numbers = np.asarray(self.values[field], dtype=np.float64)
+        if not len(numbers) or len(numbers) % size:
+            raise BagError(f"step {self.step} has {len(numbers)} numbers, not rows of {size} (action.names)")
+        return numbers.reshape(-1, size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,6 +153,6 @@ class StepFinder:
 
 def equal(recorded: Any, replayed: Any) -> bool:
     """Compare two values of a step bit for bit; NaN equals NaN."""
-    if isinstance(recorded, (str, Iterable)) and not isinstance(recorded, np.ndarray):
+    if isinstance(recorded, str):
         return bool(recorded == replayed)
     return bool(np.array_equal(recorded, replayed, equal_nan=True))

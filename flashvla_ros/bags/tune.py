@@ -101,7 +101,7 @@ def _learn(path: Path, tuning: Tuning) -> str:
     known = learning.joined(parts)
     write_text(path, _file("calibration", {"score": list(learning.learn(known))}))
     worth = learning.held_out(parts)
-    held = "one recording alone cannot say what it is worth" if math.isnan(worth) else f"AUC {worth:.2f} on bags unseen"
+    held = "too few recordings to say what it is worth" if math.isnan(worth) else f"AUC {worth:.2f} on bags unseen"
     return f"wrote {path}: a score from {len(known.off)} possible reuses, {known.off.mean():.1%} of them off; {held}"
 
 

@@ -7,7 +7,21 @@ import sys
 
 import numpy as np
 import pytest
-from bag_factory import EPISODE, GATE, IMAGE, START_NS, STRING, drive, message, picture, raw_image, text, write_bag
+from bag_factory import (
+    EPISODE,
+    GATE,
+    IMAGE,
+    START_NS,
+    STORE,
+    STRING,
+    drive,
+    header,
+    message,
+    picture,
+    raw_image,
+    text,
+    write_bag,
+)
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.core.provenance import Provenance
@@ -22,13 +36,20 @@ def command(number: int) -> np.ndarray:
     return np.random.default_rng(number).uniform(-1.0, 1.0, len(Settings().action.names))
 
 
-def write_episodes(path, *, start_ns=START_NS, end=True):
-    """A recording at 10 Hz of the episodes above, with one idle image after each; actions that no float32 holds."""
+def write_episodes(path, *, start_ns=START_NS, end=True, reported=(), early_ns=0):
+    """A recording at 10 Hz of the episodes above, with one idle image after each; actions that no float32 holds.
+
+    Joints may be reported, and episodes by a clock that is early.
+    """
     record = Provenance(Settings(), {}, {}).to_json()
     messages = [("/flashvla/settings", STRING, start_ns - 10, text(record))]
+    joints = STORE.types["sensor_msgs/msg/JointState"]
+    for at_ns, positions in reported:
+        said = joints(header(at_ns), list(positions), np.array(list(positions.values())), np.empty(0), np.empty(0))
+        messages.append(("/joint_states", "sensor_msgs/msg/JointState", at_ns, said))
     number, at_ns = 0, start_ns
     for episode, (steps, success) in enumerate(EPISODES):
-        started = message(EPISODE, at_ns - 5, event=STARTED, episode=episode)
+        started = message(EPISODE, at_ns - 5 - early_ns, event=STARTED, episode=episode)
         messages.append(("/episode", EPISODE, at_ns - 5, started))
         for step in range(steps + 1):
             messages.append(("/image", IMAGE, at_ns, raw_image(picture(number), at_ns)))
@@ -46,16 +67,16 @@ def write_episodes(path, *, start_ns=START_NS, end=True):
                 messages.append(("/flashvla/gate", GATE, at_ns, status))
             number, at_ns = number + 1, at_ns + PERIOD_NS
         ended_ns = at_ns - PERIOD_NS - 5
-        ended = message(EPISODE, ended_ns, event=ENDED, success=success, error="" if success else "fell")
+        ended = message(EPISODE, ended_ns - early_ns, event=ENDED, success=success, error="" if success else "fell")
         if end or not episode:
             messages.append(("/episode", EPISODE, ended_ns, ended))
     return write_bag(path, sorted(messages, key=lambda entry: entry[2]))
 
 
-def export(folder, *bags):
+def export(folder, *arguments):
     pytest.importorskip("av", reason="the extra `export` is not installed")
     pytest.importorskip("pyarrow", reason="the extra `export` is not installed")
-    return cli.main(["export", *map(str, bags), "--lerobot", str(folder)])
+    return cli.main(["export", *map(str, arguments), "--lerobot", str(folder)])
 
 
 def table(folder, path):
@@ -166,6 +187,38 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     later = write_episodes(tmp_path / "later", start_ns=START_NS + 10**12)
     assert cli.main(["export", str(later), "--lerobot", str(folder), "--fps", "5"]) == 2
     assert "has 10 frames a second, not 5" in capsys.readouterr().err
+
+
+def test_a_robot_that_reports_one_joint_has_a_state(tmp_path):
+    folder = tmp_path / "dataset"
+    reported = [(START_NS + step * PERIOD_NS - 1, {"x": 0.25}) for step in range(13)]
+    assert export(folder, write_episodes(tmp_path / "bag", reported=reported)) == 0
+    rows = table(folder, "data/chunk-000/file-000.parquet")
+    assert [row["observation.state"] for row in rows[:2]] == [0.25] * 2  # as LeRobot stores one number
+    assert json.loads((folder / "meta/stats.json").read_text())["observation.state"]["mean"] == [0.25]
+
+
+def test_a_state_that_is_reported_later_is_not_left_out_without_a_word(tmp_path, capsys):
+    reported = [(START_NS + PERIOD_NS + 1, {"x": 0.25, "y": 0.5})]
+    assert export(tmp_path / "dataset", write_episodes(tmp_path / "bag", reported=reported)) == 2
+    assert "step 2 knows ['x', 'y'], and those before []" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("early_ns", "options", "words"),
+    [(10**15, [], "none of its 11 steps is in one of its episodes"), (0, ["--every-image"], "leave --every-image out")],
+)
+def test_a_recording_of_which_nothing_can_be_exported_is_one_line(tmp_path, capsys, early_ns, options, words):
+    assert export(tmp_path / "dataset", write_episodes(tmp_path / "bag", early_ns=early_ns), *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_images_of_which_nobody_knows_whether_they_were_answered_are_refused(tmp_path, capsys):
+    status = message(GATE, START_NS, instruction="push", action=command(0))
+    messages = [("/instruction", STRING, START_NS - 1, text("push")), ("/flashvla/gate", GATE, START_NS, status)]
+    messages += [("/image", IMAGE, START_NS + number, raw_image(picture(0), 0)) for number in range(2)]
+    assert export(tmp_path / "dataset", write_bag(tmp_path / "bag", messages)) == 2
+    assert "images have no stamps, so which the node answered cannot be told" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_one_line(tmp_path, capsys, monkeypatch):

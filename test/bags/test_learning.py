@@ -82,6 +82,13 @@ def test_nothing_to_tell_apart_is_said():
         learn(joined([examples(steady, Settings())]))
 
 
+def test_a_score_is_learnt_where_one_recording_alone_has_all_that_is_off():
+    steady = dataclasses.replace(recording(), actions=np.full((200, 1, 4), 0.4))
+    parts = [examples(recording(), Settings()), examples(steady, Settings())]
+    assert len(learn(joined(parts))) == len(SIGNS) + 1
+    assert np.isnan(learning.held_out(parts))  # without the first, nothing tells reuses apart
+
+
 def test_the_command_writes_parameters_that_the_node_takes(tmp_path, monkeypatch, capsys):
     script = recording(60)
     policy = ScriptedPolicy(
@@ -97,7 +104,7 @@ def test_the_command_writes_parameters_that_the_node_takes(tmp_path, monkeypatch
     grid = ["--delta", "0", "--angle", "20", "--reuse", "1"]
     assert cli.main(["tune", str(write_bag(tmp_path / "bag", drive(60))), *grid, *map(str, files)]) == 0
     load_once.cache_clear()
-    assert "of them off; one recording alone cannot say what it is worth" in capsys.readouterr().out
+    assert "of them off; too few recordings to say what it is worth" in capsys.readouterr().out
     values = yaml.safe_load((tmp_path / "score.yaml").read_text())["/**"]["ros__parameters"]["calibration"]
     settings = Settings().with_values({"calibration.score": values["score"]})
     assert settings.calibration.score[SIGNS.index("confidence")] < 0.0

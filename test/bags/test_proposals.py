@@ -14,6 +14,7 @@ from rosbags.typesys import get_types_from_msg
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bags.definitions import message_definition
+from flashvla_ros.bags.proposals import RecordedRun, action_rows
 from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.core.settings import Settings
@@ -102,6 +103,24 @@ def test_thresholds_of_the_monitors_go_into_the_same_file(recorded, tmp_path):
     assert node.limits.max_step
     assert 0.0 <= node.monitor.max_reversals < 0.5  # a circle never turns back
     assert 0.0 < node.monitor.max_oscillation < 1.0
+
+
+def test_a_recording_of_another_robot_is_named(recorded, tmp_path, capsys):
+    other = write_run(tmp_path / "other", np.zeros((1, 5, 3)), Settings())
+    assert cli.main(["tune", str(recorded[0]), str(other), "--limits", str(tmp_path / "l.yaml")]) == 2
+    assert "step 0 has 3 numbers, not rows of 4 (action.names)" in capsys.readouterr().err
+
+
+def test_angles_are_unwrapped_for_limits_and_left_alone_in_the_recording():
+    names = ("x", "y", "z", "rx", "ry", "rz")
+    settings = Settings().with_values({"action.names": names, "action.kinds": ["absolute"] * 6})
+    turning = np.zeros((40, 2, 6))
+    turning[..., 5] = np.angle(np.exp(1j * 0.2 * (np.arange(40)[:, None] + np.arange(2))))
+    recorded_once = turning.copy()
+    spec, rows = action_rows([RecordedRun(0.1 * np.arange(40), turning)], settings)
+    assert spec.angles == [3, 4, 5]
+    assert rows[0][-1, 5] == pytest.approx(0.2 * 39)
+    assert np.array_equal(turning, recorded_once)
 
 
 @pytest.mark.parametrize(
