@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from flashvla_ros.bags.steps import RecordedStep, RunLog
-from flashvla_ros.core.errors import BagError
+from flashvla_ros.core.errors import BagError, SettingsError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Inference
@@ -24,10 +25,26 @@ def recorded_policy(settings: Settings, log: RunLog) -> LoadedPolicy:
         CheckpointError: The checkpoint is not there.
     """
     if not settings.model.remote:
-        return load_policy(settings)
+        return load_once(settings)
     known = log.first
     policy = RecordedAnswers(log.steps, settings)
     return LoadedPolicy(policy, platform=known.platform if known else {})
+
+
+@functools.lru_cache(maxsize=1)
+def load_once(settings: Settings) -> LoadedPolicy:
+    """Load the model once for all the bags that this process works on.
+
+    Raises:
+        CheckpointError: The checkpoint is not there.
+        SettingsError: The policy ran elsewhere, so that nobody can ask it.
+    """
+    if settings.model.remote:
+        raise SettingsError(
+            f"{settings.model.remote} drove the robot, and every image must be asked about: give a policy that runs "
+            f"here, with --set model.remote= and --set model.checkpoint=DIR"
+        )
+    return load_policy(settings)
 
 
 class RecordedAnswers:

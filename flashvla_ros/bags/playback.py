@@ -55,8 +55,8 @@ class SettingsInForce:
 
 def play(
     frames: Frames, stepper: Stepper, settings_of: Callable[[Frame], Settings]
-) -> Iterator[tuple[Frame, StepResult]]:
-    """Run the control step on every frame; one that cannot be answered stops the robot, as it does in the node."""
+) -> Iterator[tuple[Frame, StepResult | None]]:
+    """Run the control step on every frame; one without an answer, None, stops the robot, as it does in the node."""
     before: RecordedStep | None = None
     for frame in frames:
         cause, settings = reset_before(frame, before), settings_of(frame)
@@ -71,8 +71,9 @@ def play(
             if frame.index == 0:
                 raise  # most likely every frame is of this kind
             stepper.reset(Reason.FAULT)
-            continue
-        yield frame, result
+            yield frame, None
+        else:
+            yield frame, result
 
 
 def _answered(step: RecordedStep | None) -> bool | None:
@@ -156,25 +157,32 @@ class Comparison:
     missing: int = 0
     first: Difference | None = None
 
-    def add(self, recorded: RecordedStep | None, result: StepResult) -> None:
-        """Count one step."""
-        self.steps += 1
-        self.reuses += result.reused
+    def add(self, recorded: RecordedStep | None, result: StepResult | None) -> None:
+        """Count one step; `result` is None where it could not be answered."""
+        if result is not None:
+            self.steps += 1
+            self.reuses += result.reused
         if recorded is None:
             return
         self.compared += 1
         self.recorded_reuses += recorded.values["reason"] == Reason.REUSE
-        replayed = result.reported
-        for field, value in recorded.values.items():
-            if not equal(value, replayed[field]):
-                self.differing += 1
-                self.first = self.first or Difference(recorded.step, field, value, replayed[field])
-                return
+        difference = _difference(recorded, result)
+        self.differing += difference is not None
+        self.first = self.first or difference
 
     @property
     def identical(self) -> bool:
         """Whether every recorded step was replayed and none differs."""
         return self.compared == self.steps > 0 and not self.differing and not self.missing
+
+
+def _difference(recorded: RecordedStep, result: StepResult | None) -> Difference | None:
+    if result is None:  # the node answered it
+        return Difference(recorded.step, "reason", recorded.values["reason"], str(Reason.FAULT))
+    replayed = result.reported
+    found = (name for name, value in recorded.values.items() if not equal(value, replayed[name]))
+    name = next(found, None)
+    return Difference(recorded.step, name, recorded.values[name], replayed[name]) if name else None
 
 
 def reasons_to_differ(log: RunLog, here: Provenance, changed: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ import io
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,7 +37,6 @@ def write_report(path: Path, tuning: Tuning) -> None:
     Raises:
         FlashVLAError: The file cannot be written.
     """
-    matplotlib.use("Agg")
     shown = tuning.best or tuning.now
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
@@ -68,7 +66,7 @@ def _summary(tuning: Tuning) -> str:
     if tuning.best is None:
         advice = f"<p>Nothing reuses an action within a p95 error of {tuning.max_error:g}.</p>"
     else:
-        commands = "\n".join(f"ros2 param set /flashvla gate.{n} {getattr(tuning.best.settings, n)}" for n in SWEPT)
+        commands = "\n".join(tuning.commands)
         advice = (
             f"<p>Recommended: {tuning.best.reuse_rate:.1%} of the steps reused at a p95 error of "
             f"{tuning.best.error[1]:.4f}, within the {tuning.max_error:g} allowed; now {tuning.now.reuse_rate:.1%}.</p>"
@@ -117,7 +115,7 @@ def _table(tuning: Tuning) -> str:
 
 def _table_row(row: sweep.Row, kind: str) -> str:
     values = [f"{getattr(row.settings, name):g}" for name in SWEPT]
-    values += [f"{row.reuse_rate:.1%}", *("–" if math.isnan(value) else f"{value:.4f}" for value in row.error)]
+    values += [f"{row.reuse_rate:.1%}", *map(_number, row.error)]
     name = {"now": "now", "best": "recommended"}.get(kind, "")
     return f"<tr class='{kind}'>{''.join(f'<td>{value}</td>' for value in values)}<td>{name}</td></tr>"
 
@@ -125,7 +123,7 @@ def _table_row(row: sweep.Row, kind: str) -> str:
 def _dimensions(tuning: Tuning, row: sweep.Row) -> str:
     columns = zip(tuning.settings.action.names, row.by_dimension.T, strict=True)
     lines = "".join(
-        f"<tr><th>{_text(name)}</th>{''.join(f'<td>{value:.4f}</td>' for value in column)}</tr>"
+        f"<tr><th>{_text(name)}</th>{''.join(f'<td>{_number(value)}</td>' for value in column)}</tr>"
         for name, column in columns
     )
     return f"<table><tr><th></th><th>p50</th><th>p95</th><th>max</th></tr>{lines}</table>"
@@ -193,6 +191,10 @@ def _picture(figure: Figure) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return f"<img class='plot' alt='plot' src='data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'>"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def _text(value: object) -> str:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bags import sweep
+from flashvla_ros.bags.answers import recorded_policy
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.playback import Comparison
 from flashvla_ros.bags.replay import replay
-from flashvla_ros.bags.tuning import BagJob, load_once, run_job
+from flashvla_ros.bags.tuning import BagJob, run_job
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.settings import find
 
@@ -81,7 +82,7 @@ def replay_bag(bag: str | Path, settings: Mapping[str, Any] | None = None, **rea
     what to assert on.
     """
     with Source(_parsed(settings), **reading).open(Path(bag)) as recording:
-        return replay(recording, load_once(recording.settings.first))
+        return replay(recording, recorded_policy(recording.settings.first, recording.log))
 
 
 def _parsed(settings: Mapping[str, Any] | None) -> dict[str, Value]:

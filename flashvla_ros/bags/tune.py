@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for outcome in tuning.outcomes:
         for warning in outcome.warnings:
             print(f"warning: {outcome.bag}: {warning}", file=sys.stderr)
-    print("\n".join(_lines(tuning, args.node)))
+    print("\n".join(_lines(tuning)))
     write_report(args.html, tuning)
     if tuning.best is not None:
         write_text(args.yaml, _parameters(tuning.best))
@@ -105,7 +105,7 @@ def _learn(path: Path, tuning: Tuning) -> str:
     return f"wrote {path}: a score from {len(known.off)} possible reuses, {known.off.mean():.1%} of them off; {held}"
 
 
-def _lines(tuning: Tuning, node: str) -> list[str]:
+def _lines(tuning: Tuning) -> list[str]:
     """Return what is printed: the current setting, the best trade-offs, and how to set the recommended one."""
     outcomes, best = tuning.outcomes, tuning.best
     lines = [
@@ -123,7 +123,7 @@ def _lines(tuning: Tuning, node: str) -> list[str]:
     lines += ["", "error of the recommended setting by dimension:"]
     for name, (p50, p95, greatest) in zip(tuning.settings.action.names, best.by_dimension.T, strict=True):
         lines.append(f"  {name:16} p50 {p50:.4f}  p95 {p95:.4f}  max {greatest:.4f}")
-    return [*lines, "", *(f"ros2 param set {node} gate.{name} {getattr(best.settings, name)}" for name in SWEPT), ""]
+    return [*lines, "", *tuning.commands, ""]
 
 
 def _calibrated(rows: Sequence[sweep.Calibrated]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from flashvla_ros.bags import sweep
+from flashvla_ros.bags.answers import load_once
 from flashvla_ros.bags.features import Features, collect
 from flashvla_ros.bags.options import Source
 from flashvla_ros.cli.fanout import fan_out
@@ -19,7 +19,6 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import ActionSpec
-from flashvla_ros.vla.loading import LoadedPolicy, load_policy
 
 SWEPT = ("delta", "max_angle_deg", "max_reuse")
 
@@ -59,6 +58,7 @@ class Tuning:
         best: The recommended row, None where nothing within `max_error` reuses an action.
         max_error: Largest p95 error that is allowed.
         calibrated: What calibration would have done, one for each risk.
+        node: Full name of the policy node.
     """
 
     settings: Settings
@@ -68,6 +68,14 @@ class Tuning:
     best: sweep.Row | None
     max_error: float
     calibrated: list[sweep.Calibrated]
+    node: str
+
+    @property
+    def commands(self) -> list[str]:
+        """What to type to set the recommended thresholds."""
+        if self.best is None:
+            return []
+        return [f"ros2 param set {self.node} gate.{name} {getattr(self.best.settings, name)}" for name in SWEPT]
 
 
 def tune(
@@ -93,7 +101,7 @@ def tune(
     outcomes = list(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
     *rows, now = sweep.evaluate([(outcome.features, outcome.sources) for outcome in outcomes], gates)
     calibrated = [_calibrated(risk, outcomes, settings) for risk in risks]
-    return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error, calibrated)
+    return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error, calibrated, source.node)
 
 
 def _calibrated(risk: float, outcomes: Sequence[BagOutcome], settings: Settings) -> sweep.Calibrated:
@@ -110,11 +118,6 @@ def _tunable(source: Source, bags: Sequence[Path]) -> Settings:
         with source.open(bag) as recording:
             opened.append(recording.settings.first)
     settings = opened[0]
-    if settings.model.remote:
-        raise SettingsError(
-            f"{settings.model.remote} drove the robot, and tune asks the model of every image: give a policy that runs "
-            f"here, with --set model.remote= and --set model.checkpoint=DIR"
-        )
     if settings.pruning.method == "none":
         raise SettingsError("pruning.method is none, so no step can be reused: add --set pruning.method=ics")
     return settings.with_values({"gate.mode": "guarded"}) if settings.gate.mode == "off" else settings
@@ -135,9 +138,3 @@ def run_job(job: BagJob) -> BagOutcome:
     sweep_s = time.monotonic() - started_s
     here = Provenance(job.settings, loaded.checkpoint, loaded.platform)
     return BagOutcome(job.bag, features, sources, warnings, here, dense_s, sweep_s)
-
-
-@functools.lru_cache(maxsize=1)
-def load_once(settings: Settings) -> LoadedPolicy:
-    """Load the model once for all the bags that this process works on."""
-    return load_policy(settings)

@@ -12,9 +12,9 @@ from fakes import SPEC, ScriptedPolicy
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bags import learning
+from flashvla_ros.bags.answers import load_once
 from flashvla_ros.bags.features import Features
 from flashvla_ros.bags.learning import auc, examples, joined, learn
-from flashvla_ros.bags.testing import load_once
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings
@@ -98,7 +98,7 @@ def test_the_command_writes_parameters_that_the_node_takes(tmp_path, monkeypatch
             confidence=float(script.confidences[round(request.observation.stamp_s * 10) % 60]),
         )
     )
-    monkeypatch.setattr("flashvla_ros.bags.tuning.load_policy", lambda _: LoadedPolicy(policy))
+    monkeypatch.setattr("flashvla_ros.bags.answers.load_policy", lambda _: LoadedPolicy(policy))
     load_once.cache_clear()
     files = ["--html", tmp_path / "t.html", "--yaml", tmp_path / "t.yaml", "--score", tmp_path / "score.yaml"]
     grid = ["--delta", "0", "--angle", "20", "--reuse", "1"]

@@ -24,10 +24,11 @@ from bag_factory import (
 from fakes import ScriptedPolicy
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.bags.answers import load_once
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.replay import replay
 from flashvla_ros.control.stepper import Stepper
-from flashvla_ros.core.errors import BagError
+from flashvla_ros.core.errors import BagError, ObservationError
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.vla.loading import LoadedPolicy
@@ -162,6 +163,22 @@ def test_a_change_of_size_and_time_running_backwards_are_warned_of(tmp_path):
     assert any("time runs backwards" in warning for warning in warnings)
 
 
+def test_a_step_that_the_policy_refuses_is_another_than_the_recorded_one(tmp_path):
+    def answer(request, made):
+        if request.observation.stamp_s > START_NS / 1e9 + 0.15:
+            raise ObservationError("too dark")
+        return made
+
+    steps = [
+        ("/flashvla/gate", GATE, n, message(GATE, n, step=i, instruction="go", reason="mode_off"))
+        for i, n in enumerate(range(START_NS, START_NS + 3 * 10**8, 10**8))
+    ]
+    bag = write_bag(tmp_path / "bag", sorted([*drive(3), *steps], key=lambda entry: entry[2]))
+    with Source({"gate.mode": "off"}).open(bag) as recording:
+        comparison = replay(recording, LoadedPolicy(ScriptedPolicy(answer=answer)))
+    assert (comparison.steps, comparison.compared, comparison.differing) == (2, 3, 3)
+
+
 def test_an_unusable_image_is_counted_and_the_rest_replays(tmp_path):
     messages = drive(5)
     for index in (2, 3):
@@ -233,7 +250,7 @@ def test_a_bad_bag_is_one_clear_line_and_exit_code_2(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flashvla_ros.bags.answers.load_policy", load)
-    monkeypatch.setattr("flashvla_ros.bags.tuning.load_policy", load)
+    load_once.cache_clear()
     bag = write_bag(tmp_path / "bag", messages)
     assert cli.main([command, str(bag), *options]) == 2, name
     output = capsys.readouterr()

@@ -10,16 +10,18 @@ import weakref
 
 import numpy as np
 import pytest
-from bag_factory import drive, write_bag
+from bag_factory import GATE, START_NS, STRING, drive, message, text, write_bag
 from checkpoints import write_checkpoint
 from fakes import SPEC, ScriptedPolicy
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bags import testing
+from flashvla_ros.bags.answers import load_once
 from flashvla_ros.bags.features import collect
 from flashvla_ros.bags.options import Source
 from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.loading import LoadedPolicy
@@ -52,10 +54,10 @@ class Turning(ScriptedPolicy):
 @pytest.fixture
 def turning(monkeypatch):
     """Every model that is loaded turns."""
-    monkeypatch.setattr("flashvla_ros.bags.tuning.load_policy", lambda _: LoadedPolicy(Turning()))
-    testing.load_once.cache_clear()
+    monkeypatch.setattr("flashvla_ros.bags.answers.load_policy", lambda _: LoadedPolicy(Turning()))
+    load_once.cache_clear()
     yield
-    testing.load_once.cache_clear()
+    load_once.cache_clear()
 
 
 def tune(tmp_path, *arguments):
@@ -91,7 +93,7 @@ def test_tune_recommends_within_the_error_and_writes_what_to_set(tmp_path, capsy
 @pytest.mark.usefixtures("turning")
 def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     bag = write_bag(tmp_path / "<bag>", drive(60))
-    tune(tmp_path, bag, "--max-error", "0.05")
+    tune(tmp_path, bag, "--max-error", "0.05", "--node", "/left/arm", "--instruction", "go")
     page = (tmp_path / "t.html").read_text()
     sources = []
 
@@ -104,6 +106,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     assert 1 <= sum(source.startswith("data:image/jpeg") for source in sources) <= 8
     assert all(source.startswith("data:") for source in sources)
     assert "&lt;bag&gt;" in page
+    assert "ros2 param set /left/arm gate.delta" in page
     assert "width=device-width" in page  # a narrow window scrolls what is wide, in place of cutting it off
     assert "overflow-x: auto" in page
     assert page.count("<figcaption>") == sum(source.startswith("data:image/jpeg") for source in sources)
@@ -129,9 +132,10 @@ def test_a_bar_is_drawn_rarely_where_there_is_no_terminal():
 @pytest.mark.usefixtures("turning")
 def test_nothing_within_the_error_is_said(tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", drive(30))
-    code, result = tune(tmp_path, bag, "--max-error", "0.0001")
+    code, result = tune(tmp_path, bag, "--max-error", "0.0001", "--set", "gate.max_reuse=0")
     assert code == 0
     assert not any(row["recommended"] for row in result["rows"])
+    assert ">nan<" not in (tmp_path / "t.html").read_text()
     assert "no p95 error is within --max-error 0.0001, the least is" in capsys.readouterr().out
     assert not (tmp_path / "t.yaml").exists()
 
@@ -169,6 +173,20 @@ def test_the_helper_gives_numbers_to_assert_on(tmp_path):
     assert testing.replay_bag(bag).steps == 60
     with pytest.raises(SettingsError, match=r"did you mean gate\.delta"):
         testing.evaluate_bag(bag, {"gate.dleta": 0.5})
+
+
+def test_a_policy_that_ran_elsewhere_answers_out_of_the_recording_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("flashvla_ros.bags.answers.load_policy", lambda _: pytest.fail("another policy is asked"))
+    settings = Settings().with_values({"model.remote": "ws://robot:8000", "gate.mode": "off"})
+    record = Provenance(settings).to_json()
+    told = {"settings_digest": settings_digest(settings), "instruction": "open the drawer", "answer": np.zeros(4)}
+    stamps = [START_NS + number * 10**8 for number in range(3)]
+    steps = [("/flashvla/gate", GATE, at, message(GATE, at, step=i, **told)) for i, at in enumerate(stamps)]
+    settings_line = ("/flashvla/settings", STRING, START_NS - 10**9, text(record))
+    bag = write_bag(tmp_path / "bag", sorted([settings_line, *drive(3), *steps], key=lambda entry: entry[2]))
+    assert testing.replay_bag(bag).steps == 3
+    with pytest.raises(SettingsError, match="robot:8000 drove the robot"):
+        testing.evaluate_bag(bag)
 
 
 @pytest.fixture(scope="module")
