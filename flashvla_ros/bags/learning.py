@@ -50,8 +50,10 @@ def examples(features: Features, settings: Settings) -> Examples:
     for index, current in enumerate(features.inputs):
         if features.resets[index] is not None:
             run, motion = [], SceneMotion()
-        if run and _after(run).interrupted_by(current, settings.gate.stale_gap_s) is not None:
-            run = []
+        if run:
+            memory = GateMemory(last=run[-1], seen_s=run[-1].source.stamp_s)
+            if memory.interrupted_by(current, settings.gate.stale_gap_s) is not None:
+                run = []
         fresh = features.fresh(index)
         for age in range(1, AGES + 1):
             back = -age - due + 1
@@ -68,10 +70,6 @@ def examples(features: Features, settings: Settings) -> Examples:
         motion = motion.after(current.frame, current.stamp_s)
     rows, off, ages = zip(*found, strict=True) if found else ((), (), ())
     return Examples(np.reshape(rows, (-1, len(SIGNS))), np.array(off, dtype=bool), np.array(ages, dtype=np.int64))
-
-
-def _after(run: Sequence[FreshResult]) -> GateMemory:
-    return GateMemory(last=run[-1], seen_s=run[-1].source.stamp_s)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:

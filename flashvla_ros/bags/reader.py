@@ -13,7 +13,7 @@ from typing import Any
 from flashvla_ros.bags.definitions import one_line
 from flashvla_ros.bags.expansion import COMPRESSED, check_file, expanded, expanded_files
 from flashvla_ros.bags.recovery import BrokenMcap
-from flashvla_ros.bags.storage import RawMessage, RosbagsStorage, Storage
+from flashvla_ros.bags.storage import RawMessage, RosbagsStorage
 from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.errors import BagError
 
@@ -38,7 +38,7 @@ class Bag:
         warnings: Sentences about what is wrong with the recording and did not keep it from being read.
     """
 
-    def __init__(self, path: Path, storage: Storage, warnings: Iterable[str] = ()) -> None:
+    def __init__(self, path: Path, storage: RosbagsStorage | BrokenMcap, warnings: Iterable[str]) -> None:
         self.path = path
         self.topics = {name: Topic(name, kind, storage.counts[name]) for name, kind in storage.types.items()}
         self.warnings = [*warnings, *storage.breaks]
@@ -46,23 +46,15 @@ class Bag:
 
     def messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Yield the messages of `topics` by time of recording, one at a time; damage ends them, with a warning."""
-        last_ns = None
-        raw = self._storage.messages(set(topics))
-        while True:
-            try:
-                message = next(raw, None)
-                if message is not None:
-                    message = dataclasses.replace(message, data=expanded(message.data))
-            except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
-                where = "at its start" if last_ns is None else f"after {last_ns / 1e9:.3f} s"
-                warning = f"{self.path} is damaged {where}: {one_line(error)}"
-                if warning not in self.warnings:
-                    self.warnings.append(warning)
-                return
-            if message is None:
-                return
-            last_ns = message.time_ns
-            yield message
+        where = "at its start"
+        try:
+            for message in self._storage.messages(set(topics)):
+                yield dataclasses.replace(message, data=expanded(message.data))
+                where = f"after {message.time_ns / 1e9:.3f} s"
+        except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
+            warning = f"{self.path} is damaged {where}: {one_line(error)}"
+            if warning not in self.warnings:
+                self.warnings.append(warning)
 
     def decode(self, message: RawMessage) -> Any:
         """Return the message as an object with the fields of its ROS type; arrays are NumPy arrays.
@@ -137,21 +129,14 @@ def _plain(name: str) -> str:
 
 def _open_files(path: Path, files: list[Path], warnings: list[str]) -> Bag:
     try:
-        return Bag(path, _rosbags_storage(path, files), warnings)
-    except BagError:
+        return Bag(path, RosbagsStorage(files), warnings)
+    except Exception as error:  # damaged bytes make the parsers below fail in any way
         if any(file.suffix != ".mcap" for file in files):
-            raise
+            raise BagError(f"{path} cannot be read: {one_line(error)}") from error
     broken = BrokenMcap(files)
     if not broken.types:
         raise BagError(broken.breaks[0] if broken.breaks else f"{path} has no messages")
     return Bag(path, broken, warnings)
-
-
-def _rosbags_storage(path: Path, files: list[Path]) -> RosbagsStorage:
-    try:
-        return RosbagsStorage(files)
-    except Exception as error:  # damaged bytes make the parsers below fail in any way
-        raise BagError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _named_files(folder: Path) -> list[str]:

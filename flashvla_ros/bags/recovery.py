@@ -6,97 +6,64 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mcap.records import Channel, Chunk, McapRecord, Message, Schema
+from mcap.records import Channel, Chunk, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
 from flashvla_ros.bags.definitions import Decoder
 from flashvla_ros.bags.storage import RawMessage, full_name
 
+_FORMS = {"ros2msg": "MSG", "ros2idl": "IDL"}  # by a schema's encoding
+
 
 class BrokenMcap:
     """MCAP files read record by record from the start, without their index, up to where they break.
 
-    A :class:`flashvla_ros.bags.storage.Storage`; `breaks` says for each file where it ends, and what was the last
-    whole message.
+    The same to a reader as :class:`flashvla_ros.bags.storage.RosbagsStorage`; `breaks` says for each file where it
+    ends, and what was the last whole message.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
         self.types: dict[str, str] = {}
-        self.counts: Counter[str] = Counter()
         self.breaks: list[str] = []
-        schemas: dict[str, Schema] = {}
-        for path in paths:
-            self._scan(path, schemas)
-        forms = {"ros2msg": "MSG", "ros2idl": "IDL"}
-        self.decoder = Decoder(
-            {
-                full_name(name): (forms.get(schema.encoding, "NONE"), schema.data.decode(errors="replace"))
-                for name, schema in schemas.items()
-            }
-        )
+        self._definitions: dict[str, tuple[str, str]] = {}
+        self.counts = Counter(message.topic for path in paths for message in self._walk(path))
+        self.decoder = Decoder(self._definitions)
 
     def messages(self, topics: set[str]) -> Iterator[RawMessage]:
         """Yield the readable messages of `topics` in the order in which they were written."""
         for path in self._paths:
-            channels: dict[int, tuple[str, str]] = {}
-            schemas: dict[int, Schema] = {}
-            for record in _Records(path):
-                message = _track(record, schemas, channels)
-                if message is not None and message.topic in topics:
-                    yield message
+            yield from (message for message in self._walk(path) if message.topic in topics)
 
     def close(self) -> None:
         """Do nothing: no file is open between messages."""
 
-    def _scan(self, path: Path, seen: dict[str, Schema]) -> None:
+    def _walk(self, path: Path) -> Iterator[RawMessage]:
+        """Yield the messages of a file; note types and definitions on the way, and where it breaks off."""
         channels: dict[int, tuple[str, str]] = {}
-        schemas: dict[int, Schema] = {}
-        last_ns = None
-        records = _Records(path)
-        for record in records:
-            message = _track(record, schemas, channels)
-            if message is not None:
-                self.counts[message.topic] += 1
-                last_ns = message.time_ns
-        self.types.update(channels.values())
-        seen.update({schema.name: schema for schema in schemas.values()})
-        if records.reason:
-            end = "before any message" if last_ns is None else f"the last whole message is of {last_ns / 1e9:.3f} s"
-            self.breaks.append(f"{path} breaks off at byte {records.offset} ({records.reason}); {end}")
-
-
-class _Records:
-    """The records of a file, chunks taken apart; stops at the first one that cannot be read and says why."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.offset = 0
-        self.reason = ""
-
-    def __iter__(self) -> Iterator[McapRecord]:
-        with self._path.open("rb") as stream:
+        names: dict[int, str] = {}
+        end = "before any message"
+        with path.open("rb") as stream:
             records = StreamReader(stream, emit_chunks=True, record_size_limit=None).records
             while True:
-                self.offset = stream.tell()
+                offset = stream.tell()
                 try:
                     record = next(records, None)
                     parts = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
                 except Exception as error:  # noqa: BLE001 - parsers and decompressors share no base class
-                    self.reason = str(error) or "the file ends inside a record"
+                    why = str(error) or "the file ends inside a record"
+                    self.breaks.append(f"{path} breaks off at byte {offset} ({why}); {end}")
                     return
                 if record is None:
                     return
-                yield from (part for part in parts if part is not None)
-
-
-def _track(record: McapRecord, schemas: dict[int, Schema], channels: dict[int, tuple[str, str]]) -> RawMessage | None:
-    """Note schemas and channels; return the message where `record` is one of a known channel."""
-    if isinstance(record, Schema):
-        schemas[record.id] = record
-    elif isinstance(record, Channel):
-        name = schemas[record.schema_id].name if record.schema_id in schemas else ""
-        channels[record.id] = (record.topic, full_name(name))
-    elif isinstance(record, Message) and record.channel_id in channels:
-        return RawMessage(*channels[record.channel_id], record.log_time, record.data)
-    return None
+                for part in parts:
+                    if isinstance(part, Schema):
+                        names[part.id] = full_name(part.name)
+                        text = part.data.decode(errors="replace")
+                        self._definitions[names[part.id]] = _FORMS.get(part.encoding, "NONE"), text
+                    elif isinstance(part, Channel):
+                        channels[part.id] = part.topic, names.get(part.schema_id, full_name(""))
+                        self.types[part.topic] = channels[part.id][1]
+                    elif isinstance(part, Message) and part.channel_id in channels:
+                        end = f"the last whole message is of {part.log_time / 1e9:.3f} s"
+                        yield RawMessage(*channels[part.channel_id], part.log_time, part.data)

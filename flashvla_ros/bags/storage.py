@@ -8,7 +8,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
@@ -26,35 +26,17 @@ class RawMessage:
     data: bytes
 
 
-class Storage(Protocol):
-    """Where a recording's messages come from.
+class RosbagsStorage:
+    """Storage files, read through their index.
+
+    Files are read as they are, since rosbags' reader of folders drops every topic whose QoS is written differently in
+    metadata.yaml and in the file, as older releases of rosbag2 did.
 
     Attributes:
         types: Topic to ROS type; ``several types`` where it has more than one.
         counts: Topic to number of messages.
         decoder: Made of the definitions in the recording.
         breaks: One sentence for each file that ends early.
-    """
-
-    types: dict[str, str]
-    counts: Counter[str]
-    decoder: Decoder
-    breaks: list[str]
-
-    def messages(self, topics: set[str]) -> Iterator[RawMessage]:
-        """Yield the messages of `topics` by time of recording."""
-        ...
-
-    def close(self) -> None:
-        """Close the files."""
-        ...
-
-
-class RosbagsStorage:
-    """Storage files, read through their index.
-
-    Files are read as they are, since rosbags' reader of folders drops every topic whose QoS is written differently in
-    metadata.yaml and in the file, as older releases of rosbag2 did.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:

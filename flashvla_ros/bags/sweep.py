@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,8 +21,8 @@ from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.calibration import CalibrationState, after_step, entering, is_off, try_reuse
 from flashvla_ros.gate.chunk import replan_row
-from flashvla_ros.gate.decision import FreshComparison, GateDecision, GateMeasurements, decide, judge, measure
-from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
+from flashvla_ros.gate.decision import FreshComparison, GateDecision, decide, judge, measure
+from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.scene import SceneChange, SceneMotion
 
 Sources = NDArray[np.int32]  # [S, F] frame whose action is in force at each frame: itself where the model is run
@@ -37,33 +38,6 @@ def grid(
     ]
 
 
-def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
-    """Return what each of the settings, which may differ in δ, ε₁ and reuse cap alone, does at each frame."""
-    sources = np.empty((len(settings), len(features)), dtype=np.int32)
-    groups = [_Group(GateMemory(), list(range(len(settings))))]
-    known = _Known(settings[0])
-    for index, current in enumerate(features.inputs):
-        cause = features.resets[index]
-        if cause is not None:
-            groups = [_Group(group.memory.forgotten(cause), group.members) for group in groups]
-        fresh = features.fresh(index)
-        known.next_frame()
-        merged: dict[tuple[object, ...], _Group] = {}
-        for memory, members in groups:
-            measured = known.measurements(memory, current)
-            verdicts = [judge(memory, measured, settings[member]) for member in members]
-            running = [member for member, reason in zip(members, verdicts, strict=True) if reason not in WITHOUT_MODEL]
-            if running:
-                sources[running, index] = index
-                _merge(merged, known.after_fresh(memory, fresh), running, settings[0])
-            for reason in WITHOUT_MODEL & set(verdicts):
-                alike = [member for member, own in zip(members, verdicts, strict=True) if own is reason]
-                sources[alike, index] = sources[alike, index - 1]
-                _merge(merged, known.after_step_without_model(memory, reason, current), alike, settings[0])
-        groups = list(merged.values())
-    return sources
-
-
 class _Group(NamedTuple):
     """Settings that have one memory."""
 
@@ -71,45 +45,42 @@ class _Group(NamedTuple):
     members: list[int]
 
 
-class _Known:
-    """Every comparison of two results or two frames, made once for all groups.
-
-    The running rate of the scene is that of all frames, whichever were reused, and what breaks a run lies in the
-    frames alone, so the motion after a frame is the same for every group.
-    """
-
-    def __init__(self, base: GateSettings) -> None:
-        self._base = base
-        self._compared: dict[tuple[FreshResult, FreshResult], FreshComparison] = {}
-        self.next_frame()
-
-    def next_frame(self) -> None:
-        """Forget the frame, and the comparisons that no group has needed in the last one."""
-        self._before, self._compared = self._compared, {}
-        self._scenes: dict[FreshResult, SceneChange] = {}
-        self._motion: SceneMotion | None = None
-
-    def measurements(self, memory: GateMemory, current: GateInput) -> GateMeasurements:
-        last, previous = memory.last, memory.previous
-        comparison = None
-        if last is not None and previous is not None:
-            comparison = self._compared.get((previous, last)) or self._before.get((previous, last))
-        measured = measure(memory, current, self._base, comparison, self._scenes.get(last) if last else None)
-        if last is not None:
-            self._scenes[last] = measured.scene
-            if previous is not None:
-                self._compared[previous, last] = measured.comparison
-        return measured
-
-    def after_fresh(self, memory: GateMemory, fresh: FreshResult) -> GateMemory:
-        after = memory.after_fresh(fresh, self._base, self._motion)
-        self._motion = after.motion
-        return after
-
-    def after_step_without_model(self, memory: GateMemory, reason: Reason, current: GateInput) -> GateMemory:
-        after = memory.after_step_without_model(reason, current, self._motion)
-        self._motion = after.motion
-        return after
+def sweep(features: Features, settings: Sequence[GateSettings]) -> Sources:
+    """Return what each of the settings, which may differ in δ, ε₁ and reuse cap alone, does at each frame."""
+    base = settings[0]
+    sources = np.empty((len(settings), len(features)), dtype=np.int32)
+    groups = [_Group(GateMemory(), list(range(len(settings))))]
+    # Every comparison of two results or two frames is made once for all groups.
+    compared = functools.lru_cache(maxsize=1024)(functools.partial(FreshComparison.of, settings=base))
+    for index, current in enumerate(features.inputs):
+        cause = features.resets[index]
+        if cause is not None:
+            groups = [_Group(group.memory.forgotten(cause), group.members) for group in groups]
+        fresh = features.fresh(index)
+        scenes: dict[FreshResult | None, SceneChange] = {}
+        # What breaks a run lies in the frames alone, so the motion after a frame is the same for every group.
+        motion: SceneMotion | None = None
+        merged: dict[tuple[object, ...], _Group] = {}
+        for memory, members in groups:
+            last, previous = memory.last, memory.previous
+            comparison = compared(previous, last) if previous and last else None
+            measured = measure(memory, current, base, comparison, scenes.get(last))
+            scenes[last] = measured.scene
+            verdicts = [judge(memory, measured, settings[member]) for member in members]
+            running = [member for member, reason in zip(members, verdicts, strict=True) if reason not in WITHOUT_MODEL]
+            if running:
+                sources[running, index] = index
+                after = memory.after_fresh(fresh, base, motion)
+                motion = after.motion
+                _merge(merged, after, running, base)
+            for reason in WITHOUT_MODEL & set(verdicts):
+                alike = [member for member, own in zip(members, verdicts, strict=True) if own is reason]
+                sources[alike, index] = sources[alike, index - 1]
+                after = memory.after_step_without_model(reason, current, motion)
+                motion = after.motion
+                _merge(merged, after, alike, base)
+        groups = list(merged.values())
+    return sources
 
 
 def _merge(
@@ -249,17 +220,17 @@ class Row:
         return self.reused / self.steps
 
 
-def _reuse_errors(features: Features, sources: NDArray[np.int32], settings: GateSettings) -> FloatArray:
-    return errors(features, sources, reused_frames(features, sources, settings))
-
-
 def evaluate(recordings: Sequence[tuple[Features, Sources]], settings: Sequence[GateSettings]) -> list[Row]:
     """Return one row per setting, the errors of all recordings pooled."""
     steps = sum(len(features) for features, _ in recordings)
     rows = []
     for number, setting in enumerate(settings):
-        pooled = np.concatenate([_reuse_errors(features, sources[number], setting) for features, sources in recordings])
-        rows.append(Row(setting, steps, len(pooled), _summary(pooled.max(axis=1)), _by_dimension(pooled)))
+        pooled = np.concatenate(
+            [errors(of, sources[number], reused_frames(of, sources[number], setting)) for of, sources in recordings]
+        )
+        worst = pooled.max(axis=1, keepdims=True)
+        p50, p95, greatest = _quantiles(worst)[:, 0].tolist()
+        rows.append(Row(setting, steps, len(pooled), (p50, p95, greatest), _quantiles(pooled)))
     return rows
 
 
@@ -287,12 +258,9 @@ def frontier(rows: Iterable[Row]) -> list[Row]:
     return kept
 
 
-def _summary(values: FloatArray) -> tuple[float, float, float]:
+def _quantiles(values: FloatArray) -> FloatArray:
+    """Return p50, p95 and maximum [3, D] of the columns of [n, D], NaN where there are no rows."""
     if not len(values):
-        return (np.nan, np.nan, np.nan)
-    p50, p95, greatest = np.quantile(values, (0.5, 0.95, 1.0))
-    return float(p50), float(p95), float(greatest)
-
-
-def _by_dimension(pooled: FloatArray) -> FloatArray:
-    return np.stack([_summary(column) for column in pooled.T], axis=1)
+        return np.full((3, values.shape[1]), np.nan)
+    found: FloatArray = np.quantile(values, (0.5, 0.95, 1.0), axis=0)
+    return found

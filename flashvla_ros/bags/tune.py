@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(_lines(tuning)))
     write_report(args.html, tuning)
     if tuning.best is not None:
-        write_text(args.yaml, _parameters(tuning.best))
+        thresholds = {name: getattr(tuning.best.settings, name) for name in SWEPT}
+        write_text(args.yaml, _parameters("gate", thresholds))
     print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
     if args.score:
         print(_learn(args.score, tuning))
@@ -85,12 +86,8 @@ def values(name: str, text: str) -> list[Any]:
     return [row.parse(number) for number in numbers]
 
 
-def _parameters(best: sweep.Row) -> str:
-    """Return the recommended thresholds as a ROS parameter file, whatever the node is called."""
-    return _file("gate", {name: getattr(best.settings, name) for name in SWEPT})
-
-
-def _file(group: str, values: dict[str, Any]) -> str:
+def _parameters(group: str, values: dict[str, Any]) -> str:
+    """Return the parameters of a group as a ROS parameter file, whatever the node is called."""
     text: str = yaml.safe_dump({"/**": {"ros__parameters": {group: values}}}, sort_keys=False)
     return text
 
@@ -99,7 +96,7 @@ def _learn(path: Path, tuning: Tuning) -> str:
     """Write the parameters of a score that is learnt from all recordings; return what it is worth in words."""
     parts = [learning.examples(outcome.features, tuning.settings) for outcome in tuning.outcomes]
     known = learning.joined(parts)
-    write_text(path, _file("calibration", {"score": list(learning.learn(known))}))
+    write_text(path, _parameters("calibration", {"score": list(learning.learn(known))}))
     worth = learning.held_out(parts)
     held = "too few recordings to say what it is worth" if math.isnan(worth) else f"AUC {worth:.2f} on bags unseen"
     return f"wrote {path}: a score from {len(known.off)} possible reuses, {known.off.mean():.1%} of them off; {held}"
