@@ -12,6 +12,7 @@ from typing import Any
 from flashvla_ros.bags.frames import Frames
 from flashvla_ros.bags.playback import SettingsInForce
 from flashvla_ros.bags.reader import Bag, open_bag
+from flashvla_ros.bags.record import full_name
 from flashvla_ros.bags.steps import RunLog, read_log
 from flashvla_ros.bags.topics import Topics, find_topics, parse_remappings
 from flashvla_ros.cli.overrides import parse_overrides
@@ -83,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topic", action="append", default=[], metavar="ROLE=/TOPIC", help="image, instruction, gate, … have this name"
     )
-    parser.add_argument("--node", default=DEFAULT_NODE, help="full name of the policy node (%(default)s)")
+    parser.add_argument(
+        "--node", type=full_name, default=DEFAULT_NODE, help="full name of the policy node (%(default)s)"
+    )
     parser.add_argument("--instruction", default="", help="instruction until the first recorded one")
     parser.add_argument("--every-image", action="store_true", help="take every image, not only those the node answered")

@@ -7,18 +7,28 @@ import re
 import sys
 from pathlib import Path
 
+from flashvla_ros.cli.parameter_files import DEFAULT_NODE
 from flashvla_ros.core.errors import BagError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``record``."""
     parser.add_argument("bag", type=Path, help="folder to write, in rosbag2's format with MCAP storage; must not exist")
-    parser.add_argument("--node", default="/flashvla", help="policy node whose topics are recorded (%(default)s)")
-    parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="record these topics instead")
+    parser.add_argument(
+        "--node", type=full_name, default=DEFAULT_NODE, help="policy node whose topics are recorded (%(default)s)"
+    )
+    parser.add_argument(
+        "--topics", type=full_name, nargs="+", default=[], metavar="TOPIC", help="record these topics instead"
+    )
     parser.add_argument("--all", action="store_true", help="record every topic")
     parser.add_argument("--exclude", default="/overlay", metavar="REGEX", help="never record these (%(default)s)")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; otherwise on Ctrl-C")
     parser.add_argument("--queue-mb", type=int, default=256, help="memory for messages not yet written (%(default)s)")
+
+
+def full_name(name: str) -> str:
+    """Return the name of a node or topic from the root, where ROS's tools let people leave the slash out."""
+    return f"/{name.strip('/')}"
 
 
 def run(args: argparse.Namespace) -> int:

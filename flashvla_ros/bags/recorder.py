@@ -8,8 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -19,29 +18,17 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 
-from flashvla_ros.bags.definitions import message_definition
+from flashvla_ros.bags.definitions import Decoder, message_definition
+from flashvla_ros.bags.topics import IMAGE_TYPES
 from flashvla_ros.core.errors import BagError
+
+if TYPE_CHECKING:
+    from flashvla_ros.bags.writer import BagWriter
 
 DISCOVERY_S = 0.1
 DEPTH = 100
 
 SHARED_TOPICS = frozenset({"/parameter_events", "/clock", "/diagnostics", "/tf", "/tf_static", "/robot_description"})
-
-
-class TopicWriter(Protocol):
-    """Where recorded messages go: a bag, or a view."""
-
-    def add_topic(self, name: str, type_name: str, definition: str, type_hash: str, qos: Sequence[Qos]) -> Any:
-        """Declare a topic; what it returns has the name as ``topic`` and is handed back with every message."""
-        ...
-
-    def write(self, topic: Any, time_ns: int, data: bytes) -> None:
-        """Take one serialised message."""
-        ...
-
-    def check(self) -> None:
-        """Raise where nothing more can be taken."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,21 +73,38 @@ class Selection:
         return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" in itself for end in endpoints)
 
 
+class LiveTopics:
+    """Takes the place of a recorder's bag: every message goes to the view as it comes."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+
+    def add_topic(self, name: str, type_name: str, definition: str, *_: Any) -> tuple[str, str, Decoder]:
+        """Declare a topic; what a bag would store of it besides is passed over."""
+        if type_name in IMAGE_TYPES:
+            parts = name.removesuffix("/compressed").strip("/").split("/")
+            self._sink.cameras[name] = parts[-2] if parts[-1] == "image" and len(parts) > 1 else parts[-1]
+        return name, type_name, Decoder({type_name: ("MSG", definition)})
+
+    def check(self) -> None:
+        """A view takes everything."""
+
+    def write(self, topic: tuple[str, str, Decoder], time_ns: int, data: bytes) -> None:
+        """Show one serialised message."""
+        name, type_name, decoder = topic
+        self._sink.take(name, type_name, decoder.decode(data, type_name), time_ns)
+
+
 class BagRecorder(Node):
     """Subscribes to every topic of a selection as soon as someone publishes it."""
 
-    def __init__(self, writer: TopicWriter, selection: Selection, **node: Any) -> None:
+    def __init__(self, writer: BagWriter | LiveTopics, selection: Selection, **node: Any) -> None:
         super().__init__("flashvla_recorder", enable_rosout=False, start_parameter_services=False, **node)
         self._writer = writer
         self._selection = selection
         self._topics: dict[str, tuple[Any, Subscription[Any]]] = {}
         self._skipped: set[str] = set()
         self.create_timer(DISCOVERY_S, self._discover)
-
-    @property
-    def topics(self) -> tuple[str, ...]:
-        """What is being recorded."""
-        return tuple(self._topics)
 
     def _discover(self) -> None:
         for name, type_name in self._selection.of(self).items():
@@ -121,13 +125,13 @@ class BagRecorder(Node):
             self.get_logger().warning(f"{name} is not recorded: {error}")
             return
         topic = self._writer.add_topic(name, type_name, definition, type_hash, [_offered(qos) for qos in publishers])
-        self._topics[name] = (topic, self._subscribe(topic, message_type, _requested(publishers)))
+        self._topics[name] = (topic, self._subscribe(name, topic, message_type, _requested(publishers)))
 
-    def _subscribe(self, topic: Any, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
+    def _subscribe(self, name: str, topic: Any, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
         def store(data: bytes, info: Any) -> None:
             self._writer.write(topic, info["received_timestamp"] or time.time_ns(), data)
 
-        return self.create_subscription(message_type, topic.topic, store, qos, raw=True)
+        return self.create_subscription(message_type, name, store, qos, raw=True)
 
     def _follow_publishers(self, name: str) -> None:
         """Ask for less where a publisher has come that offers less than the first ones did."""
@@ -136,10 +140,10 @@ class BagRecorder(Node):
         asked, needed = subscription.qos_profile, _requested(publishers) if publishers else subscription.qos_profile
         if needed.reliability > asked.reliability or needed.durability > asked.durability:
             self.destroy_subscription(subscription)
-            self._topics[name] = (topic, self._subscribe(topic, subscription.msg_type, needed))
+            self._topics[name] = (topic, self._subscribe(name, topic, subscription.msg_type, needed))
 
 
-def record_into(writer: TopicWriter, selection: Selection, duration_s: float = float("inf")) -> None:
+def record_into(writer: BagWriter | LiveTopics, selection: Selection, duration_s: float = float("inf")) -> None:
     """Hand every message of a selection to a writer, until Ctrl-C, SIGTERM or so many seconds have passed."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -7,14 +7,12 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros.bags.definitions import Decoder
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
-from flashvla_ros.bags.topics import IMAGE_TYPES
 from flashvla_ros.core.errors import BagError, FlashVLAError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import Box
@@ -48,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise BagError(f"cannot write {args.save}: {error}" if args.save else f"cannot start rerun: {error}") from error
     sink = RerunSink(stream, visible_boxes)
     if args.live:
-        from flashvla_ros.bags.recorder import Selection, record_into
+        from flashvla_ros.bags.recorder import LiveTopics, Selection, record_into
 
         visible_boxes(Settings())  # imports torch: later, what the node publishes meanwhile would be lost
         print("showing the running node; Ctrl-C ends it", flush=True)
@@ -91,33 +89,3 @@ def _read(sink: Any, path: Path, source: Source) -> None:
             except BagError as error:
                 sink.warnings.append(str(error))
         sink.warnings += recording.warnings
-
-
-class LiveTopics:
-    """Takes the place of a recorder's bag: every message goes to the view as it comes."""
-
-    def __init__(self, sink: Any) -> None:
-        self._sink = sink
-
-    def add_topic(self, name: str, type_name: str, definition: str, type_hash: str, qos: Sequence[Any]) -> LiveTopic:  # noqa: ARG002 - as a bag's
-        """Declare a topic."""
-        if type_name in IMAGE_TYPES:
-            parts = name.removesuffix("/compressed").strip("/").split("/")
-            self._sink.cameras[name] = parts[-2] if parts[-1] == "image" and len(parts) > 1 else parts[-1]
-        return LiveTopic(name, type_name, Decoder({type_name: ("MSG", definition)}))
-
-    def check(self) -> None:
-        """A view takes everything."""
-
-    def write(self, topic: LiveTopic, time_ns: int, data: bytes) -> None:
-        """Show one serialised message."""
-        self._sink.take(topic.topic, topic.type, topic.decoder.decode(data, topic.type), time_ns)
-
-
-@dataclasses.dataclass(frozen=True)
-class LiveTopic:
-    """A topic that is shown."""
-
-    topic: str
-    type: str
-    decoder: Decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from bag_factory import (
 from fakes import ScriptedPolicy
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.bags import options, record
 from flashvla_ros.bags.answers import load_once
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.replay import replay
@@ -71,6 +73,16 @@ def test_instructions_hold_from_their_message_on(tmp_path):
     messages.insert(4, ("/instruction", STRING, START_NS + 250_000_000, text(" close it ")))
     _, seen, _ = play(write_bag(tmp_path / "bag", messages))
     assert [observation.instruction for observation in seen] == ["open the drawer"] * 3 + ["close it"] * 3
+
+
+@pytest.mark.parametrize("command", [options, record])
+def test_a_node_without_its_slash_is_found_all_the_same(command):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    given = ["--node", "left/arm"] + (["bag", "--topics", "image", "/tf"] if command is record else [])
+    args = parser.parse_args(given)
+    assert args.node == "/left/arm"
+    assert command is options or args.topics == ["/image", "/tf"]
 
 
 def test_an_instruction_can_be_given(tmp_path):

@@ -24,6 +24,8 @@ from bag_factory import (
 )
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.bags.definitions import message_definition
+from flashvla_ros.bags.recorder import LiveTopics
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.provenance import Provenance
 from flashvla_ros.core.settings import Settings
@@ -131,6 +133,29 @@ def test_a_picture_of_which_nothing_was_pruned_is_the_recorded_one(logged: Any) 
 def test_the_robot_moves_by_its_joints(logged: Any) -> None:
     turns = [row["quaternion"][0][2] for stamp, row in logged["/frames/hand"] if stamp >= START_NS]
     assert turns == pytest.approx([np.sin(0.05 * step) for step in range(STEPS)], abs=1e-6)
+
+
+class Taken:
+    """Takes the place of what draws."""
+
+    def __init__(self) -> None:
+        self.cameras: dict[str, str] = {}
+        self.messages: list[tuple[str, str, Any]] = []
+
+    def take(self, topic: str, kind: str, seen: Any, _time_ns: int) -> None:
+        self.messages.append((topic, kind, seen))
+
+
+def test_live_messages_are_decoded_and_cameras_have_the_names_of_their_topics() -> None:
+    sink = Taken()
+    live = LiveTopics(sink)
+    for name in ("/image", "/left/image/compressed", "/camera/color"):
+        live.add_topic(name, IMAGE, *message_definition(IMAGE), [])
+    assert list(sink.cameras.values()) == ["image", "left", "color"]
+    words = live.add_topic("/instruction", STRING, *message_definition(STRING), [])
+    live.write(words, 7, bytes(STORE.serialize_cdr(text("push"), STRING)))
+    [(topic, kind, seen)] = sink.messages
+    assert (topic, kind, seen.data) == ("/instruction", STRING, "push")
 
 
 @pytest.mark.parametrize(
