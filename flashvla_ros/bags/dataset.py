@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 
 Row = tuple[Mapping[str, ImageArray], Mapping[str, Any]]  # images and values of a frame, by feature
 Feature = dict[str, Any]
-Stats = dict[str, dict[str, FloatArray]]  # feature, then statistic
 
 CODEC = "libsvtav1"  # free of royalties, takes odd sizes, and LeRobot's own choice with these options
 CODEC_OPTIONS = {"g": "2", "crf": "30", "preset": "10"}

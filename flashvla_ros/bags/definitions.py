@@ -29,7 +29,7 @@ def message_definition(type_name: str) -> tuple[str, str]:
         type_name: Such as ``sensor_msgs/msg/Image``.
 
     Raises:
-        BagError: A .msg file is not installed.
+        BagError: A .msg file is not installed, or cannot be parsed.
     """
     texts: dict[str, str] = {}
     pending = [type_name]
@@ -41,8 +41,11 @@ def message_definition(type_name: str) -> tuple[str, str]:
     parts = [f"MSG: {name.replace('/msg/', '/')}\n{text}" for name, text in texts.items() if name != type_name]
     definition = SEPARATOR.join([texts[type_name], *parts])
     store = get_typestore(Stores.EMPTY)
-    store.register(get_types_from_msg(definition, type_name))
-    return definition, store.hash_rihs01(type_name)
+    try:
+        store.register(get_types_from_msg(definition, type_name))
+        return definition, store.hash_rihs01(type_name)
+    except Exception as error:  # the parser raises whatever its grammar happens to hit
+        raise BagError(f"the definition of {type_name} cannot be read: {one_line(error)}") from error
 
 
 def _text(type_name: str) -> str:
@@ -50,7 +53,7 @@ def _text(type_name: str) -> str:
     for prefix in _prefixes():
         path = prefix / "share" / package / "msg" / f"{name}.msg"
         if path.exists():
-            return path.read_text(encoding="utf-8").strip()
+            return path.read_text(encoding="utf-8", errors="replace").strip()  # of old packages, some are Latin-1
     raise BagError(f"the definition of {type_name} is not installed: install the package {package}")
 
 

@@ -49,17 +49,22 @@ def check_file(path: Path) -> None:
     Raises:
         BagError: Names the file and the place.
     """
-    with path.open("rb") as stream:
-        if stream.read(len(GIT_LFS)) == GIT_LFS:
-            raise BagError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
-        stream.seek(0)
-        if path.suffix == ".mcap":
-            _check_mcap(path, stream)
-        elif path.suffix == ".bag":
-            _check_ros1(path, stream)
+    try:
+        with path.open("rb") as stream:
+            if stream.read(len(GIT_LFS)) == GIT_LFS:
+                raise BagError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+            stream.seek(0)
+            if path.suffix == ".mcap":
+                _check_mcap(path, stream)
+            elif path.suffix == ".bag":
+                _check_ros1(path, stream)
+    except OSError as error:
+        raise BagError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix == ".db3":
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(path)) as database:
-            _check_sqlite(path, database)
+        with contextlib.suppress(sqlite3.Error):
+            address = f"{path.absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
+                _check_sqlite(path, database)
 
 
 def expanded(data: bytes) -> bytes:
@@ -180,10 +185,6 @@ def _zstd_size(data: bytes) -> int:
             return total
         total, rest = total + size, rest[length:]
     return MOST_BYTES + 1
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _check_sqlite(path: Path, database: sqlite3.Connection) -> None:

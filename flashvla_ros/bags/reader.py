@@ -84,17 +84,11 @@ def open_bag(path: Path) -> Iterator[Bag]:
         BagError: There is nothing to read.
     """
     try:
-        mode = path.stat().st_mode
+        files, warnings = _files_of(path)
     except FileNotFoundError as error:
         raise BagError(f"there is no bag {path}") from error
     except (OSError, ValueError) as error:  # a name with a null character is a ValueError
         raise BagError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    if stat.S_ISDIR(mode):
-        files, warnings = _files_of(path)
-    elif stat.S_ISREG(mode):
-        files, warnings = [path], []
-    else:
-        raise BagError(f"{path} is a device or a pipe, and no bag")
     with expanded_files(files) as whole:
         for file in whole:
             check_file(file)
@@ -106,7 +100,12 @@ def open_bag(path: Path) -> Iterator[Bag]:
 
 
 def _files_of(path: Path) -> tuple[list[Path], list[str]]:
-    """Return the storage files of a folder in order, and what is wrong with its metadata."""
+    """Return the file at `path`, or the storage files of a folder in order, and what is wrong with its metadata."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return [path], []
+    if not stat.S_ISDIR(mode):
+        raise BagError(f"{path} is a device or a pipe, and no bag")
     files = _storage_files(path)
     try:
         named = _named_files(path)

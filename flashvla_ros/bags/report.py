@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from flashvla_ros.bags import sweep
+from flashvla_ros.bags.features import CostlyFrame
 from flashvla_ros.bags.tuning import SWEPT, BagOutcome, Tuning
 from flashvla_ros.core.files import write_text
 from flashvla_ros.core.reasons import Reason
@@ -133,9 +134,7 @@ def _recording(outcome: BagOutcome, row: sweep.Row, tuning: Tuning) -> str:
     decisions = sweep.timeline(outcome.features, row.settings)
     warnings = "".join(f"<p>⚠ {_text(warning)}</p>" for warning in outcome.warnings)
     reused = sum(decision.reason is Reason.REUSE for decision in decisions)
-    figures = "".join(
-        _costly(outcome, frame.index, frame.cost, frame.jpeg, decisions) for frame in outcome.features.worst
-    )
+    figures = "".join(_costly(outcome, frame, decisions[frame.index]) for frame in outcome.features.worst)
     return (
         f"<h2>{_text(outcome.bag)}</h2>{warnings}"
         f"<p>{len(decisions)} steps, {reused} reused under the setting above ({reused / len(decisions):.1%}).</p>"
@@ -176,13 +175,12 @@ def _sources(decisions: list[GateDecision]) -> NDArray[np.int32]:
     return np.maximum.accumulate(fresh).astype(np.int32)
 
 
-def _costly(outcome: BagOutcome, index: int, cost: float, jpeg: bytes, decisions: list[GateDecision]) -> str:
-    seconds = (outcome.features.times_ns[index] - outcome.features.times_ns[0]) / 1e9
-    decision = decisions[index]
+def _costly(outcome: BagOutcome, frame: CostlyFrame, decision: GateDecision) -> str:
+    seconds = (outcome.features.times_ns[frame.index] - outcome.features.times_ns[0]) / 1e9
     verdict = "<b>reused</b>" if decision.reuse else f"model run: {decision.reason}"
     return (
-        f"<figure><img alt='frame {index}' src='data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'>"
-        f"<figcaption>frame {index}, {seconds:.2f} s<br>the action before would be off by {cost:.3f}<br>{verdict}"
+        f"<figure><img alt='frame {frame.index}' src='{_data('jpeg', frame.jpeg)}'><figcaption>frame {frame.index}, "
+        f"{seconds:.2f} s<br>the action before would be off by {frame.cost:.3f}<br>{verdict}"
         "</figcaption></figure>"
     )
 
@@ -190,7 +188,11 @@ def _costly(outcome: BagOutcome, index: int, cost: float, jpeg: bytes, decisions
 def _picture(figure: Figure) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
-    return f"<img class='plot' alt='plot' src='data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'>"
+    return f"<img class='plot' alt='plot' src='{_data('png', stream.getvalue())}'>"
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _number(value: float) -> str:

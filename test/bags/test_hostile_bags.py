@@ -212,6 +212,7 @@ def test_metadata_that_was_made_to_do_harm_is_said_and_not_needed(tmp_path: Path
     ("kind", "words"),
     [
         ("pipe", "is a device or a pipe"),
+        ("unreadable", "cannot be read: Input/output error"),
         ("endless", "is a device or a pipe"),
         ("loop", "Too many levels of symbolic links"),
         ("long", "File name too long"),
@@ -229,6 +230,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str, words: str) -> No
     inside.parent.mkdir()
     if kind == "pipe":
         os.mkfifo(path)
+    elif kind == "unreadable":
+        path.symlink_to("/proc/self/mem")
     elif kind == "loop":
         path.symlink_to(path)
     elif kind == "pointer":

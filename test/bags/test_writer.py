@@ -102,3 +102,14 @@ def test_definitions_hold_every_nested_type():
     assert type_hash.startswith("RIHS01_")
     with pytest.raises(BagError, match="nobodys_msgs"):
         message_definition("nobodys_msgs/msg/Nothing")
+
+
+def test_a_definition_in_latin_1_is_taken_and_one_that_is_none_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "share" / "old_msgs" / "msg"
+    folder.mkdir(parents=True)
+    (folder / "Old.msg").write_bytes("float32 x  # M\u00fcller".encode("latin-1"))
+    (folder / "Odd.msg").write_text("float32")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
+    assert message_definition("old_msgs/msg/Old")[0].startswith("float32 x")
+    with pytest.raises(BagError, match="the definition of old_msgs/msg/Odd cannot be read"):
+        message_definition("old_msgs/msg/Odd")
