@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.bags.frames import Frame
-from flashvla_ros.bags.playback import reset_before
-from flashvla_ros.bags.steps import RecordedStep
 from flashvla_ros.core.errors import BagError
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
@@ -141,12 +139,10 @@ def collect(
     resets: list[Reason | None] = []
     inferences: list[tuple[FloatArray, IntArray | None, float]] = []
     gallery = Gallery()
-    before: RecordedStep | None = None
     inference: Inference | None = None
     for frame in frames:
-        resets.append(reset_before(frame, before))
-        before = frame.recorded
-        previous = inference if resets[-1] is None else None
+        resets.append(frame.reset)
+        previous = inference if frame.reset is None else None
         inference = policy.infer(Request(frame.observation, pruning, previous))
         if inferences:
             cost = np.abs(inference.normalized - inferences[-1][0]).max()

@@ -30,7 +30,7 @@ class Frame:
         observation: As the node makes it.
         time_ns: When its image was recorded.
         recorded: The step that answered it, None in a recording without the node's decisions.
-        reset: Why the memory was emptied before it, as far as messages tell; None where it was not.
+        reset: Why the memory was emptied before it, as far as steps or messages tell; None where it was not.
     """
 
     index: int
@@ -75,6 +75,7 @@ class Frames:
         if instruction:
             self._assembler.take_instruction(instruction)
         self._reset: Reason | None = None
+        self._before: RecordedStep | None = None
         self._sizes: dict[str, tuple[int, int]] = {}
         self._stamp_s = -float("inf")
         self._count = 0
@@ -156,6 +157,8 @@ class Frames:
             )
         self._stamp_s = stamp_s
         reset, self._reset = self._reset, None
+        if recorded:
+            reset, self._before = recorded.reset_since(self._before), recorded
         return Frame(self._count, observation, message.time_ns, recorded, reset)
 
     def _step_of(self, stamp_ns: int, time_ns: int, stamped: bool) -> RecordedStep | None:

@@ -14,7 +14,7 @@ from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.core.errors import ActionError, ObservationError
 from flashvla_ros.core.provenance import Provenance
-from flashvla_ros.core.reasons import EMPTYING, Reason
+from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.gate.calibration import CalibrationState, claim_of
 from flashvla_ros.gate.memory import GateMemory
@@ -59,12 +59,12 @@ def play(
     """Run the control step on every frame; one without an answer, None, stops the robot, as it does in the node."""
     before: RecordedStep | None = None
     for frame in frames:
-        cause, settings = reset_before(frame, before), settings_of(frame)
+        settings = settings_of(frame)
         if frame.recorded is not None:
-            _follow(stepper, frame.recorded, before, cause, settings)
+            _follow(stepper, frame.recorded, before, frame.reset, settings)
             before = frame.recorded
-        elif cause is not None:
-            stepper.reset(cause)
+        elif frame.reset is not None:
+            stepper.reset(frame.reset)
         try:
             result = stepper.step(frame.observation, settings, answered=_answered(frame.recorded))
         except (ObservationError, ActionError):
@@ -81,27 +81,11 @@ def _answered(step: RecordedStep | None) -> bool | None:
     return None if step is None else not step.values["decision"] and step.values["age_s"] > 0.0
 
 
-def reset_before(frame: Frame, before: RecordedStep | None) -> Reason | None:
-    """Return what emptied the memory between the recorded step `before` and a frame, None where nothing did."""
-    step = frame.recorded
-    if step is None:
-        return frame.reset
-    named = Reason(step.values["reason"]) if step.values["reason"] in EMPTYING else None
-    if before is None or _restarted(step, before):
-        return named or Reason.START
-    return (named or Reason.RESET) if step.resets > before.resets else None
-
-
-def _restarted(step: RecordedStep, before: RecordedStep) -> bool:
-    """Whether the node was activated again: it then counts steps and resets from zero."""
-    return step.step <= before.step or step.resets < before.resets
-
-
 def _follow(
     stepper: Stepper, step: RecordedStep, before: RecordedStep | None, cause: Reason | None, settings: Settings
 ) -> None:
     """Bring the stepper to the recorded activation, resets, number and state of calibration."""
-    if before is not None and _restarted(step, before):
+    if before is not None and step.restarted(before):
         before = None
     if cause is not None and before is None:
         stepper.state = StepperState(GateMemory(cause), resets=step.resets, calibration=stepper.state.calibration)

@@ -15,6 +15,7 @@ from flashvla_ros.bags.topics import Topics
 from flashvla_ros.control.step_result import REPORTED
 from flashvla_ros.core.errors import BagError, SettingsError
 from flashvla_ros.core.provenance import Provenance, settings_digest
+from flashvla_ros.core.reasons import EMPTYING, Reason
 from flashvla_ros.core.types import FloatArray
 
 ANSWER_NS = 10 * 10**9  # a step is recorded within this time of its image; a looped bag repeats stamps later than that
@@ -41,6 +42,17 @@ class RecordedStep:
     instruction: str
     digest: str
     values: Mapping[str, Any]
+
+    def restarted(self, before: RecordedStep) -> bool:
+        """Whether the node was activated again since the step `before`: it then counts steps and resets from zero."""
+        return self.step <= before.step or self.resets < before.resets
+
+    def reset_since(self, before: RecordedStep | None) -> Reason | None:
+        """Return what emptied the memory since the step `before`, None where nothing did."""
+        named = Reason(self.values["reason"]) if self.values["reason"] in EMPTYING else None
+        if before is None or self.restarted(before):
+            return named or Reason.START
+        return (named or Reason.RESET) if self.resets > before.resets else None
 
     def rows(self, field: str, size: int) -> FloatArray:
         """Return the chunk [T, D] that a field of `values` holds.

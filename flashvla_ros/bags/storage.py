@@ -37,26 +37,26 @@ class RosbagsStorage:
         counts: Topic to number of messages.
         decoder: Made of the definitions in the recording.
         breaks: One sentence for each file that ends early.
+        close: Closes the files.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.types: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.breaks: list[str] = []
-        self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._readers: list[Any] = [
                 stack.enter_context(Reader1(path) if path.suffix == ".bag" else Reader2(path)) for path in paths
             ]
-            self._stack = stack.pop_all()
-        connections = [connection for reader in self._readers for connection in reader.connections]
-        for connection in connections:
-            kind = full_name(connection.msgtype)
-            known = self.types.setdefault(connection.topic, kind)
-            self.types[connection.topic] = kind if known == kind else "several types"
-            self.counts[connection.topic] += connection.msgcount
-        definitions = {full_name(c.msgtype): (c.msgdef.format.name, c.msgdef.data) for c in connections}
-        self.decoder = Decoder(definitions, ros1=any(path.suffix == ".bag" for path in paths))
+            connections = [connection for reader in self._readers for connection in reader.connections]
+            for connection in connections:
+                kind = full_name(connection.msgtype)
+                known = self.types.setdefault(connection.topic, kind)
+                self.types[connection.topic] = kind if known == kind else "several types"
+                self.counts[connection.topic] += connection.msgcount
+            definitions = {full_name(c.msgtype): (c.msgdef.format.name, c.msgdef.data) for c in connections}
+            self.decoder = Decoder(definitions, ros1=any(path.suffix == ".bag" for path in paths))
+            self.close = stack.pop_all().close
 
     def messages(self, topics: set[str]) -> Iterator[RawMessage]:
         """Yield the messages of `topics` by time of recording."""
@@ -64,10 +64,6 @@ class RosbagsStorage:
         streams = [reader.messages(connections) for reader, connections in chosen if connections]  # none would be all
         for connection, time_ns, data in heapq.merge(*streams, key=lambda item: item[1]):
             yield RawMessage(connection.topic, full_name(connection.msgtype), time_ns, bytes(data))
-
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
 
 
 def full_name(type_name: str) -> str:
