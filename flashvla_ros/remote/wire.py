@@ -15,7 +15,7 @@ import numpy as np
 from flashvla_ros.core.errors import RemoteError
 
 MOST_BYTES = 16 * 2**20  # of a message: four raw images of 1280 x 960, and far more than any chunk of actions
-_REFUSED = "VOcmM"  # kinds of dtype that are structures, objects, complex or times
+_KINDS = "biufSU"  # of dtypes: booleans, integers, floats, bytes and text; NumPy's others hold addresses or structures
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 
 
@@ -40,13 +40,13 @@ def unpack(data: bytes) -> Any:
     """
     try:
         return msgpack.unpackb(data, object_hook=_from_map)
-    except (TypeError, ValueError, KeyError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+    except Exception as error:
         raise RemoteError(f"{len(data)} bytes are no message of openpi's protocol: {error!r}") from error
 
 
 def _to_map(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.kind in _REFUSED:
+        if value.dtype.kind not in _KINDS:
             raise ValueError(f"an array of dtype {value.dtype}")
         if isinstance(value, np.ndarray):
             return {_ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
@@ -58,7 +58,7 @@ def _from_map(value: dict[Any, Any]) -> Any:
     if _ARRAY not in value and _SCALAR not in value:
         return value
     dtype = np.dtype(value[b"dtype"])
-    if dtype.kind in _REFUSED:
+    if dtype.kind not in _KINDS:
         raise ValueError(f"an array of dtype {dtype}")
     if _SCALAR in value:
         return dtype.type(value[b"data"])

@@ -78,6 +78,8 @@ def lying(**change: object) -> bytes:
     [
         pickle.dumps([1]),
         lying(dtype="|O"),
+        lying(dtype="T", data=b"A" * 16),  # NumPy's StringDType: its elements are addresses
+        lying(dtype="(1,"),
         lying(dtype="<c8"),
         lying(dtype=[["a", "<f8"]]),
         lying(shape=[2**40, 2**40]),
