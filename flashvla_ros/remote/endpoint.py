@@ -37,15 +37,15 @@ class Endpoint:
         Raises:
             SettingsError: The address is none, or is not of this machine and lacks TLS or a key.
         """
-        parts = urlsplit(uri)
         try:
-            usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port is not None
-        except ValueError:  # a port that is no number
+            parts = urlsplit(uri)
+            usable = parts.scheme in ("ws", "wss") and parts.port is not None and "@" not in parts.netloc
+        except ValueError:  # a port that is no number, or brackets around no address
             usable = False
-        if not usable or parts.username or parts.password:
+        if not usable or not parts.hostname:
             raise SettingsError(f"model.remote must be ws://HOST:PORT or wss://HOST:PORT, got {uri!r}")
         key = api_key(settings.api_key_file)
-        if not is_loopback(parts.hostname or "") and (parts.scheme != "wss" or not key):
+        if not is_loopback(parts.hostname) and (parts.scheme != "wss" or not key):
             missing = "an API key" if parts.scheme == "wss" else "TLS (wss://) and an API key"
             raise SettingsError(
                 f"model.remote {uri} is not on this machine and needs {missing}: the key comes from "

@@ -71,7 +71,10 @@ class ObservationMap:
         positions: dict[str, float] = {}
         for row in self.settings.state:
             key, _, names = row.partition(":")
-            values = np.asarray(_get(message, key.strip()))
+            try:
+                values = np.asarray(_get(message, key.strip()))
+            except ValueError:  # lists of unequal lengths
+                values = np.empty(0)
             if values.dtype.kind not in "iuf" or values.size != len(names.split()) or not np.isfinite(values).all():
                 raise RemoteError(f"{key.strip()} must be {len(names.split())} finite numbers: {names.strip()}")
             positions.update(zip(names.split(), map(float, values.ravel()), strict=True))
@@ -152,8 +155,8 @@ def _get(message: Any, key: str) -> Any:
 
 
 def _picture(value: Any, key: str) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
-        if value.shape[2] == 3 and min(value.shape) > 0:
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.size:
+        if value.shape[2] == 3:
             return value
         if value.shape[0] == 3:
             return np.ascontiguousarray(value.transpose(1, 2, 0))

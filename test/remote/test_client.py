@@ -103,6 +103,8 @@ def test_the_server_sees_its_own_names(serve: Serve) -> None:
         ("ws://localhost", "must be ws://HOST:PORT"),
         ("ws://localhost:x", "must be ws://HOST:PORT"),
         ("ws://me:secret@localhost:1", "must be ws://HOST:PORT"),
+        ("ws://[::1:8000", "must be ws://HOST:PORT"),
+        ("ws://[zz]:80", "must be ws://HOST:PORT"),
     ],
 )
 def test_an_address_off_this_machine_needs_tls_and_a_key(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,7 @@ def test_our_own_client_drives_our_own_server(served: Callable[..., Served]) -> 
         ({"prompt": "go"}, "no 'observation/image'"),
         ({"observation/image": np.zeros((2, 2), np.uint8), "prompt": "go"}, "uint8 picture"),
         ({"observation/image": np.zeros((2, 2, 3)), "prompt": "go"}, "uint8 picture"),
+        ({"observation/image": np.zeros((3, 0, 2), np.uint8), "prompt": "go"}, "uint8 picture"),
         ({"observation/image": np.zeros((2, 2, 3), np.uint8), "prompt": " "}, "instruction in words"),
         ({"observation/image": np.zeros((2, 2, 3), np.uint8), "prompt": "go", "stamp_s": np.nan}, "finite number"),
         ([1], "a map"),
@@ -177,6 +178,15 @@ def test_a_bad_observation_is_answered_in_one_line(served: Callable[..., Served]
         assert "\n" not in answer
         with pytest.raises(websockets.ConnectionClosed):
             connection.recv(timeout=10)
+
+
+@pytest.mark.parametrize("state", [[[1.0], [1.0, 2.0]], [1.0, None], "12", {"a": 1.0}, [1.0]])
+def test_a_state_that_is_not_as_many_numbers_is_named(served: Callable[..., Served], state: Any) -> None:
+    address = served(None, SETTINGS.with_values({"remote.state": ["state: a b"]})).address
+    message = {"observation/image": np.zeros((2, 2, 3), np.uint8), "prompt": "go", "state": state}
+    with connect(f"ws://{address}", compression=None) as connection:
+        connection.recv()
+        assert say(connection, message) == "RemoteError: state must be 2 finite numbers: a b"
 
 
 def test_a_failing_model_harms_its_client_alone(served: Callable[..., Served]) -> None:
