@@ -48,7 +48,7 @@ class GuardNode(Node):
     """The node ``guard``.
 
     Attributes:
-        failure, finished, loading: What :func:`run_node` asks for; this node runs until it is told to stop.
+        failure, finished, loading: What :func:`run_node` asks for; it fails where it keeps no deadline any more.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -164,13 +164,17 @@ class GuardNode(Node):
 
     def _watch(self) -> None:
         wait_s = 0.0
-        while not self._closed.wait(wait_s):
-            with self._lock:
-                now_s = time.monotonic()
-                self._look_around()
-                self._enact(self._guard.tick(now_s, self._positions()))
-                self._report(now_s)
-                wait_s = min(max(self._guard.due_s - time.monotonic(), 0.0) + 1e-4, _LOOK_S)
+        try:
+            while not self._closed.wait(wait_s):
+                with self._lock:
+                    now_s = time.monotonic()
+                    self._look_around()
+                    self._enact(self._guard.tick(now_s, self._positions()))
+                    self._report(now_s)
+                    wait_s = min(max(self._guard.due_s - time.monotonic(), 0.0) + 1e-4, _LOOK_S)
+        except Exception as error:  # noqa: BLE001  # whatever it is, a guard that keeps no deadline must not go on
+            self.failure = f"no deadline is kept any more: {error!r}"
+            self.get_logger().error(self.failure)
 
     def _look_around(self) -> None:
         """Count who publishes commands; one that is known not to run may be of a process that was killed."""

@@ -252,4 +252,6 @@ class Guard:
             return ""
         steps = np.diff(values, axis=0, prepend=reference[np.newaxis])
         length = float(np.linalg.norm(steps @ self._whitening.T, axis=1).max())
-        return f"a command's step is {length:.4g} times what guard.step_matrix allows" if length > 1.0 + _SLACK else ""
+        if length <= 1.0 + _SLACK:  # one that overflows is not a number, and longer than anything
+            return ""
+        return f"a command's step is {length:.4g} times what guard.step_matrix allows"

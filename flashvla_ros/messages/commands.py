@@ -12,12 +12,14 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.types import ActionSpec, FloatArray
 
+_EARLY = 0.01  # of a time step, by which a row may be due at another time
+
 
 def values_of(message: Any, spec: ActionSpec) -> FloatArray:
     """Return the values [T, D] of a command, which may be anything but finite.
 
     Raises:
-        ActionError: It has other joints or another size than `spec`.
+        ActionError: It has other joints or another size than `spec`, or rows that are due at other times.
     """
     if isinstance(message, TwistStamped):
         linear, angular = message.twist.linear, message.twist.angular
@@ -33,6 +35,13 @@ def values_of(message: Any, spec: ActionSpec) -> FloatArray:
         rows = [list(point.positions) for point in message.points]
         if any(len(point.velocities) or len(point.accelerations) or len(point.effort) for point in message.points):
             raise ActionError("the command has velocities, accelerations or efforts, which nothing here limits")
+        for index, point in enumerate(message.points):
+            due_s = point.time_from_start.sec + point.time_from_start.nanosec * 1e-9
+            if abs(due_s - (index + 1) * spec.dt_s) > _EARLY * spec.dt_s:
+                raise ActionError(
+                    f"the command's point {index + 1} is due after {due_s:g} s, but action.dt_s is {spec.dt_s:g}: at "
+                    f"another pace its steps are other speeds"
+                )
     if not rows or any(len(row) != spec.size for row in rows):
         raise ActionError(f"the command has {[len(row) for row in rows]} values, expected {spec.size} a row")
     return np.array(rows, dtype=np.float64)

@@ -122,6 +122,13 @@ def test_a_step_is_held_to_how_the_dimensions_move_together():
     assert "a command's step is 3.544 times what guard.step_matrix allows" in stop.detail
 
 
+def test_a_step_whose_length_overflows_is_too_long():
+    joints = Guard(GuardSettings.of({**JOINTS, "limits.max_step": (), "guard.step_matrix": (1.0, 0.0, 0.0, 1.0)}))
+    passes, stop = joints.command(np.array([[1.7e308, 0.0]]), Age(), 10.0, {"a": -1.7e308, "b": 0.0})
+    assert not passes
+    assert "what guard.step_matrix allows" in stop.detail
+
+
 def test_a_publisher_that_does_not_live_stops_the_robot_and_its_first_words_are_not_heard():
     moved = moving()
     moved.alive = False

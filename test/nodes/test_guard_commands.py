@@ -155,3 +155,16 @@ def test_a_flood_of_commands_leaves_the_processor_to_others():
     finally:
         arm.close()
         rclpy.try_shutdown(context=context)
+
+
+def test_a_guard_whose_watch_has_failed_ends_and_stops_the_robot_as_it_does():
+    context = Context()
+    rclpy.init(context=context)
+    arm = Arm("left", "TwistStamped", context)
+    try:
+        arm.guard.destroy_publisher(arm.guard._status)  # no heartbeat can be published any more
+        arm.guard._thread.join(PATIENCE_S)
+        assert "InvalidHandle" in arm.guard.failure
+    finally:
+        arm.close()
+        rclpy.try_shutdown(context=context)
