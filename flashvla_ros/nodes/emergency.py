@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Callable
 
 from rclpy.context import Context
@@ -36,7 +37,7 @@ class EmergencyStop:
 
     def __init__(self, node: Node, on_press: Callable[[], None], events: SubscriptionEventCallbacks) -> None:
         self.pressed = False
-        self._on_press = on_press
+        self._on_press, self._logger = on_press, node.get_logger()
         topic = interfaces.EMERGENCY_STOP
         qos = topic.qos
         qos.history = HistoryPolicy.KEEP_ALL
@@ -74,7 +75,10 @@ class EmergencyStop:
     def _on_message(self, message: Bool) -> None:
         if message.data and not self.pressed:
             self.pressed = True
-            self._on_press()
+            try:
+                self._on_press()
+            except Exception:  # noqa: BLE001  # whatever it was, the next press must be heard
+                self._logger.error(traceback.format_exc().rstrip())
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):

@@ -18,7 +18,6 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import qos_policy_name_from_kind
 from rclpy.subscription import Subscription
-from rclpy.time import Time as RosTime
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header, String
 
@@ -86,7 +85,6 @@ class Inputs:
         self._node = node
         self._settings = settings
         self._clock = clock
-        self._clock_type = node.get_clock().clock_type
         self._control: tuple[Worker, Watchdog] | None = None
         self._topics = interfaces.image_topics(settings().camera)
         self._assembler = Assembler(self._topics, settings)
@@ -207,7 +205,8 @@ class Inputs:
 
         One from the future is refused too: by a clock that is ahead, an old image looks new.
         """
-        age_s = (self._node.get_clock().now() - RosTime.from_msg(stamp, self._clock_type)).nanoseconds * 1e-9
+        # By hand: rclpy's own Time raises at a stamp before 1970.
+        age_s = (self._node.get_clock().now().nanoseconds - stamp.sec * 10**9 - stamp.nanosec) * 1e-9
         limit_s = self._settings().control.max_image_age_s
         if 0.0 < limit_s < abs(age_s):
             age = f"{age_s:.2f} s old" if age_s > 0.0 else f"{-age_s:.2f} s ahead of this node's clock"

@@ -48,7 +48,8 @@ def check_reported(node: Node, spec: ActionSpec) -> None:
         SettingsError: Joints are reported, and not all of the action's; names both lists.
     """
     topic = interfaces.JOINT_STATES
-    if not spec.joints or not node.count_publishers(topic.name):
+    name = node.resolve_topic_name(topic.name)
+    if not spec.joints or not node.count_publishers(name):  # which takes a name as it is, whatever it is remapped to
         return
     reported: set[str] = set()
 
@@ -58,7 +59,7 @@ def check_reported(node: Node, spec: ActionSpec) -> None:
 
     _listen(node, topic, complete, _JOINT_STATES_S)
     if reported:
-        check_names(spec, reported, f"joints on {node.resolve_topic_name(topic.name)}")
+        check_names(spec, reported, f"joints on {name}")
 
 
 def _description(node: Node) -> tuple[str, str]:

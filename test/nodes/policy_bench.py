@@ -65,6 +65,7 @@ class PolicyBench:
         files: Parameter files.
         namespace: Of the node.
         enclave: Of SROS 2.
+        remap: A topic under another name, such as ``image:=/camera/image_raw``; nothing by default.
         parameters: Values at start; ``__`` stands for the dot, as in ``gate__delta=0.9``. Those of :data:`CALM` unless
             they say otherwise.
     """
@@ -77,10 +78,11 @@ class PolicyBench:
         files: Sequence[Path] = (),
         namespace: str = "",
         enclave: str = "/",
+        remap: str = "",
         **parameters: Any,
     ) -> None:
         self.context = Context()
-        arguments = [word for path in files for word in ("--params-file", str(path))]
+        arguments = [word for path in files for word in ("--params-file", str(path))] + (["-r", remap] if remap else [])
         rclpy.init(context=self.context, args=["--ros-args", "--enclave", enclave, *arguments])
         self.policy = policy or ScriptedPolicy()
         overrides = [Parameter(name.replace("__", "."), value=value) for name, value in {**CALM, **parameters}.items()]

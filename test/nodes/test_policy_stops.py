@@ -15,7 +15,7 @@ from policy_bench import PolicyBench, wait
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, Header
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import ObservationError
@@ -251,6 +251,23 @@ def test_an_emergency_stop_has_a_participant_of_its_own_in_the_same_enclave(make
     assert set(enclaves()) == {"/flashvla"}
 
 
+def test_a_press_whose_stop_raised_leaves_the_next_one_heard(make, monkeypatch):
+    bench = make().start()
+    bench.step()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory for a message")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.node._runner.worker, "stop", fail)
+        bench.emergency_stop.publish(Bool(data=True))
+        bench.log_line("no memory for a message")
+    bench.call(bench.reset, Trigger.Request())
+    bench.step()
+    bench.emergency_stop.publish(Bool(data=True))
+    bench.until(lambda: stops(bench), "the stop action")
+
+
 @pytest.mark.parametrize("configured", [True, False])
 def test_an_emergency_stop_before_activation_holds_too(make, configured):
     bench = make()
@@ -334,6 +351,7 @@ def image(encoding: str = "rgb8", height: int = 4, width: int = 4, step: int = 1
         (image(height=0, size=0), "an image must have pixels, got 4 x 0"),
         (image(size=47), "has 48 bytes, but only 47 came: it is truncated"),
         (image(step=11), "12 bytes, but the image's step is 11"),
+        (Image(header=Header(stamp=Time(sec=-1))), "s old by its stamp (control.max_image_age_s is 60)"),
     ],
 )
 def test_a_bad_image_is_one_clear_error_and_the_robot_stays_safe(make, message, words):
