@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     findings = []
     if wrong := [rule for rule in args.remap if not all(rule.partition(":="))]:
         raise SettingsError(f"--remap takes TOPIC:=NAME, such as image:=/camera/image_raw, got {wrong[0]!r}")
-    found = _findings(args.checkpoint, settings, args.wait, args.remap)
+    found = _findings(settings, args)
     for finding in itertools.chain(found, _explained(args.checkpoint, settings) if args.explain else ()):
         findings.append(finding)
         print("\n".join(render([finding])), flush=True)
@@ -67,12 +67,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _findings(checkpoint: Path | None, settings: Settings, wait_s: float, remappings: list[str]) -> Iterator[Finding]:
+def _findings(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
+    checkpoint: Path | None = args.checkpoint
     of_settings = check_settings(settings)
     yield from of_settings if checkpoint is None else itertools.islice(of_settings, 1)  # limits are the robot's
     if checkpoint is None:
         yield from check_machine(settings.model)
-        yield from check_ros(settings, wait_s, remappings)
+        yield from check_ros(settings, args.wait, args.remap, args.node)
     try:
         folder = _folder(checkpoint, settings)
     except FlashVLAError as error:

@@ -47,11 +47,14 @@ def _python() -> Finding:
 
 
 def _torch(settings: ModelSettings) -> Iterator[Finding]:
-    try:
-        import torch
-    except ImportError as error:
-        yield Finding("torch", Level.FAILURE, f"cannot be imported: {error}", "pip install 'torch>=2.11'")
-        return
+    for package in ("torch", "transformers"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            yield Finding(package, Level.FAILURE, f"cannot be imported: {error}", extras.remedy("model"))
+            return
+    import torch
+
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _LEAST_TORCH:
         yield Finding("torch", Level.FAILURE, torch.__version__, "pip install --upgrade 'torch>=2.11'")

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from flashvla_ros.core.errors import ObservationError
+from flashvla_ros.cli.parameter_files import DEFAULT_NODE
+from flashvla_ros.core.errors import ObservationError, SettingsError
 from flashvla_ros.core.extras import remedy
 from flashvla_ros.core.settings import CameraSettings, Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
@@ -20,24 +21,23 @@ from flashvla_ros.doctor.trial import attempt
 
 _INSTALL = remedy("ros")
 _RMW_TRIAL = "import rclpy; print(rclpy.get_rmw_implementation_identifier())"
-# Message type of each value of command.type; the node's own table is out of reach without rclpy.
-COMMAND_TYPES = {
-    "TwistStamped": "geometry_msgs/msg/TwistStamped",
-    "PoseStamped": "geometry_msgs/msg/PoseStamped",
-    "JointTrajectory": "trajectory_msgs/msg/JointTrajectory",
-    "Float64MultiArray": "std_msgs/msg/Float64MultiArray",
-}
 _FRAMES = 10  # that are enough to tell the rate
 _OLDEST = ("jazzy", "kilted", "lyrical", "rolling")
 
 
-def check_ros(settings: Settings, wait_s: float, remappings: Sequence[str] = ()) -> Iterator[Finding]:
+def check_ros(
+    settings: Settings, wait_s: float, remappings: Sequence[str] = (), name: str = DEFAULT_NODE
+) -> Iterator[Finding]:
     """Look at the installation and, where it works, at cameras and controller; each is awaited for `wait_s`.
 
     Args:
         settings: Those that the node would have.
         wait_s: Longest wait for somebody at the other end of a topic, and for images.
         remappings: Topics under other names, such as ``image:=/camera/image_raw``.
+        name: Of the node, behind its namespace.
+
+    Raises:
+        SettingsError: ROS does not take a remapping.
     """
     if importlib.util.find_spec("rclpy") is None:
         yield Finding("ROS 2", Level.FAILURE, "rclpy is not installed", _INSTALL)
@@ -50,7 +50,7 @@ def check_ros(settings: Settings, wait_s: float, remappings: Sequence[str] = ())
     messages = _messages()
     yield messages
     if messages.level is Level.OK:
-        yield from _ends(settings, wait_s, remappings)
+        yield from _ends(settings, wait_s, remappings, name.rpartition("/")[0])
 
 
 def _middleware() -> Finding:
@@ -96,7 +96,7 @@ def _messages() -> Finding:
     return ok("messages", "this package's messages and cv_bridge load")
 
 
-def _ends(settings: Settings, wait_s: float, remappings: Sequence[str]) -> Iterator[Finding]:
+def _ends(settings: Settings, wait_s: float, remappings: Sequence[str], space: str) -> Iterator[Finding]:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
@@ -104,7 +104,11 @@ def _ends(settings: Settings, wait_s: float, remappings: Sequence[str]) -> Itera
     context = rclpy.Context()
     rclpy.init(context=context, args=[], signal_handler_options=SignalHandlerOptions.NO)
     rules = [word for rule in remappings for word in ("-r", rule)]
-    node = rclpy.create_node("flashvla_doctor", context=context, cli_args=["--ros-args", *rules])
+    try:
+        node = rclpy.create_node("flashvla_doctor", context=context, namespace=space, cli_args=["--ros-args", *rules])
+    except RuntimeError as error:  # of a type that is not public
+        context.try_shutdown()
+        raise SettingsError(f"--remap {' '.join(remappings)} is refused: {' '.join(str(error).split())}") from error
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:
@@ -154,12 +158,15 @@ def _camera(node: Any, executor: Any, name: str, camera: CameraSettings, wait_s:
 
 def _controller(node: Any, executor: Any, command_type: str, wait_s: float) -> Finding:
     """Find who reads the commands, and whether it could; ROS connects topics of different types without a word."""
-    from rclpy.duration import Infinite
+    from rclpy.duration import Duration, Infinite
     from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 
+    from flashvla_ros.messages.commands import COMMAND_TYPES
+
     # Written out: what the graph reports of a reader has infinite times, and the check takes 0 for something else.
-    offered = QoSProfile(depth=10, deadline=Infinite, liveliness_lease_duration=Infinite)
-    topic, wanted = node.resolve_topic_name("command"), COMMAND_TYPES[command_type]
+    offered = QoSProfile(depth=10, deadline=Infinite, liveliness_lease_duration=Duration(seconds=0.5))
+    topic = node.resolve_topic_name("command")
+    wanted = f"{COMMAND_TYPES[command_type].__module__.partition('.')[0]}/msg/{command_type}"
     readers = _await(executor, lambda: node.get_subscriptions_info_by_topic(topic), wait_s)
     if not readers:
         remedy = "start the controller, and remap command to its topic; docs/safety.md has several"

@@ -30,7 +30,7 @@ from flashvla_ros.core.reasons import Reason
 from flashvla_ros.guard.realtime import lock_memory, prioritise
 from flashvla_ros.guard.rules import Age, Guard, GuardState, GuardStop
 from flashvla_ros.guard.settings import ROWS, GuardSettings
-from flashvla_ros.messages.commands import message_of, stamp_of, values_of
+from flashvla_ros.messages.commands import COMMAND_TYPES, message_of, stamp_of, values_of
 from flashvla_ros.messages.pose import pose_values
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import given_at_start
@@ -67,7 +67,7 @@ class GuardNode(Node):
         self._not_alive = 0
         self._report_at = self._diagnose_at = self._next_s = 0.0
         self._reported: GuardState | None = None
-        command_type = {kind.__name__: kind for kind in interfaces.COMMAND.types}[settings.command.type]
+        command_type = COMMAND_TYPES[settings.command.type]
         self._command, self._gripper, self._status, self._diagnostics = (
             self.create_publisher(kind, topic.name.replace("guard/", "~/"), topic.qos)
             for kind, topic in (

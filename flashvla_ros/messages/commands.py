@@ -12,6 +12,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.types import ActionSpec, FloatArray
 
+COMMAND_TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (TwistStamped, PoseStamped, JointTrajectory, Float64MultiArray)
+}
 _EARLY = 0.01  # of a time step, by which a row may be due at another time
 
 
@@ -48,7 +51,11 @@ def values_of(message: Any, spec: ActionSpec) -> FloatArray:
 
 
 def message_of(command_type: str, values: FloatArray, spec: ActionSpec, header: Header) -> Any:
-    """Return the message of a command [T, D] of finite values; a trajectory starts when it arrives."""
+    """Return the message of a command [T, D] of finite values; all types but a trajectory carry its first row.
+
+    A trajectory's stamp is 0, "start now": one that answers an image of the past would be over before it arrives, and
+    joint_trajectory_controller refuses those. The array's layout has the names as its label.
+    """
     row = [float(value) for value in values[0]]
     if command_type == "TwistStamped":
         message: Any = TwistStamped(header=header)

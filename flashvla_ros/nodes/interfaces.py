@@ -11,15 +11,15 @@ import enum
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import PoseStamped
 from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Bool, Float64, Float64MultiArray, String
+from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from flashvla_ros.core.settings import CameraSettings
+from flashvla_ros.messages.commands import COMMAND_TYPES
 from flashvla_ros.msg import EpisodeStatus, GateStatus, PolicyStatus
 
 
@@ -78,9 +78,7 @@ JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), reliable=F
 END_EFFECTOR_POSE = Interface("end_effector_pose", Direction.IN, (PoseStamped,), depth=1, reliable=False)
 IMAGE = Interface("image", Direction.IN, (Image, CompressedImage), depth=1, reliable=False)
 
-COMMAND = Interface(
-    "command", Direction.OUT, (TwistStamped, PoseStamped, JointTrajectory, Float64MultiArray), lease_s=0.5
-)
+COMMAND = Interface("command", Direction.OUT, tuple(COMMAND_TYPES.values()), lease_s=0.5)
 GRIPPER_COMMAND = Interface("gripper_command", Direction.OUT, (Float64,))
 GATE = Interface("~/gate", Direction.OUT, (GateStatus,))
 STATUS = Interface("~/status", Direction.OUT, (PolicyStatus,))

@@ -14,18 +14,19 @@ import pytest
 import rclpy
 from checkpoints import write_checkpoint
 from geometry_msgs.msg import TwistStamped
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from flashvla_ros.__main__ import main
+from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import CameraSettings, ModelSettings, Settings
-from flashvla_ros.doctor import ros
 from flashvla_ros.doctor.checkpoint import check_checkpoint
 from flashvla_ros.doctor.finding import Finding, Level
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros, image_topics
-from flashvla_ros.nodes import commands, interfaces
+from flashvla_ros.nodes import interfaces
 from flashvla_ros.vla.random_checkpoint import config_of_size, write_random_checkpoint
 
 
@@ -164,9 +165,11 @@ def camera(kind: type[Any], reliability: ReliabilityPolicy, topic: str = "image"
         context.try_shutdown()
 
 
-def look(wait_s: float = 30.0, name: str = "camera", remap: tuple[str, ...] = (), **values: Any) -> Finding:
+def look(
+    wait_s: float = 30.0, name: str = "camera", remap: tuple[str, ...] = (), node: str = "/flashvla", **values: Any
+) -> Finding:
     settings = Settings().with_values({key.replace("__", "."): value for key, value in values.items()})
-    return next(finding for finding in check_ros(settings, wait_s, remap) if finding.name == name)
+    return next(finding for finding in check_ros(settings, wait_s, remap, node) if finding.name == name)
 
 
 def test_a_camera_whose_images_the_node_could_not_use_is_told() -> None:
@@ -205,6 +208,7 @@ def test_an_absent_camera_is_told() -> None:
     finding = look(wait_s=0.5)
     assert finding.level is Level.WARNING
     assert "nobody publishes /image" in finding.text
+    assert "nobody publishes /left/image" in look(wait_s=0.1, node="/left/flashvla").text
 
 
 @pytest.fixture
@@ -242,11 +246,11 @@ def test_a_controller_that_asks_for_more_than_the_node_offers_is_told(arm: Node)
     assert "no more than that" in found.remedy
 
 
-def test_the_command_types_are_those_of_the_node() -> None:
-    types = {
-        name: f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}" for name, (kind, _) in commands.COMMANDS.items()
-    }
-    assert types == ros.COMMAND_TYPES
+@pytest.mark.parametrize(("share", "level"), [(1.1, Level.OK), (0.9, Level.FAILURE)])
+def test_a_controller_that_asks_whether_the_node_lives(arm: Node, share: float, level: Level) -> None:
+    asks = QoSProfile(depth=1, liveliness_lease_duration=Duration(seconds=share * interfaces.COMMAND.lease_s))
+    arm.create_subscription(TwistStamped, "command", lambda _: None, asks)
+    assert look(5.0, "controller").level is level
 
 
 def test_a_middleware_that_is_not_there_is_told_and_does_not_end_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,5 +262,7 @@ def test_a_middleware_that_is_not_there_is_told_and_does_not_end_the_doctor(monk
 
 
 def test_a_remapping_of_another_form_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match="--remap image:=/a b is refused: .*Couldn't parse remap rule"):
+        look(0.1, remap=("image:=/a b",))
     assert main(["doctor", "--remap", "image=/camera"]) == 2
     assert "got 'image=/camera'" in capsys.readouterr().err

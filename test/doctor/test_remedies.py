@@ -41,14 +41,19 @@ def test_an_old_python(monkeypatch):
     assert (finding.level, finding.remedy) == (Level.FAILURE, "use Python 3.11 or newer")
 
 
-def test_torch_that_is_not_there_or_old(monkeypatch):
+def test_torch_that_is_old(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.1.0+cpu")
     assert (found("torch").level, found("torch").remedy) == (Level.FAILURE, "pip install --upgrade 'torch>=2.11'")
-    hide(monkeypatch, "torch")
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_what_the_model_needs_and_is_not_there(monkeypatch, package):
+    hide(monkeypatch, package)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"torch": "2.11"}[name])
     findings = list(machine.check_machine(CPU))
-    assert [finding.name for finding in findings] == ["Python", "torch", "EGL"]  # the rest would need it
+    assert [finding.name for finding in findings] == ["Python", package, "EGL"]  # the rest would need it
     assert findings[1].level is Level.FAILURE
-    assert findings[1].remedy == "pip install 'torch>=2.11'"
+    assert findings[1].remedy.startswith("pip install 'torch>=2.11' 'transformers>=5")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
