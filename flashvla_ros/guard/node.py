@@ -18,7 +18,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.duration import Duration
 from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallbacks
-from rclpy.node import Node
 from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64, Header
@@ -34,7 +33,7 @@ from flashvla_ros.messages.commands import COMMAND_TYPES, message_of, stamp_of, 
 from flashvla_ros.messages.pose import pose_values
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import given_at_start
-from flashvla_ros.nodes.process import run_node
+from flashvla_ros.nodes.process import StoppableNode, run_node
 
 _LOOK_S = 0.02  # between two looks at the publishers; a deadline is kept to the instant
 _APART_S = 5e-3  # between two commands; of a flood the rest falls out of the queue, and other processes can go on
@@ -44,12 +43,8 @@ _FLUSH = Duration(nanoseconds=200_000_000)
 _PRESSES = 1000  # of a button whose state comes at a high rate: a press must not be pushed out by what follows it
 
 
-class GuardNode(Node):
-    """The node ``guard``.
-
-    Attributes:
-        failure, finished, loading: What :func:`run_node` asks for; it fails where it keeps no deadline any more.
-    """
+class GuardNode(StoppableNode):
+    """The node ``guard``; it fails where it keeps no deadline any more."""
 
     def __init__(self, **options: Any) -> None:
         """Read the parameters, hear the emergency stop first of all; `options` are those of :class:`rclpy.node.Node`.
@@ -58,7 +53,6 @@ class GuardNode(Node):
             SettingsError: A parameter is unknown, of the wrong type or breaks a rule.
         """
         super().__init__("guard", **options)
-        self.failure, self.finished, self.loading = "", False, False
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self.settings = settings = GuardSettings.of(given_at_start(self, ROWS))

@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -60,27 +60,17 @@ class Rejections:
         self._log(f"{text} ({repeated} more like it since)" if repeated else text)
 
 
-class Reporting(Protocol):
-    """A node whose last failure can be read."""
-
-    transition_error: str
-
-    def get_logger(self) -> RcutilsLogger:
-        """Where failures are logged."""
+Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
-N = TypeVar("N", bound=Reporting)
-Transition = Callable[[N, LifecycleState], TransitionCallbackReturn]
-
-
-def reported(transition: Transition[N]) -> Transition[N]:
-    """Log why a transition failed: rclpy swallows whatever a callback raises, without a word.
+def reported(transition: Transition) -> Transition:
+    """Log why a transition failed, and leave it in `transition_error`: rclpy swallows whatever a callback raises.
 
     What a user can mend undoes the transition; a programming error ends in on_error.
     """
 
     @functools.wraps(transition)
-    def wrapper(node: N, state: LifecycleState) -> TransitionCallbackReturn:
+    def wrapper(node: Any, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(node, state)
         except Exception as error:  # noqa: BLE001  # rclpy would do the same, silently

@@ -35,7 +35,7 @@ from flashvla_ros.nodes.inputs import Inputs, unheard_publishers
 from flashvla_ros.nodes.logs import Rejections, reported
 from flashvla_ros.nodes.outputs import Outputs
 from flashvla_ros.nodes.parameters import NodeParameters
-from flashvla_ros.nodes.process import leave, run_node
+from flashvla_ros.nodes.process import StoppableNode, leave, run_node
 from flashvla_ros.nodes.robot_model import check_reported, urdf_limits
 from flashvla_ros.nodes.runner import Runner
 from flashvla_ros.nodes.status import Health, Reporter
@@ -43,13 +43,10 @@ from flashvla_ros.remote.loading import FROM_SETTINGS
 from flashvla_ros.vla.loading import EngineState, LoadedPolicy, PolicyFactory
 
 
-class PolicyNode(LifecycleNode):
-    """The node ``flashvla``.
+class PolicyNode(StoppableNode, LifecycleNode):
+    """The node ``flashvla``; it fails where it cannot start by itself (``node.autostart``).
 
     Attributes:
-        failure: Why it could not start by itself (``node.autostart``); empty otherwise.
-        finished: Always false: this node runs until it is told to stop.
-        loading: True while the model is being loaded, when a signal may interrupt it.
         transition_error: Why the last transition failed.
     """
 
@@ -60,8 +57,7 @@ class PolicyNode(LifecycleNode):
             SettingsError: A parameter given at start is unknown, of the wrong type or breaks a rule.
         """
         super().__init__(name, **options)
-        self.failure = self.transition_error = ""
-        self.loading = self.finished = False
+        self.transition_error = ""
         self._factory = factory
         self._loaded: LoadedPolicy | None = None
         self._runner: Runner | None = None
@@ -260,22 +256,25 @@ class PolicyNode(LifecycleNode):
     def _facts(self) -> tuple[Health, Tally]:
         inputs, runner = self._inputs, self._runner
         halted = "emergency_stop" if self._emergency.pressed else ""
+        said = {
+            "state": runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
+            "stop_reason": runner.stop_reason if runner else halted,
+            "instruction": inputs.instruction,
+            "dropped": runner.worker.dropped if runner else 0,
+            "rejected": inputs.rejections.count,
+            "stops": runner.stops if runner else 0,
+            "image_rate_hz": inputs.images.rate_hz(time.monotonic()),
+            "dry_run": self.settings.control.dry_run,
+            "certificate": self._certificate,
+        }
         health = Health(
-            state=runner.worker.state if runner else State.STOPPED if halted else State.WAITING,
-            stop_reason=runner.stop_reason if runner else halted,
+            said,
             missing=inputs.missing or self._guard.missing,
-            instruction=inputs.instruction,
-            dropped=runner.worker.dropped if runner else 0,
-            rejected=inputs.rejections.count,
-            stops=runner.stops if runner else 0,
-            image_rate_hz=inputs.images.rate_hz(time.monotonic()),
-            dry_run=self.settings.control.dry_run,
             crowded=self._crowded(),
             latency_budget_s=self.settings.control.latency_budget_s,
             names=self._spec.names,
             signs=runner.monitor.signs if runner else Signs(),
             alarm=runner.alarm if runner else "",
-            certificate=self._certificate,
             engine=self._loaded.engine() if self._loaded else EngineState(),
         )
         return health, runner.tally if runner else Tally()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import ctypes
 import os
 import re
@@ -11,12 +12,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
@@ -41,8 +41,8 @@ bringup.launch.py` starts it with a robot."""
 _SOURCE_LINE = re.compile(r",?\s*\bat /\S+:\d+")  # rcl names its own source files
 
 
-class StoppableNode(Protocol):
-    """What a process asks of its node, an rclpy node, in addition to spinning.
+class StoppableNode(Node):
+    """What a process asks of its node in addition to spinning.
 
     Attributes:
         failure: Why the node gave up, which it has logged; empty while it has not; ends the process with exit code 2.
@@ -50,21 +50,12 @@ class StoppableNode(Protocol):
         loading: True while a callback may be interrupted by a signal.
     """
 
-    failure: str
-    finished: bool
-    loading: bool
+    failure = ""
+    finished = loading = False
 
+    @abc.abstractmethod
     def close(self, why: str) -> None:
         """Leave the robot safe; the node is destroyed next."""
-
-    def get_logger(self) -> RcutilsLogger:
-        """Return what writes to its log."""
-
-    def get_fully_qualified_name(self) -> str:
-        """Return its name behind its namespace."""
-
-    def destroy_node(self) -> None:
-        """Give its handles back."""
 
 
 def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None = None) -> int:
@@ -213,7 +204,7 @@ def _checked(node: StoppableNode, files: Sequence[Path]) -> StoppableNode:
 def _spin(node: StoppableNode, stop: _StopSignal) -> int:
     stop.interrupts = lambda: node.loading
     executor = SingleThreadedExecutor()
-    executor.add_node(cast(Node, node))
+    executor.add_node(node)
     try:
         while not stop.name and not node.failure and not node.finished:
             executor.spin_once(timeout_sec=_SPIN_S)

@@ -32,7 +32,7 @@ from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.nodes.parameters import describe, given_at_start
-from flashvla_ros.nodes.process import leave, run_node
+from flashvla_ros.nodes.process import StoppableNode, leave, run_node
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
 from flashvla_ros.sim.libero.protocol import CAMERAS
 from flashvla_ros.sim.settings import ROBOT_PARAMETERS, RobotSettings
@@ -53,13 +53,10 @@ class Phase(enum.Enum):
     FINISHED = "nothing"
 
 
-class RobotNode(Node):
-    """Wires an :class:`Episode` to topics.
+class RobotNode(StoppableNode):
+    """Wires an :class:`Episode` to topics; it has finished once the last episode has ended.
 
     Attributes:
-        failure: Always empty: what goes wrong is told in EpisodeStatus, or raised.
-        finished: The last episode has ended.
-        loading: Always false: no callback takes long.
         settings: The parameters.
     """
 
@@ -76,7 +73,6 @@ class RobotNode(Node):
 
         super().__init__("robot", **options)
         self.settings = settings = _settings(self)
-        self.failure, self.finished, self.loading = "", False, False
         self._world = make_world(settings.task, settings.image_size, settings.render, settings.cameras)
         self._tick_s = 1.0 / settings.rate_hz
         self._phase = Phase.CONNECTING

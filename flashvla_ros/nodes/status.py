@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -13,6 +13,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header, String
 
+from flashvla_ros.control.latency import SlidingWindow
 from flashvla_ros.control.monitors import Signs
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.tally import Tally
@@ -56,74 +57,44 @@ class Health:
     """What the node knows of itself, apart from the counts of its steps.
 
     Attributes:
-        state: ``running``, ``waiting`` or ``stopped``.
-        stop_reason: Why it is stopped, empty otherwise.
+        said: Fields of PolicyStatus, by their names.
         missing: What it waits for, empty where nothing is missing.
-        instruction: The instruction in force.
-        dropped: Observations replaced by a newer one before they were used.
-        rejected: Messages that could not be used.
-        stops: Times the robot was stopped.
-        image_rate_hz: Usable images of the first camera, per second.
-        dry_run: Commands are computed and not sent.
         crowded: Topics of images and commands that have more than one publisher.
         latency_budget_s: Time from an image's stamp to its command that is not to be exceeded; 0: any.
         names: Names of the action's dimensions.
         signs: What the monitors see.
         alarm: Which of their thresholds are exceeded, in words; empty where none is.
-        certificate: What certifies the settings in force, or why nothing does.
         engine: What runs the model.
     """
 
-    state: str
-    stop_reason: str = ""
-    missing: str = ""
-    instruction: str = ""
-    dropped: int = 0
-    rejected: int = 0
-    stops: int = 0
-    image_rate_hz: float = 0.0
-    dry_run: bool = False
-    crowded: tuple[str, ...] = ()
-    latency_budget_s: float = 0.0
-    names: tuple[str, ...] = ()
-    signs: Signs = dataclasses.field(default_factory=Signs)
-    alarm: str = ""
-    certificate: str = ""
-    engine: EngineState = dataclasses.field(default_factory=EngineState)
+    said: Mapping[str, Any]
+    missing: str
+    crowded: tuple[str, ...]
+    latency_budget_s: float
+    names: tuple[str, ...]
+    signs: Signs
+    alarm: str
+    engine: EngineState
 
 
 def policy_status(health: Health, tally: Tally, header: Header, now_s: float) -> PolicyStatus:
     """Return the message of one moment; `now_s` is on the monotonic clock, as the samples of `tally` are."""
-    p50_s, p95_s, p99_s = tally.latency.percentiles(now_s)
-    inference_p50_s, inference_p95_s, inference_p99_s = tally.inference.percentiles(now_s)
     return PolicyStatus(
         header=header,
-        state=health.state,
-        stop_reason=health.stop_reason,
-        instruction=health.instruction,
-        steps=tally.steps,
-        inferred=tally.inferred,
-        reused=tally.reused,
-        dropped=health.dropped,
-        rejected=health.rejected,
-        clamped=tally.clamped,
-        stops=health.stops,
-        image_rate_hz=health.image_rate_hz,
+        **health.said,
+        **{name: getattr(tally, name) for name in ("steps", "inferred", "reused", "clamped", "speed_scale")},
         step_rate_hz=tally.latency.rate_hz(now_s),
         reuse_rate=tally.reuse.mean(now_s),
-        latency_p50_s=p50_s,
-        latency_p95_s=p95_s,
-        latency_p99_s=p99_s,
-        inference_p50_s=inference_p50_s,
-        inference_p95_s=inference_p95_s,
-        inference_p99_s=inference_p99_s,
+        **_percentiles("latency", tally.latency, now_s),
+        **_percentiles("inference", tally.inference, now_s),
         draft_acceptance=tally.draft_acceptance(now_s),
-        dry_run=health.dry_run,
-        speed_scale=tally.speed_scale,
-        certificate=health.certificate,
         **_calibrated(tally),
         engine=f"{health.engine.name}: {health.engine.fault}" if health.engine.fault else health.engine.name,
     )
+
+
+def _percentiles(name: str, samples: SlidingWindow, now_s: float) -> dict[str, float]:
+    return dict(zip((f"{name}_{part}_s" for part in ("p50", "p95", "p99")), samples.percentiles(now_s), strict=True))
 
 
 def _calibrated(tally: Tally) -> dict[str, Any]:
@@ -133,11 +104,9 @@ def _calibrated(tally: Tally) -> dict[str, Any]:
     if state is None:  # nothing is counted, so the shares are NaN
         state = CalibrationState(permissiveness=math.nan)
     values |= {name: getattr(state, name) for name in ("permissiveness", "certified_level", "audits")}
-    return values | _shares("off_per_step", state.off_per_step) | _shares("off_per_reuse", state.off_per_reuse)
-
-
-def _shares(name: str, values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    for name in ("off_per_step", "off_per_reuse"):
+        values.update(zip((name, f"{name}_low", f"{name}_high"), getattr(state, name), strict=True))
+    return values
 
 
 def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, now_s: float) -> DiagnosticArray:
@@ -146,22 +115,21 @@ def diagnostics(health: Health, tally: Tally, status: PolicyStatus, name: str, n
     It adds the latency from an image's stamp, the network's share of a remote inference (the model's is the rest), and
     how often each dimension was clamped.
     """
-    percentiles_s = tally.stamp_latency.percentiles(now_s)
-    level, message = _verdict(health, status, percentiles_s[1])
     figures = {field: getattr(status, field) for field in status.get_fields_and_field_types() if field != "header"}
-    for what, seconds in (("stamp_latency", percentiles_s), ("network", tally.network.percentiles(now_s))):
-        figures.update(zip((f"{what}_{part}_s" for part in ("p50", "p95", "p99")), seconds, strict=True))
-    figures.update({f"clamped.{name}": tally.clamped_by[index] for index, name in enumerate(health.names)})
-    figures.update({f"monitor.{name}": value for name, value in dataclasses.asdict(health.signs).items()})
+    figures |= _percentiles("stamp_latency", tally.stamp_latency, now_s)
+    figures |= _percentiles("network", tally.network, now_s)
+    figures |= {f"clamped.{name}": tally.clamped_by[index] for index, name in enumerate(health.names)}
+    figures |= {f"monitor.{name}": value for name, value in dataclasses.asdict(health.signs).items()}
     values = [KeyValue(key=key, value=_word(value)) for key, value in figures.items()]
+    level, message = _verdict(health, status, figures["stamp_latency_p95_s"])
     summary = DiagnosticStatus(level=level, name=name, message=message, hardware_id=name, values=values)
     return DiagnosticArray(header=status.header, status=[summary])
 
 
 def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -> tuple[bytes, str]:
-    if health.state == "stopped":
-        return DiagnosticStatus.ERROR, f"stopped: {health.stop_reason}"
-    if health.state == "waiting":
+    if status.state == "stopped":
+        return DiagnosticStatus.ERROR, f"stopped: {status.stop_reason}"
+    if status.state == "waiting":
         return DiagnosticStatus.WARN, f"waiting: {health.missing or 'for the next step'}"
     if health.engine.fault:
         return DiagnosticStatus.WARN, f"slow, engine {status.engine}"
@@ -176,7 +144,7 @@ def _verdict(health: Health, status: PolicyStatus, stamp_latency_p95_s: float) -
             f"slow: {stamp_latency_p95_s:.3g} s from an image's stamp to its command (95th percentile), "
             f"control.latency_budget_s is {budget_s:g}",
         )
-    if health.dry_run:
+    if status.dry_run:
         return DiagnosticStatus.OK, "dry run: no command is sent"
     return DiagnosticStatus.OK, "running" if status.speed_scale == 1.0 else f"running at {status.speed_scale:.0%} speed"
 
