@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.camera:
         return _be_a_camera(flood=args.camera == "flood")
     keep_to_this_machine()
-    words = Process(POLICY, "", "", parameters=_PARAMETERS).arguments()
+    words = Process(POLICY, parameters=_PARAMETERS).arguments()
     log: list[str] = []
     policy = Child(POLICY, [sys.executable, "-m", "flashvla_ros.nodes.policy_node", *words], log.append, verbose=True)
     witness, ended = Witness(), threading.Event()

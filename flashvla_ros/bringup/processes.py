@@ -29,9 +29,7 @@ class Process:
     """One node in a process of its own.
 
     Attributes:
-        name: Name of the node.
-        executable: Installed program, for ``ros2 run`` and ``ros2 launch``.
-        module: The same as a Python module, for machines without them.
+        name: Name of the node: POLICY, GUARD or ROBOT.
         files: Parameter files, in the order in which they are read.
         parameters: Values that go before those of the files.
         remappings: Topics under other names.
@@ -40,13 +38,21 @@ class Process:
     """
 
     name: str
-    executable: str
-    module: str
     files: tuple[Path, ...] = ()
     parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     remappings: tuple[tuple[str, str], ...] = ()
     namespace: str = ""
     log_level: str = ""
+
+    @property
+    def executable(self) -> str:
+        """Installed program, for ``ros2 run`` and ``ros2 launch``."""
+        return f"{'policy' if self.name == POLICY else self.name}_node"
+
+    @property
+    def module(self) -> str:
+        """The same as a Python module, for machines without them."""
+        return "flashvla_ros.guard.node" if self.name == GUARD else f"flashvla_ros.nodes.{self.executable}"
 
     def arguments(self) -> list[str]:
         """Return the command line behind the program's name."""
@@ -155,7 +161,7 @@ class Bringup:
         for file in policy.files:
             given.update(read_parameters(file, name))
         given.update(policy.parameters)
-        parameters = {name: _listed(given[name]) for name in _MEANING if name in given}
+        parameters = {name: given[name] for name in _MEANING if name in given}
         if "control.stop_action" in given:
             parameters["guard.stop_action"] = given["control.stop_action"]
         if self.use_sim_time:
@@ -165,7 +171,7 @@ class Bringup:
             files = (share_path("config", "libero.yaml" if self._libero else "guard.yaml"),)
         rules = tuple(_remapping(rule) for rule in self.remap.split())
         remappings = tuple(rule for rule in rules if rule[0] in (*_GUARDED, *_HEARD))
-        return self._process(GUARD, "guard_node", files, parameters, remappings)
+        return Process(GUARD, files, parameters, remappings, self.namespace, self.log_level)
 
     def _policy(self) -> Process:
         parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
@@ -195,7 +201,7 @@ class Bringup:
         files = () if self.camera else (self._defaults,)
         if self.params:
             files = (*files, _existing(self.params))
-        return self._process(POLICY, "policy_node", files, parameters, remappings)
+        return Process(POLICY, files, parameters, remappings, self.namespace, self.log_level)
 
     def _robot(self) -> Process:
         # The table of tasks needs no simulator, and a misspelt name is better refused before anything starts.
@@ -212,27 +218,7 @@ class Bringup:
         parameters.update({"cameras": len(CAMERAS)} if self.overrides.get("camera.names") == CAMERAS else {})
         if self._libero and not self.policy:
             parameters.update(libero_parameters(self.checkpoint, self.task).robot)
-        return self._process(ROBOT, "robot_node", (self._defaults,), parameters)
-
-    def _process(
-        self,
-        name: str,
-        executable: str,
-        files: tuple[Path, ...],
-        parameters: Mapping[str, Value],
-        remappings: tuple[tuple[str, str], ...] = (),
-    ) -> Process:
-        module = _MODULES[executable]
-        return Process(
-            name, executable, module, files, parameters, remappings, namespace=self.namespace, log_level=self.log_level
-        )
-
-
-_MODULES = {
-    "policy_node": "flashvla_ros.nodes.policy_node",
-    "robot_node": "flashvla_ros.nodes.robot_node",
-    "guard_node": "flashvla_ros.guard.node",
-}
+        return Process(ROBOT, (self._defaults,), parameters, (), self.namespace, self.log_level)
 
 
 def refuse_unknown(words: Sequence[str], file: str, known: Sequence[str]) -> None:
@@ -252,10 +238,6 @@ def refuse_unknown(words: Sequence[str], file: str, known: Sequence[str]) -> Non
         name, given, _ = word.partition(":=")
         if given and not word.startswith("-") and name not in known:
             raise SettingsError(unknown_name("launch argument", name, known))
-
-
-def _listed(value: Value) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _whole(name: str, text: str) -> int:

@@ -13,7 +13,7 @@ from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.doctor.finding import Finding, Level, render
+from flashvla_ros.doctor.finding import Finding, Level
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros
 from flashvla_ros.doctor.settings import check_certificate, check_settings
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     found = _findings(settings, args)
     for finding in itertools.chain(found, _explained(args.checkpoint, settings) if args.explain else ()):
         findings.append(finding)
-        print("\n".join(render([finding])), flush=True)
+        print(finding, flush=True)
     if args.json is not None:
         rows = [{"name": f.name, "level": str(f.level), "text": f.text, "remedy": f.remedy} for f in findings]
         write_results(args.json, meta(processor_name(), command="doctor"), rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Iterator
 
 from flashvla_ros.core.errors import FlashVLAError
 
@@ -33,6 +32,12 @@ class Finding:
     text: str
     remedy: str = ""
 
+    def __str__(self) -> str:
+        """Return what is printed, the remedy on a line of its own."""
+        mark = {Level.OK: "ok  ", Level.WARNING: "warn", Level.FAILURE: "FAIL"}[self.level]
+        remedy = f"\n      {'':<12}  → {self.remedy}" if self.remedy else ""
+        return f"{mark}  {self.name:<12}  {self.text}{remedy}"
+
     @classmethod
     def failure_of(cls, name: str, error: FlashVLAError) -> Finding:
         """Turn an error into a finding; its message ends with the remedy."""
@@ -42,12 +47,3 @@ class Finding:
 def ok(name: str, text: str) -> Finding:
     """Say that something is as it should be."""
     return Finding(name, Level.OK, text)
-
-
-def render(findings: Iterable[Finding]) -> Iterator[str]:
-    """Yield the lines to print."""
-    marks = {Level.OK: "ok  ", Level.WARNING: "warn", Level.FAILURE: "FAIL"}
-    for finding in findings:
-        yield f"{marks[finding.level]}  {finding.name:<12}  {finding.text}"
-        if finding.remedy:
-            yield f"      {'':<12}  → {finding.remedy}"

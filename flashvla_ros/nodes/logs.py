@@ -18,11 +18,11 @@ from flashvla_ros.core.extras import refusal
 
 _PACKAGE = "flashvla_ros"
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
-_KINDS_REMEMBERED = 64
+_KINDS_REMEMBERED, _EVERY_S = 64, 10.0
 
 
 class Rejections:
-    """Counts rejected messages, and tells of the first of a kind in every `every_s` seconds.
+    """Counts rejected messages, and tells of the first of a kind in every ten seconds.
 
     Two faults are of one kind where their texts differ in numbers and quoted values alone, so that a camera that
     sends another wrong size each time cannot flood the log.
@@ -30,15 +30,11 @@ class Rejections:
     Args:
         log: Gets one line of text. Not a method of rclpy's logger itself: rclpy ties a severity to the line of code
             that calls it, which would be one in here for warnings and errors alike, and raises at the second severity.
-        every_s: Time before a kind is logged again.
         clock: Monotonic seconds.
     """
 
-    def __init__(
-        self, log: Callable[[str], object], *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, log: Callable[[str], object], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
-        self._every_s = every_s
         self._clock = clock
         self._logged_s: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._silent: collections.Counter[str] = collections.Counter()
@@ -48,7 +44,7 @@ class Rejections:
         """Count one rejection; `text` names the culprit and the fault."""
         self.count += 1
         kind, now_s = _VALUES.sub("#", text), self._clock()
-        if now_s - self._logged_s.get(kind, -float("inf")) < self._every_s:
+        if now_s - self._logged_s.get(kind, -float("inf")) < _EVERY_S:
             self._silent[kind] += 1
             return
         repeated = self._silent.pop(kind, 0)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
+from rclpy.wait_for_message import wait_for_message
 
 from flashvla_ros.control.urdf import check_names, limits_of, read_urdf
 from flashvla_ros.core.errors import SettingsError
@@ -52,36 +50,7 @@ def check_reported(node: Node, spec: ActionSpec) -> None:
     if not spec.joints or not node.count_publishers(name):  # which takes a name as it is, whatever it is remapped to
         return
     reported: set[str] = set()
-
-    def complete(message: JointState) -> bool:
-        reported.update(message.name)
-        return reported.issuperset(spec.joints)
-
-    _listen(node, topic, complete, _JOINT_STATES_S)
-    if reported:
-        check_names(spec, reported, f"joints on {name}")
-
-
-def _description(node: Node) -> tuple[str, str]:
-    topic, texts = interfaces.ROBOT_DESCRIPTION, list[str]()
-    name = node.resolve_topic_name(topic.name)
-
-    def take(message: Any) -> bool:
-        texts.append(message.data)
-        return True
-
-    _listen(node, topic, take, _DESCRIPTION_S)
-    if not texts:
-        raise SettingsError(
-            f"limits.robot_description is true, but nothing came on {name} within {_DESCRIPTION_S:g} s: start "
-            f"robot_state_publisher, or give a file as limits.urdf"
-        )
-    return texts[-1], name
-
-
-def _listen(node: Node, topic: interfaces.Interface, enough: Callable[[Any], bool], longest_s: float) -> None:
-    """Hand a topic's messages to `enough` until it returns true; on a node of its own, for ours is in a callback."""
-    ear = rclpy.create_node(
+    ear = rclpy.create_node(  # of its own, for ours is in a callback
         f"{node.get_name()}_configure",
         context=node.context,
         use_global_arguments=False,
@@ -90,13 +59,25 @@ def _listen(node: Node, topic: interfaces.Interface, enough: Callable[[Any], boo
     )
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(ear)
-    done: list[bool] = []
     try:
-        name = node.resolve_topic_name(topic.name)
-        ear.create_subscription(topic.type, name, lambda message: done.append(enough(message)), topic.qos)
-        end_s = time.monotonic() + longest_s
-        while not any(done) and (remaining_s := end_s - time.monotonic()) > 0.0:
+        ear.create_subscription(topic.type, name, lambda message: reported.update(message.name), topic.qos)
+        end_s = time.monotonic() + _JOINT_STATES_S
+        while not reported.issuperset(spec.joints) and (remaining_s := end_s - time.monotonic()) > 0.0:
             executor.spin_once(timeout_sec=remaining_s)
     finally:
         executor.shutdown()
         ear.destroy_node()
+    if reported:
+        check_names(spec, reported, f"joints on {name}")
+
+
+def _description(node: Node) -> tuple[str, str]:
+    topic = interfaces.ROBOT_DESCRIPTION
+    name = node.resolve_topic_name(topic.name)
+    _, message = wait_for_message(topic.type, node, name, qos_profile=topic.qos, time_to_wait=_DESCRIPTION_S)
+    if message is None:
+        raise SettingsError(
+            f"limits.robot_description is true, but nothing came on {name} within {_DESCRIPTION_S:g} s: start "
+            f"robot_state_publisher, or give a file as limits.urdf"
+        )
+    return message.data, name

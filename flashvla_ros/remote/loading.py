@@ -41,10 +41,10 @@ def load(settings: Settings) -> LoadedPolicy:
     if not settings.model.remote:
         return load_policy(settings)
     precheck(settings)
-    from flashvla_ros.remote.policy import RemotePolicy, platform  # websockets is an extra
+    from flashvla_ros.remote.policy import RemotePolicy  # websockets is an extra
 
     policy = RemotePolicy.connect(settings)
-    return LoadedPolicy(policy, policy.check, platform=platform(policy))
+    return LoadedPolicy(policy, policy.check, platform=policy.platform)
 
 
 FROM_SETTINGS = PolicyFactory(load, precheck)

@@ -64,6 +64,12 @@ class RemotePolicy:
         """What the server says of itself."""
         return self._client.metadata or {}
 
+    @property
+    def platform(self) -> dict[str, str]:
+        """What computes its answers, as far as the server says."""
+        own = self.metadata.get("flashvla")
+        return {"device": "remote", **({"server": str(own.get("platform", ""))} if isinstance(own, dict) else {})}
+
     def infer(self, request: Request) -> Inference:
         """Ask for one observation.
 
@@ -118,10 +124,3 @@ def _model_s(answer: dict[Any, Any]) -> float:
     if not isinstance(milliseconds, int | float) or not 0.0 <= milliseconds < 1e9:
         return 0.0
     return milliseconds / 1e3
-
-
-def platform(policy: RemotePolicy) -> dict[str, str]:
-    """Return what computes a remote policy's answers, as far as the server says."""
-    own = policy.metadata.get("flashvla")
-    told = {"server": str(own.get("platform", ""))} if isinstance(own, dict) else {}
-    return {"device": "remote", **told}

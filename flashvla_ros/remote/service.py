@@ -15,10 +15,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import flashvla_ros
+from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.types import ActionSpec
 from flashvla_ros.remote import wire
-from flashvla_ros.remote.served_client import ServedClient, metadata
+from flashvla_ros.remote.mapping import STAMP, ObservationMap
 from flashvla_ros.vla.loading import LoadedPolicy
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +77,7 @@ class Service:
         self._policy = loaded.policy
         self._settings = {PLAIN: settings.with_values({"gate.mode": "off"}), GATED: settings}
         self._options = options
-        self._metadata = metadata(loaded, settings)
+        self._metadata = _metadata(loaded, settings)
         self._model = ThreadPoolExecutor(1, thread_name_prefix="flashvla-model")
         self.clients: weakref.WeakSet[object] = weakref.WeakSet()
 
@@ -98,7 +101,8 @@ class Service:
 
         As openpi's server does. What `questions` raises goes through.
         """
-        client, loop = ServedClient(self._policy, self._settings[path]), asyncio.get_running_loop()
+        settings, loop = self._settings[path], asyncio.get_running_loop()
+        stepper = Stepper(self._policy, ActionSpec.of(settings.action))  # the client's own gate memory and steps
         yield wire.pack(self._metadata)
         previous: dict[str, float] = {}
         next_s = 0.0
@@ -107,8 +111,8 @@ class Service:
             await asyncio.sleep(max(next_s - started_s, 0.0))
             next_s = max(next_s, started_s) + 1.0 / self._options.rate_hz
             try:
-                answer, model_s = await loop.run_in_executor(self._model, _timed, client, data)
-                answer["server_timing"] = {"infer_ms": model_s * 1e3, **previous}
+                answer = await loop.run_in_executor(self._model, _answer, stepper, settings, data)
+                answer["server_timing"] |= previous
                 packed = wire.pack(answer)
             except FlashVLAError as error:
                 yield f"{type(error).__name__}: {error}"
@@ -121,6 +125,39 @@ class Service:
             previous = {"prev_total_ms": (time.monotonic() - started_s) * 1e3}
 
 
-def _timed(client: ServedClient, data: bytes | str) -> tuple[dict[str, Any], float]:
-    started_s = time.monotonic()
-    return client.answer(data), time.monotonic() - started_s
+def _answer(stepper: Stepper, settings: Settings, data: bytes | str) -> dict[str, Any]:
+    """Run one control step on the observation in a client's message; limits hold here too, where they are set.
+
+    Raises:
+        FlashVLAError: The message is none of openpi's protocol, or the policy cannot use it.
+    """
+    now_s = time.monotonic()
+    message = wire.unpack(data if isinstance(data, bytes) else b"")
+    names = ObservationMap(settings.remote, settings.camera.names or ("image",))
+    result = stepper.step(names.from_wire(message, now_s, now_s), settings)
+    return {
+        settings.remote.actions: result.command,
+        "gate": {"reused": not result.fresh, "reason": str(result.decision.reason)},
+        "policy_timing": {"infer_ms": result.inference_s * 1e3},
+        "server_timing": {"infer_ms": (time.monotonic() - now_s) * 1e3},
+        **({STAMP: message[STAMP]} if STAMP in message else {}),
+    }
+
+
+def _metadata(loaded: LoadedPolicy, settings: Settings) -> dict[str, Any]:
+    """Return what a server says of itself at each connection."""
+    action = settings.action
+    return {
+        "flashvla": {
+            "version": flashvla_ros.__version__,
+            "names": list(action.names),
+            "kinds": list(action.kinds),
+            "dt_s": action.dt_s,
+            "images": list(settings.remote.images),
+            "state": list(settings.remote.state),
+            "prompt": settings.remote.prompt,
+            "returns": STAMP,
+            "checkpoint": loaded.checkpoint,
+            "platform": dict(loaded.platform),
+        }
+    }

@@ -9,7 +9,7 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.now_s = 0.0
-        self.rejections = Rejections(self.lines.append, every_s=10.0, clock=lambda: self.now_s)
+        self.rejections = Rejections(self.lines.append, clock=lambda: self.now_s)
 
 
 def test_a_kind_is_logged_once_in_ten_seconds_and_then_says_how_many():
