@@ -73,7 +73,7 @@ class GuardNode(StoppableNode):
         )
         button = dataclasses.replace(interfaces.EMERGENCY_STOP, depth=_PRESSES)
         self.create_subscription(Bool, button.name, self._on_emergency_stop, button.qos)
-        self.create_service(Trigger, interfaces.RESET.name, self._on_reset)
+        self.create_service(Trigger, interfaces.RESET, self._on_reset)
         joints, pose, gripper = interfaces.JOINT_STATES, interfaces.END_EFFECTOR_POSE, interfaces.GRIPPER_COMMAND
         self.create_subscription(joints.type, joints.name, self._on_joint_states, joints.qos)
         self.create_subscription(pose.type, pose.name, self._on_pose, pose.qos)

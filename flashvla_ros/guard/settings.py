@@ -115,10 +115,6 @@ class GuardSettings:
         default = cls()
         return cls(**{name: dataclasses.replace(getattr(default, name), **given) for name, given in groups.items()})
 
-    def values(self) -> dict[str, Value]:
-        """Return every parameter's value by its full name."""
-        return {name: getattr(getattr(self, name.split(".")[0]), name.split(".")[1]) for name in ROWS}
-
 
 ROWS: dict[str, Parameter] = {
     found.name: dataclasses.replace(found, fixed=True)

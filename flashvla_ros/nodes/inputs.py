@@ -101,9 +101,8 @@ class Inputs:
         self._timer = node.create_timer(_LOOK_S, self._bound_memory, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _hear(self, topic: interfaces.Interface, callback: Callable[[Any], None]) -> Subscription:
-        return self._node.create_subscription(
-            topic.type, topic.name, callback, topic.qos, event_callbacks=self._events(topic)
-        )
+        events = unheard_publishers(self._node, topic, self.rejections.add)
+        return self._node.create_subscription(topic.type, topic.name, callback, topic.qos, event_callbacks=events)
 
     def _hear_cameras(self) -> list[Subscription]:
         topics = self._topics.items()
@@ -171,9 +170,6 @@ class Inputs:
     def positions(self) -> dict[str, float]:
         """Return where the robot is, by the name of a joint or of a part of its pose; what is too old is left out."""
         return self._assembler.positions(self._clock())
-
-    def _events(self, topic: interfaces.Interface) -> SubscriptionEventCallbacks:
-        return unheard_publishers(self._node, topic, self.rejections.add)
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         if self._control is None:

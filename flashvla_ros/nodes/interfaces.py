@@ -7,7 +7,6 @@ so that a misspelt one cannot be imported.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -16,24 +15,15 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64, String
-from std_srvs.srv import Trigger
 
 from flashvla_ros.core.settings import CameraSettings
 from flashvla_ros.messages.commands import COMMAND_TYPES
 from flashvla_ros.msg import EpisodeStatus, GateStatus, PolicyStatus
 
 
-class Direction(enum.StrEnum):
-    """Which way messages go, seen from the policy node."""
-
-    IN = "in"
-    OUT = "out"
-    SERVICE = "service"
-
-
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """One topic or service.
+    """One topic.
 
     Attributes:
         name: Relative to the node's namespace, or private (``~/``), or absolute.
@@ -45,7 +35,6 @@ class Interface:
     """
 
     name: str
-    direction: Direction
     types: tuple[type[Any], ...]
     depth: int = 10
     reliable: bool = True
@@ -72,47 +61,34 @@ class Interface:
 
 # The emergency stop is subscribed first: a single-threaded executor takes what is ready in this order, so a stop that
 # waits together with an image wins.
-EMERGENCY_STOP = Interface("emergency_stop", Direction.IN, (Bool,))
-INSTRUCTION = Interface("instruction", Direction.IN, (String,))
-JOINT_STATES = Interface("joint_states", Direction.IN, (JointState,), reliable=False)  # an arm's and a gripper's driver
-END_EFFECTOR_POSE = Interface("end_effector_pose", Direction.IN, (PoseStamped,), depth=1, reliable=False)
-IMAGE = Interface("image", Direction.IN, (Image, CompressedImage), depth=1, reliable=False)
+EMERGENCY_STOP = Interface("emergency_stop", (Bool,))
+INSTRUCTION = Interface("instruction", (String,))
+JOINT_STATES = Interface("joint_states", (JointState,), reliable=False)  # an arm's and a gripper's driver
+END_EFFECTOR_POSE = Interface("end_effector_pose", (PoseStamped,), depth=1, reliable=False)
+IMAGE = Interface("image", (Image, CompressedImage), depth=1, reliable=False)
 
-COMMAND = Interface("command", Direction.OUT, tuple(COMMAND_TYPES.values()), lease_s=0.5)
-GRIPPER_COMMAND = Interface("gripper_command", Direction.OUT, (Float64,))
-GATE = Interface("~/gate", Direction.OUT, (GateStatus,))
-STATUS = Interface("~/status", Direction.OUT, (PolicyStatus,))
-SETTINGS = Interface("~/settings", Direction.OUT, (String,), depth=1, latched=True)
-OVERLAY = Interface("~/overlay/compressed", Direction.OUT, (CompressedImage,), depth=1, reliable=False)
-DIAGNOSTICS = Interface("/diagnostics", Direction.OUT, (DiagnosticArray,))
+COMMAND = Interface("command", tuple(COMMAND_TYPES.values()), lease_s=0.5)
+GRIPPER_COMMAND = Interface("gripper_command", (Float64,))
+GATE = Interface("~/gate", (GateStatus,))
+STATUS = Interface("~/status", (PolicyStatus,))
+SETTINGS = Interface("~/settings", (String,), depth=1, latched=True)
+OVERLAY = Interface("~/overlay/compressed", (CompressedImage,), depth=1, reliable=False)
+DIAGNOSTICS = Interface("/diagnostics", (DiagnosticArray,))
 
 # Between the policy and the guard, where there is one: what the policy's names are remapped to, and the heartbeat.
 UNGUARDED = "_unguarded"
-GUARD_STATUS = Interface("guard/status", Direction.IN, (DiagnosticStatus,), depth=1)
+GUARD_STATUS = Interface("guard/status", (DiagnosticStatus,), depth=1)
 
 # Of the simulated robot: what it knows of its episodes, for whoever counts them, however late.
-EPISODE = Interface("episode", Direction.IN, (EpisodeStatus,), depth=100, latched=True)
+EPISODE = Interface("episode", (EpisodeStatus,), depth=100, latched=True)
 
 # Read once, while the node is configured, where limits.robot_description asks for it.
-ROBOT_DESCRIPTION = Interface("robot_description", Direction.IN, (String,), depth=1, latched=True)
+ROBOT_DESCRIPTION = Interface("robot_description", (String,), depth=1, latched=True)
 
-RESET = Interface("~/reset", Direction.SERVICE, (Trigger,))
+RESET = "~/reset"  # the service, a std_srvs/Trigger
 
-INTERFACES: tuple[Interface, ...] = (
-    EMERGENCY_STOP,
-    INSTRUCTION,
-    JOINT_STATES,
-    END_EFFECTOR_POSE,
-    IMAGE,
-    COMMAND,
-    GRIPPER_COMMAND,
-    GATE,
-    STATUS,
-    SETTINGS,
-    OVERLAY,
-    DIAGNOSTICS,
-    RESET,
-)
+INPUTS = (EMERGENCY_STOP, INSTRUCTION, JOINT_STATES, END_EFFECTOR_POSE, IMAGE)
+OUTPUTS = (COMMAND, GRIPPER_COMMAND, GATE, STATUS, SETTINGS, OVERLAY, DIAGNOSTICS)
 
 
 def image_topics(camera: CameraSettings) -> dict[str, Interface]:

@@ -98,7 +98,7 @@ class PolicyNode(StoppableNode, LifecycleNode):
         self._close_topics.append(self._calibrating.close)
         self._reporter = Reporter(self, self._facts)
         self._close_topics.append(self._reporter.close)
-        service = self.create_service(Trigger, interfaces.RESET.name, self._on_reset)
+        service = self.create_service(Trigger, interfaces.RESET, self._on_reset)
         self._close_topics.append(lambda: self.destroy_service(service))
         return super().on_configure(state)
 

@@ -85,7 +85,8 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
     except (FlashVLAError, ModuleNotFoundError) as error:
         if not (line := refusal(error, _program())):
             raise
-        return _refuse(line)
+        print(f"{_program()}: {line}", file=sys.stderr, flush=True)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return 0
     finally:
@@ -214,11 +215,6 @@ def _spin(node: StoppableNode, stop: _StopSignal) -> int:
         executor.shutdown()
         node.destroy_node()
     return EXIT_USAGE if node.failure else 0
-
-
-def _refuse(line: str) -> int:
-    print(f"{_program()}: {line}", file=sys.stderr, flush=True)
-    return EXIT_USAGE
 
 
 def _program() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.nodes import interfaces
-from flashvla_ros.nodes.interfaces import UNGUARDED, Direction
+from flashvla_ros.nodes.interfaces import UNGUARDED
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
@@ -69,10 +69,10 @@ def allowed(profile, what: str, how: str) -> set[str]:
 
 def test_the_policy_node_may_do_what_it_does_and_no_more(profiles):
     heard = {
-        *(row.name for row in interfaces.INTERFACES if row.direction is Direction.IN),
+        *(row.name for row in interfaces.INPUTS),
         *("image/compressed", "guard/status", "robot_description", "/clock", "/parameter_events"),
     }
-    said = {row.name for row in interfaces.INTERFACES if row.direction is Direction.OUT}
+    said = {row.name for row in interfaces.OUTPUTS}
     said = {name + UNGUARDED if name in GUARDED else name for name in said}
     assert allowed(profiles["flashvla"], "topics", "subscribe") == heard
     published = allowed(profiles["flashvla"], "topics", "publish")

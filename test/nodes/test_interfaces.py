@@ -10,7 +10,7 @@ from policy_bench import PolicyBench
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from flashvla_ros.core.settings import CameraSettings
-from flashvla_ros.nodes.interfaces import INTERFACES, Direction, Interface, image_topics
+from flashvla_ros.nodes.interfaces import INPUTS, OUTPUTS, RESET, Interface, image_topics
 
 PAGE = Path(__file__).parents[2] / "docs" / "interface.md"
 
@@ -19,18 +19,20 @@ def type_name(message_type: type) -> str:
     return f"{message_type.__module__.split('.')[0]}/{message_type.__name__}"
 
 
-def row_of(interface: Interface) -> list[str]:
-    quality = ["reliable" if interface.reliable else "best effort"]
-    quality += ["transient local" if interface.latched else "volatile", str(interface.depth)]
+def row_of(direction: str, interface: Interface) -> list[str]:
+    quality = "reliable" if interface.reliable else "best effort"
+    durability = "transient local" if interface.latched else "volatile"
     types = ", ".join(type_name(message_type) for message_type in interface.types)
-    is_service = interface.direction is Direction.SERVICE
-    return [str(interface.direction), f"`{interface.name}`", types, *(["", "", ""] if is_service else quality)]
+    return [direction, f"`{interface.name}`", types, quality, durability, str(interface.depth)]
 
 
 def test_the_page_has_every_row_in_this_order():
     table = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if re.match(r"\| (in|out|service) ", line)]
+    topics = [("in", topic) for topic in INPUTS] + [("out", topic) for topic in OUTPUTS]
+    service = ["service", f"`{RESET}`", "std_srvs/Trigger", "", "", ""]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in table] == [
-        row_of(interface) for interface in INTERFACES
+        *(row_of(*topic) for topic in topics),
+        service,
     ]
 
 
@@ -48,15 +50,13 @@ def test_the_node_opens_every_row_with_its_quality_of_service(bench):
 
     bench.until(lambda: "flashvla_emergency_stop" in readers(), "the stop's participant")
     cameras = image_topics(bench.node.settings.camera).values()
-    rows = [row for row in INTERFACES if row.name != "image"] + list(cameras)
+    assert ("/flashvla/reset", ["std_srvs/srv/Trigger"]) in bench.node.get_service_names_and_types()
+    rows = [row for row in (*INPUTS, *OUTPUTS) if row.name != "image"] + list(cameras)
     for row in rows:
         name = row.name.replace("~", "/flashvla") if row.name.startswith(("~", "/")) else f"/{row.name}"
-        if row.direction is Direction.SERVICE:
-            assert (name, ["std_srvs/srv/Trigger"]) in bench.node.get_service_names_and_types()
-            continue
         infos = (
             bench.node.get_publishers_info_by_topic(name)
-            if row.direction is Direction.OUT
+            if row in OUTPUTS
             else bench.node.get_subscriptions_info_by_topic(name)
         )
         [info] = [info for info in infos if info.node_name in ("flashvla", "flashvla_emergency_stop")]

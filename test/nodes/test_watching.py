@@ -16,7 +16,7 @@ from flashvla_ros.nodes.interfaces import Interface
 
 TOPICS = {
     ("/" + topic.name if topic.name[0] not in "/~" else topic.name.replace("~", "/flashvla")): topic
-    for topic in (*interfaces.INTERFACES, interfaces.ROBOT_DESCRIPTION)
+    for topic in (*interfaces.INPUTS, *interfaces.OUTPUTS, interfaces.ROBOT_DESCRIPTION)
 }
 LAYOUT = json.loads(share_path("config", "foxglove.json").read_text(encoding="utf-8"))
 PANELS: dict[str, dict[str, Any]] = LAYOUT["configById"]
@@ -148,7 +148,7 @@ def test_the_other_panels_name_topics_and_services_of_their_types():
     stop = PANELS["Publish!stop"]
     assert stop["datatype"] == "std_msgs/msg/Bool" == name_of(TOPICS[stop["topicName"]].type).replace("/", "/msg/")
     assert json.loads(stop["value"]) == {"data": True}
-    assert TOPICS[PANELS["CallService!reset"]["serviceName"]] is interfaces.RESET
+    assert PANELS["CallService!reset"]["serviceName"] == interfaces.RESET.replace("~", "/flashvla")
 
 
 @pytest.mark.parametrize("name", [name for name, display in DISPLAYS.items() if display["Class"] in RVIZ_TYPES])
