@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,16 @@ class Bringup:
         Raises:
             SettingsError: A value is not of its field's type; names it.
         """
-        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        return cls(**{name: _VALUES[fields[name]](name, text) for name, text in values.items()})
+        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        return cls(**{name: _value(name, text, kinds[name]) for name, text in values.items()})
 
     @property
     def _guarded(self) -> bool:
         return self.guard and not self.lock_step
+
+    @property
+    def _rules(self) -> tuple[tuple[str, str], ...]:
+        return tuple(_remapping(rule) for rule in self.remap.split())
 
     @property
     def _libero(self) -> bool:
@@ -169,13 +174,12 @@ class Bringup:
         files = (_existing(self.guard_params),) if self.guard_params else ()
         if not self.camera and not files:
             files = (share_path("config", "libero.yaml" if self._libero else "guard.yaml"),)
-        rules = tuple(_remapping(rule) for rule in self.remap.split())
-        remappings = tuple(rule for rule in rules if rule[0] in (*_GUARDED, *_HEARD))
+        remappings = tuple(rule for rule in self._rules if rule[0] in (*_GUARDED, *_HEARD))
         return Process(GUARD, files, parameters, remappings, self.namespace, self.log_level)
 
     def _policy(self) -> Process:
         parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
-        remappings = tuple(_remapping(rule) for rule in self.remap.split())
+        remappings = self._rules
         if self._guarded:
             parameters = {"control.require_guard": True, **parameters}
             remappings = tuple(rule for rule in remappings if rule[0] not in _GUARDED)
@@ -240,20 +244,13 @@ def refuse_unknown(words: Sequence[str], file: str, known: Sequence[str]) -> Non
             raise SettingsError(unknown_name("launch argument", name, known))
 
 
-def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise SettingsError(f"{name} must be a whole number, got {text!r}") from None
-
-
-def _truth(name: str, text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise SettingsError(f"{name} must be true or false, got {text!r}")
-    return text.lower() == "true"
-
-
-_VALUES: Mapping[type, Callable[[str, str], Any]] = {int: _whole, bool: _truth, str: lambda _, text: text}
+def _value(name: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    with contextlib.suppress(ValueError):
+        if type(value := json.loads(text.lower())) is kind:
+            return value
+    raise SettingsError(f"{name} must be {'true or false' if kind is bool else 'a whole number'}, got {text!r}")
 
 
 def _cameras(text: str) -> dict[str, str]:

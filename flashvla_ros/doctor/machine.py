@@ -16,14 +16,13 @@ from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.trial import attempt
 
-_LEAST_PYTHON = (3, 11)
 _LEAST_TORCH = (2, 11)
 _EGL_TRIAL = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
 
 
 def check_machine(settings: ModelSettings) -> Iterator[Finding]:
     """Look at all of it."""
-    yield _python()
+    yield ok("Python", f"{platform.python_version()} at {sys.executable}")
     yield from _torch(settings)
     yield _rendering()
 
@@ -36,14 +35,6 @@ def available_memory() -> int:
         return 0
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
-
-
-def _python() -> Finding:
-    version = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < _LEAST_PYTHON:
-        wanted = ".".join(map(str, _LEAST_PYTHON))
-        return Finding("Python", Level.FAILURE, version, f"use Python {wanted} or newer")
-    return ok("Python", version)
 
 
 def _torch(settings: ModelSettings) -> Iterator[Finding]:

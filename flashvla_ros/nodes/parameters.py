@@ -29,13 +29,6 @@ _TYPES = {
 _ROWS = {row.name: row for row in table.PARAMETERS}
 
 
-def _nothing(_settings: Settings) -> None: ...
-
-
-def _no_more(_values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {}
-
-
 class RefusedParameterError(ParameterNotDeclaredException):
     """A set with an unknown name or a wrong type.
 
@@ -58,9 +51,9 @@ class NodeParameters:
         self,
         node: Node,
         *,
-        check: Callable[[Settings], None] = _nothing,
+        check: Callable[[Settings], None] = lambda _: None,
         changing: Callable[[Settings], AbstractContextManager[object]] = nullcontext,
-        along: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_more,
+        along: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {},
     ) -> None:
         """Declare every parameter with the values given at start.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -69,7 +70,7 @@ class PolicyNode(StoppableNode, LifecycleNode):
         self._emergency = EmergencyStop(
             self, self._on_emergency_stop, unheard_publishers(self, interfaces.EMERGENCY_STOP, self._rejections.add)
         )
-        self._close_topics: list[Callable[[], Any]] = []
+        self._topics = contextlib.ExitStack()
         if self.settings.node.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -88,18 +89,13 @@ class PolicyNode(StoppableNode, LifecycleNode):
         self._spec = ActionSpec.of(self.settings.action)
         self._table.put(urdf_limits(self, self.settings.limits, self._spec))
         check_reported(self, self._spec)
-        self._outputs = Outputs(self, self.settings, self._spec)
-        self._close_topics.append(self._outputs.close)
-        self._inputs = Inputs(self, lambda: self.settings, self._rejections)
-        self._close_topics.append(self._inputs.close)
-        self._guard = GuardWatch(self, self.settings.control.require_guard)
-        self._close_topics.append(self._guard.close)
-        self._calibrating = Calibrating(self, self._learnt)
-        self._close_topics.append(self._calibrating.close)
-        self._reporter = Reporter(self, self._facts)
-        self._close_topics.append(self._reporter.close)
-        service = self.create_service(Trigger, interfaces.RESET, self._on_reset)
-        self._close_topics.append(lambda: self.destroy_service(service))
+        opened = self._topics.enter_context
+        self._outputs = opened(closing(Outputs(self, self.settings, self._spec)))
+        self._inputs = opened(closing(Inputs(self, lambda: self.settings, self._rejections)))
+        self._guard = opened(closing(GuardWatch(self, self.settings.control.require_guard)))
+        self._calibrating = opened(closing(Calibrating(self, self._learnt)))
+        self._reporter = opened(closing(Reporter(self, self._facts)))
+        self._topics.callback(self.destroy_service, self.create_service(Trigger, interfaces.RESET, self._on_reset))
         return super().on_configure(state)
 
     @reported
@@ -171,8 +167,7 @@ class PolicyNode(StoppableNode, LifecycleNode):
             self._loaded = None
 
     def _release(self) -> None:
-        while self._close_topics:
-            self._close_topics.pop()()
+        self._topics.close()
         self._runner = self._loaded = None
 
     def _start(self) -> None:

@@ -62,7 +62,7 @@ class Application:
         await send({"type": f"{kind}.response.body", "body": text.encode()})
 
     async def _talk(self, path: str, receive: Receive, send: Send) -> None:
-        place = _Place()
+        place = asyncio.current_task()
         self._service.clients.add(place)
         try:
             await receive()
@@ -75,10 +75,6 @@ class Application:
             pass
         finally:
             self._service.clients.discard(place)
-
-
-class _Place:
-    """One client's."""
 
 
 async def _questions(receive: Receive) -> AsyncIterator[bytes | str]:

@@ -35,12 +35,6 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "attempt", lambda *_, **__: (True, ""))
 
 
-def test_an_old_python(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    finding = machine._python()
-    assert (finding.level, finding.remedy) == (Level.FAILURE, "use Python 3.11 or newer")
-
-
 def test_torch_that_is_old(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.1.0+cpu")
     assert (found("torch").level, found("torch").remedy) == (Level.FAILURE, "pip install --upgrade 'torch>=2.11'")
