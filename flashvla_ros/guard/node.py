@@ -107,7 +107,7 @@ class GuardNode(StoppableNode):
         with self._lock:
             self._look_around()
             try:
-                values = values_of(message, self._guard.spec)
+                values = values_of(message, self._guard.spec, self.settings.command.frame_id)
             except ActionError as error:
                 self._enact(self._guard.stop(Reason.LIMITS, str(error), now_s, positions))
                 return

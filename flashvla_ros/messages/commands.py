@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,36 +19,46 @@ COMMAND_TYPES: dict[str, type[Any]] = {
 _EARLY = 0.01  # of a time step, by which a row may be due at another time
 
 
-def values_of(message: Any, spec: ActionSpec) -> FloatArray:
+def values_of(message: Any, spec: ActionSpec, frame: str = "") -> FloatArray:
     """Return the values [T, D] of a command, which may be anything but finite.
 
+    Args:
+        message: The command.
+        spec: What its values mean.
+        frame: That a twist or a pose must be in, ``command.frame_id``; empty: any. One without a frame is taken to be.
+
     Raises:
-        ActionError: It has other joints or another size than `spec`, or rows that are due at other times.
+        ActionError: It has other joints or another size than `spec`, rows due at other times, or another frame.
     """
+    if frame and isinstance(message, TwistStamped | PoseStamped):
+        given = message.header.frame_id
+        if given.lstrip("/") not in ("", frame):
+            raise ActionError(f"a command cannot be judged: its frame is {given!r}, but command.frame_id is {frame!r}")
     if isinstance(message, TwistStamped):
         linear, angular = message.twist.linear, message.twist.angular
         return np.array([[linear.x, linear.y, linear.z, angular.x, angular.y, angular.z]])
     if isinstance(message, PoseStamped):
         place, turn = message.pose.position, message.pose.orientation
         return np.array([[place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w]])
-    if isinstance(message, Float64MultiArray):
-        rows = [list(message.data)]
-    else:
-        if tuple(message.joint_names) != spec.names:
-            raise ActionError(f"the command is for the joints {list(message.joint_names)}, not {list(spec.names)}")
-        rows = [list(point.positions) for point in message.points]
-        if any(len(point.velocities) or len(point.accelerations) or len(point.effort) for point in message.points):
-            raise ActionError("the command has velocities, accelerations or efforts, which nothing here limits")
-        for index, point in enumerate(message.points):
-            due_s = point.time_from_start.sec + point.time_from_start.nanosec * 1e-9
-            if abs(due_s - (index + 1) * spec.dt_s) > _EARLY * spec.dt_s:
-                raise ActionError(
-                    f"the command's point {index + 1} is due after {due_s:g} s, but action.dt_s is {spec.dt_s:g}: at "
-                    f"another pace its steps are other speeds"
-                )
+    rows = [list(message.data)] if isinstance(message, Float64MultiArray) else list(_rows(message, spec))
     if not rows or any(len(row) != spec.size for row in rows):
         raise ActionError(f"the command has {[len(row) for row in rows]} values, expected {spec.size} a row")
     return np.array(rows, dtype=np.float64)
+
+
+def _rows(message: JointTrajectory, spec: ActionSpec) -> Iterator[list[float]]:
+    if tuple(message.joint_names) != spec.names:
+        raise ActionError(f"the command is for the joints {list(message.joint_names)}, not {list(spec.names)}")
+    for index, point in enumerate(message.points):
+        if len(point.velocities) or len(point.accelerations) or len(point.effort):
+            raise ActionError("the command has velocities, accelerations or efforts, which nothing here limits")
+        due_s = point.time_from_start.sec + point.time_from_start.nanosec * 1e-9
+        if abs(due_s - (index + 1) * spec.dt_s) > _EARLY * spec.dt_s:
+            raise ActionError(
+                f"the command's point {index + 1} is due after {due_s:g} s, but action.dt_s is {spec.dt_s:g}: at "
+                f"another pace its steps are other speeds"
+            )
+        yield list(point.positions)
 
 
 def message_of(command_type: str, values: FloatArray, spec: ActionSpec, header: Header) -> Any:

@@ -41,3 +41,15 @@ def test_rows_that_come_faster_or_slower_than_their_values_say_are_no_command(fa
     )
     with pytest.raises(ActionError, match=r"point 1 is due after .* s, but action.dt_s is 0.1"):
         values_of(hurried, SPEC)
+
+
+@pytest.mark.parametrize("command_type", ["TwistStamped", "PoseStamped"])
+def test_a_command_in_another_frame_is_none(command_type: str) -> None:
+    """Its limits are those of command.frame_id, and a controller would turn it before it obeys."""
+    for frame, passes in (("base", True), ("/base", True), ("", True), ("tool0", False)):
+        message = message_of(command_type, np.zeros((1, SIZES[command_type])), SPEC, Header(frame_id=frame))
+        if passes:
+            assert values_of(message, SPEC, "base").shape == (1, SIZES[command_type])
+        else:
+            with pytest.raises(ActionError, match="its frame is 'tool0', but command.frame_id is 'base'"):
+                values_of(message, SPEC, "base")

@@ -168,3 +168,18 @@ def test_a_guard_whose_watch_has_failed_ends_and_stops_the_robot_as_it_does():
     finally:
         arm.close()
         rclpy.try_shutdown(context=context)
+
+
+def test_a_command_in_another_frame_stops_the_robot():
+    context = Context()
+    rclpy.init(context=context)
+    arm = Arm("left", "TwistStamped", context)
+    try:
+        for frame, state in (("base_link", GuardState.PASSING), ("tool0", GuardState.STOPPED)):
+            header = Header(stamp=arm.node.get_clock().now().to_msg(), frame_id=frame)
+            twist = np.array(CASES["TwistStamped"][2])
+            arm.guard._on_command(message_of("TwistStamped", twist, arm.guard.settings.spec, header), {})
+            assert arm.guard._guard.state is state
+    finally:
+        arm.close()
+        rclpy.try_shutdown(context=context)
