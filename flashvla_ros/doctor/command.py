@@ -69,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _findings(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
     checkpoint: Path | None = args.checkpoint
-    of_settings = check_settings(settings)
-    yield from of_settings if checkpoint is None else itertools.islice(of_settings, 1)  # limits are the robot's
+    for finding in check_settings(settings):
+        if checkpoint is None or finding.name != "limits":  # which are the robot's
+            yield finding
     if checkpoint is None:
         yield from check_machine(settings.model)
         yield from check_ros(settings, args.wait, args.remap, args.node)

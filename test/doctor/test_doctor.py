@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import shutil
 import threading
@@ -129,6 +130,18 @@ def test_the_command_exits_by_what_it_found(folder: Path, tmp_path: Path, capsys
     assert "is for the node /flashvla, only for /left/arm" in capsys.readouterr().err
     assert main(["doctor", "--checkpoint", str(folder), "--set", "model.unnorm_keys=x"]) == 2
     assert "did you mean model.unnorm_key" in capsys.readouterr().err
+
+
+def test_a_command_that_cannot_carry_the_action_is_told_beside_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "simplejpeg" else find(name))
+    values = ["--set", "camera.compressed=true", "--set", "command.type=PoseStamped"]
+    assert main(["doctor", "--checkpoint", str(tmp_path / "nowhere"), *values]) == 1
+    printed = capsys.readouterr().out
+    assert "warn  pictures" in printed
+    assert "FAIL  command       command.type PoseStamped carries" in printed
 
 
 def test_the_machine_is_described() -> None:
