@@ -157,12 +157,13 @@ class Monitor(Node):
 
     def _on_settings(self, message: String) -> None:
         try:
-            self.provenance = Provenance.from_json(message.data)
-        except SettingsError as error:
+            provenance = Provenance.from_json(message.data)
+            decoder = provenance.platform.get("decoder")
+            self._decoder = DecoderSize.parse(str(decoder)) if decoder else None
+        except (SettingsError, ValueError) as error:
             self.get_logger().warning(str(error))
             return
-        settings, decoder = self.provenance.settings, self.provenance.platform.get("decoder")
-        self._decoder = DecoderSize.parse(decoder) if decoder else None
+        self.provenance, settings = provenance, provenance.settings
         self._settings[settings_digest(settings)] = settings
 
     def _on_episode(self, message: EpisodeStatus) -> None:

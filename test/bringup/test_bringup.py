@@ -10,7 +10,9 @@ import pytest
 import rclpy
 from rclpy.context import Context
 from rclpy.node import Node
+from std_msgs.msg import String
 
+from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import Bringup, Process, refuse_unknown
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
@@ -235,3 +237,12 @@ def test_libero_takes_images_and_statistics_from_the_checkpoint(tmp_path, monkey
         dataclasses.replace(asked, task="libero_goal/3").processes()
     with pytest.raises(FlashVLAError, match="give a checkpoint"):
         dataclasses.replace(asked, checkpoint="").processes()
+
+
+@pytest.mark.parametrize("decoder", ["x", "1x2", 3, "0x1x1"])
+def test_a_record_of_settings_that_cannot_be_read_ends_nothing(decoder):
+    """Any process of the domain may send one."""
+    with Monitor.running() as monitor:
+        record = {"settings": {}, "checkpoint": "", "platform": {"decoder": decoder}}
+        monitor._on_settings(String(data=json.dumps(record)))
+        assert monitor.provenance is None
