@@ -93,9 +93,8 @@ OUTPUTS = (COMMAND, GRIPPER_COMMAND, GATE, STATUS, SETTINGS, OVERLAY, DIAGNOSTIC
 
 def image_topics(camera: CameraSettings) -> dict[str, Interface]:
     """Return each camera's name and the topic that its images come on; one camera called image without names."""
-    names = camera.names or ("",)
     topics = {}
-    for name in names:
+    for name in camera.names or ("",):
         topic = f"{name}/{IMAGE.name}" if name else IMAGE.name
         topics[name or IMAGE.name] = dataclasses.replace(
             IMAGE,

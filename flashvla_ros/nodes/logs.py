@@ -36,24 +36,22 @@ class Rejections:
     def __init__(self, log: Callable[[str], object], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
         self._clock = clock
-        self._logged_s: collections.OrderedDict[str, float] = collections.OrderedDict()
-        self._silent: collections.Counter[str] = collections.Counter()
+        self._kinds: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()  # logged; silent since
         self.count = 0
 
     def add(self, text: str) -> None:
         """Count one rejection; `text` names the culprit and the fault."""
         self.count += 1
         kind, now_s = _VALUES.sub("#", text), self._clock()
-        if now_s - self._logged_s.get(kind, -float("inf")) < _EVERY_S:
-            self._silent[kind] += 1
+        logged_s, silent = self._kinds.get(kind, (-float("inf"), 0))
+        if now_s - logged_s < _EVERY_S:
+            self._kinds[kind] = logged_s, silent + 1
             return
-        repeated = self._silent.pop(kind, 0)
-        self._logged_s[kind] = now_s
-        self._logged_s.move_to_end(kind)
-        if len(self._logged_s) > _KINDS_REMEMBERED:
-            forgotten, _ = self._logged_s.popitem(last=False)
-            self._silent.pop(forgotten, None)
-        self._log(f"{text} ({repeated} more like it since)" if repeated else text)
+        self._kinds[kind] = now_s, 0
+        self._kinds.move_to_end(kind)
+        if len(self._kinds) > _KINDS_REMEMBERED:
+            self._kinds.popitem(last=False)
+        self._log(f"{text} ({silent} more like it since)" if silent else text)
 
 
 Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]

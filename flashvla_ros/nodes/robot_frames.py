@@ -40,14 +40,11 @@ class RobotFrames:
             self._described = True
         header = Header(stamp=stamp, frame_id=ROOT)
         poses = world.scene.link_poses()
-        hand = next(_pose(link) for link in poses if link.name == world.scene.hand)
-        self._hand.publish(PoseStamped(header=header, pose=hand))
+        hand = next(link for link in poses if link.name == world.scene.hand)
+        pose = Pose(position=Point(**_axes(hand.position)), orientation=_quaternion(hand))
+        self._hand.publish(PoseStamped(header=header, pose=pose))
         if self._frames is not None:
             self._frames.publish(TFMessage(transforms=[_transform(header, link) for link in poses]))
-
-
-def _pose(link: LinkPose) -> Pose:
-    return Pose(position=Point(**_axes(link.position)), orientation=_quaternion(link))
 
 
 def _transform(header: Header, link: LinkPose) -> TransformStamped:

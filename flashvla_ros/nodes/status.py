@@ -24,6 +24,7 @@ from flashvla_ros.nodes import interfaces
 from flashvla_ros.vla.loading import EngineState
 
 _PERIOD_S = 1.0
+_THRESHOLDS = ("calibration", "delta", "max_angle_deg", "max_reuse")
 _ARRAYS = ("kept_tokens", "action", "calibration_state", "handover_step", "answer")
 
 
@@ -37,9 +38,6 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
         epoch=result.resets,
         instruction=result.observation.instruction,
         mode=gate.mode,
-        delta=gate.delta,
-        max_angle_deg=gate.max_angle_deg,
-        max_reuse=gate.max_reuse,
         pruning_method=result.settings.pruning.method,
         visual_tokens=result.inference.visual_tokens,
         action_size=result.command.shape[1],
@@ -47,7 +45,7 @@ def gate_status(result: StepResult, header: Header) -> GateStatus:
         step_s=result.step_s,
         settings_digest=settings_digest(result.settings),
         dry_run=result.settings.control.dry_run,
-        calibration=gate.calibration,
+        **{name: getattr(gate, name) for name in _THRESHOLDS},
         **reported,
     )
 
@@ -100,7 +98,7 @@ def _percentiles(name: str, samples: SlidingWindow, now_s: float) -> dict[str, f
 def _calibrated(tally: Tally) -> dict[str, Any]:
     """The fields of calibration, and the thresholds in force at the last step."""
     gate, state = tally.thresholds, tally.calibration
-    values = {name: getattr(gate, name) for name in ("calibration", "delta", "max_angle_deg", "max_reuse")}
+    values = {name: getattr(gate, name) for name in _THRESHOLDS}
     if state is None:  # nothing is counted, so the shares are NaN
         state = CalibrationState(permissiveness=math.nan)
     values |= {name: getattr(state, name) for name in ("permissiveness", "certified_level", "audits")}

@@ -35,4 +35,4 @@ def test_what_is_remembered_is_bounded():
     for index in range(1000):
         log.rejections.add("".join(chr(ord("a") + int(digit)) for digit in str(index)))
     assert log.rejections.count == len(log.lines) == 1000
-    assert len(log.rejections._logged_s) <= 64
+    assert len(log.rejections._kinds) <= 64
