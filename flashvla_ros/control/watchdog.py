@@ -138,4 +138,7 @@ class Watchdog:
     def _run(self) -> None:
         self._looked_s = self._clock()
         while not self._closed.wait(_PERIOD_S):
-            self.check()
+            try:
+                self.check()
+            except Exception as error:  # noqa: BLE001  # whatever it is, nobody else would miss a silent camera
+                self._worker.stop(Reason.FAULT, f"the watchdog cannot look: {error!r}")

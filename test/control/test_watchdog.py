@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import time
 from typing import Any
@@ -231,6 +232,22 @@ def test_it_looks_by_itself_once_started() -> None:
     assert stopped.wait(LONG_S)
     watchdog.close()
     assert worker.close()
+
+
+def test_a_watchdog_that_cannot_look_stops_the_robot_and_goes_on(bench: Bench) -> None:
+    stopped, times = threading.Event(), itertools.chain([100.0], [None] * 3, itertools.repeat(100.0))
+    bench.step()
+    bench.stops = stops = []
+    bench.worker._on_stop = lambda stop: (stops.append(stop), stopped.set())
+    watchdog = Watchdog(bench.worker, clock=lambda: next(times))  # type: ignore[arg-type, return-value]
+    watchdog.start()
+    assert stopped.wait(LONG_S)
+    while next(times) is None:
+        pass
+    assert watchdog._thread.is_alive()
+    watchdog.close()
+    assert [stop.cause for stop in stops] == [Reason.FAULT]
+    assert "the watchdog cannot look" in stops[0].detail
 
 
 def test_a_robot_that_stays_behind_its_command_is_stopped_once_that_has_lasted() -> None:
