@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -60,6 +60,8 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 DELTAS = (0.5, 0.6, 0.7, 0.8, 0.9)  # from the most permissive on
 TUNING_SEEDS = range(1000, 1003)
 Played = dict[str, Any]
+Scene = tuple[int, str]  # seed and task
+WorldOf = Callable[[int], World]
 
 
 class Counter:
@@ -93,20 +95,20 @@ class Player:
     Args:
         settings: In force.
         known: The last episode that was played before; None: from a cold start.
-        world: Where it plays; it is closed too.
+        world_of: Makes the world for images of a size in pixels; it is closed too.
         blind: λ is compared with a random number; everything else is calibration's.
     """
 
     def __init__(
-        self, settings: Settings, known: Played | None = None, world: World | None = None, *, blind: bool = False
+        self, settings: Settings, known: Played | None = None, world_of: WorldOf = World, *, blind: bool = False
     ) -> None:
         from flashvla_ros.vla.arch.table import load
 
         self._settings, self._blind = settings, blind
         self._policy = load(settings.model)
         self._stepper = Stepper(self._policy, ActionSpec.of(settings.action))
-        self._world = world or World(image_size=self._policy.model.config.towers[0].image_size)
-        if known is not None:
+        self._world = world_of(self._policy.model.config.towers[0].image_size)
+        if known is not None and known["state"]:
             state = CalibrationState.unpacked(known["state"], known["claim"])
             self._stepper.state = dataclasses.replace(self._stepper.state, calibration=state)
 
@@ -161,12 +163,25 @@ def settings_of(policy: str, keep: float, values: Mapping[str, Any]) -> Settings
     return Settings().with_values({**base, **values})
 
 
-def extend(ledger: Ledger, chain: Sequence[Any], settings: Settings, seeds: Iterable[int]) -> list[Played]:
-    """Play what the ledger does not hold of a chain, and return all of it."""
+def scenes_of(seeds: Iterable[int]) -> list[Scene]:
+    """Return the scenes of a chain: every task of a seed before the next seed."""
+    return list(itertools.product(seeds, TASKS))
+
+
+def extend(
+    ledger: Ledger,
+    chain: Sequence[Any],
+    settings: Settings,
+    scenes: Sequence[Scene],
+    *,
+    after: Played | None = None,
+    world_of: WorldOf = World,
+) -> list[Played]:
+    """Play what the ledger does not hold of a chain, and return all of it; it goes on from the episode `after`."""
     known = ledger.chain(chain)
-    todo = list(itertools.product(seeds, TASKS))[len(known) :]
-    if todo:
-        with Player(settings, known[-1] if known and known[-1]["state"] else None, blind=chain[2] == BLIND) as player:
+    if todo := scenes[len(known) :]:
+        last = known[-1] if known else after
+        with Player(settings, last, world_of, blind=chain[2] == BLIND) as player:
             for seed, task in todo:
                 ledger.add(player.play(chain, seed, task))
     return ledger.chain(chain)
@@ -182,7 +197,7 @@ def tuned(ledger: Ledger, policy: str, keep: float) -> float:
     """Return the δ that reuses most on the scenes of tuning while at most ε of their steps are off."""
     for delta in DELTAS:
         settings = settings_of(policy, keep, {"gate.delta": delta})
-        total = totals(extend(ledger, (policy, keep, f"tuning {delta:g}"), settings, TUNING_SEEDS))
+        total = totals(extend(ledger, (policy, keep, f"tuning {delta:g}"), settings, scenes_of(TUNING_SEEDS)))
         if total["off"] <= RISK * total["steps"]:
             break
     return delta
@@ -259,7 +274,7 @@ def main() -> int:
             policy, keep, mode = chain
             delta = tuned(ledger, policy, keep) if mode == TUNED else None
             settings = settings_of(policy, keep, MODES[mode] if delta is None else {"gate.delta": delta})
-            rows.append(row_of(chain, extend(ledger, chain, settings, range(args.seeds)), delta))
+            rows.append(row_of(chain, extend(ledger, chain, settings, scenes_of(range(args.seeds))), delta))
         made = meta(processor_name(), command="closed_loop", risk=RISK, seeds=args.seeds)
         publish(page, made, rows, args.json)
 

@@ -14,21 +14,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.closed_loop import ONLINE, Ledger, Played, Player, settings_of, totals
+from benchmarks.closed_loop import ONLINE, Ledger, Played, Scene, WorldOf, extend, scenes_of, settings_of, totals
 from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name
-from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.modes import BUILT_IN
 from flashvla_ros.evaluation.statistics import Rate
 from flashvla_ros.sim.tasks import TASKS
@@ -65,18 +63,13 @@ class Dark(World):
 
 def moved(size: int) -> World:
     """Return a world whose camera has been knocked by 4 degrees and 3 cm."""
-    world = World(image_size=size)
+    world = World(size)
     camera = world.camera
     world.camera = dataclasses.replace(camera, azimuth=camera.azimuth + 4.0, distance=camera.distance + 0.03)
     return world
 
 
-SHIFTS: Mapping[str, Callable[[int], World]] = {
-    "lighting": lambda size: Dark(image_size=size),
-    "camera": moved,
-    "twice as fast": lambda size: Quick(image_size=size),
-    "weight noise": lambda size: World(image_size=size),
-}
+SHIFTS: Mapping[str, WorldOf] = {"lighting": Dark, "camera": moved, "twice as fast": Quick, "weight noise": World}
 
 
 def make_noisy(checkpoint: Path, share: float, folder: Path) -> Path:
@@ -94,33 +87,25 @@ def make_noisy(checkpoint: Path, share: float, folder: Path) -> Path:
     return copy
 
 
-def phases(seeds: Mapping[str, int]) -> Iterator[tuple[str, str, list[tuple[int, str]]]]:
+def phases(seeds: Mapping[str, int]) -> Iterator[tuple[str, str, list[Scene]]]:
     """Yield shift, phase and scenes of every chain; all shifts have the same ones."""
     first = 0
     for phase, count in seeds.items():
-        scenes = list(itertools.product(range(first, first + count), TASKS))
+        scenes = scenes_of(range(first, first + count))
         first += count
         yield from ((shift, phase, scenes) for shift in ([BEFORE] if phase == BEFORE else SHIFTS))
 
 
-def extend(ledger: Ledger, mode: str, noisy: Path, size: int) -> None:
+def play(ledger: Ledger, mode: str, noisy: Path) -> None:
     """Play what the ledger does not hold of one gate."""
+    last: dict[str, Played] = {}
     for shift, phase, scenes in phases(ROUNDS):
-        chain = (shift, phase, mode)
-        known = ledger.chain(chain)
-        todo = scenes[len(known) :]
-        if not todo:
-            continue
-        earlier = known or ledger.chain((BEFORE, BEFORE, mode) if phase == "during" else (shift, "during", mode))
         changed = phase == "during"
-        settings: Settings = settings_of(POLICY, KEEP, MODES[mode])
+        settings = settings_of(POLICY, KEEP, MODES[mode])
         if changed and shift == "weight noise":
             settings = settings.with_values({"model.checkpoint": str(noisy)})
-        world = SHIFTS[shift](size) if changed else World(image_size=size)
-        last = earlier[-1] if earlier and earlier[-1]["state"] else None
-        with Player(settings, last, world) as player:
-            for seed, task in todo:
-                ledger.add(player.play(chain, seed, task))
+        world_of, after = SHIFTS[shift] if changed else World, last.get(shift, last.get(BEFORE))
+        last[shift] = extend(ledger, (shift, phase, mode), settings, scenes, after=after, world_of=world_of)[-1]
 
 
 def curve(episodes: Sequence[Played]) -> dict[str, list[float]]:
@@ -220,12 +205,10 @@ def main() -> int:
 
     def work() -> None:
         ledger, checkpoint = Ledger(args.ledger), Path(settings_of(POLICY, KEEP, {}).model.checkpoint)
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        size = config["image_sizes"][0]
         with tempfile.TemporaryDirectory() as folder:
             noisy = make_noisy(checkpoint, args.noise, Path(folder))
             for mode in MODES:
-                extend(ledger, mode, noisy, size)
+                play(ledger, mode, noisy)
         made = meta(processor_name(), command="shift", risk=ONLINE["calibration.risk"], policy=POLICY, keep=KEEP)
         rows = rows_of(ledger)
         publish(page, {**made, "noise": args.noise}, rows, args.json)
