@@ -178,7 +178,7 @@ def _batches(rounds: int) -> list[dict[str, float]]:
     def run(size: int) -> None:
         hidden = model.embed(model.visual_tokens(images[:size]), ids[:size])
         rotary = model.rotary(hidden, torch.arange(hidden.shape[1])[None])
-        model.logits(model.run_layers(hidden, range(len(model.layers)), rotary, model.mask(hidden))[:, -1:])
+        model.logits(model.run_layers(hidden, range(len(model.layers)), rotary)[:, -1:])
 
     def timed(function: Callable[[], object]) -> float:
         started_s = time.perf_counter()

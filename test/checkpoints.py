@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from flashvla_ros.vla.config import DINOV2, SIGLIP, OpenVLAConfig, TowerConfig
+from flashvla_ros.vla.attention import SdpaAttention
+from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import format_prompt
+from flashvla_ros.vla.shapes import DINOV2, SIGLIP, TowerConfig
 from flashvla_ros.vla.tokenizer import build_tokenizer
 from training.saving import save_checkpoint
 
@@ -50,6 +52,13 @@ def random_model(config: OpenVLAConfig, seed: int = 0) -> PrismaticVLM:
     head[: config.action_vocab_size - 255] = 0.0
     head[config.action_vocab_size :] = 0.0
     return model
+
+
+class LostMask(SdpaAttention):
+    """Broken on purpose: causal where it must not be, and full where it must be causal."""
+
+    def __call__(self, *heads: torch.Tensor, causal: bool = False) -> torch.Tensor:
+        return super().__call__(*heads, causal=not causal)
 
 
 def write_checkpoint(folder: Path, config: OpenVLAConfig | None = None, *, seed: int = 0, **saving: Any) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from flashvla_ros.vla.config import DINOV2, SIGLIP, OpenVLAConfig, TowerConfig
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.shapes import DINOV2, SIGLIP, TowerConfig
 from flashvla_ros.vla.tokenizer import build_tokenizer
 from training.words import ROBOT_WORDS
 

@@ -69,15 +69,22 @@ def run_decoder(
     rotary = model.rotary(hidden, positions)
     depth = len(model.layers)
     first = depth if keep is None else min(layer, depth)
-    hidden = model.run_layers(hidden, range(first), rotary, model.mask(hidden, valid, full=full), full=full)
+    hidden = model.run_layers(hidden, range(first), rotary, mask=mask_of(valid, full=full), full=full)
     if keep is not None:
         rows = kept_rows(keep, count, length)
         hidden = take_rows(hidden, rows)
         rotary = (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
         valid = None if valid is None else valid.gather(1, rows)
-        mask = model.mask(hidden, valid, full=full)
-        hidden = model.run_layers(hidden, range(first, depth), rotary, mask, full=full)
+        hidden = model.run_layers(hidden, range(first, depth), rotary, mask=mask_of(valid, full=full), full=full)
     return hidden
+
+
+def mask_of(valid: Tensor | None, *, full: bool) -> Tensor | None:
+    """Return the decoder's mask [B, 1, L or 1, L] where the rows of `valid` [B, L] are real; None where all are."""
+    if valid is None:
+        return None
+    mask = valid[:, None, None, :]
+    return mask if full else mask & valid.new_ones(valid.shape[1], valid.shape[1]).tril()
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ def layer_importance(policy: VLAPolicy) -> list[float]:
     """Return 1 less the mean cosine between input and output of each decoder layer, over the package's frames."""
     found: list[list[float]] = [[] for _ in policy.model.layers]
     hooks = [
-        layer.register_forward_hook(lambda _module, given, made, row=row: _note(row, given[0], made))
+        layer.register_forward_hook(lambda _module, given, made, row=row: _note(row, given[0], made[0]))
         for layer, row in zip(policy.model.layers, found, strict=True)
     ]
     reference = policy.reference()
@@ -81,7 +81,7 @@ def with_layers(policy: VLAPolicy, layers: list[int]) -> VLAPolicy:
     decoder = model.language_model.model
     decoder.layers = nn.ModuleList(decoder.layers[index] for index in layers)
     for index, layer in enumerate(decoder.layers):
-        layer.self_attn.layer_idx = index  # its place in the cache
+        layer.self_attn.index = index  # its place in the cache
     fewer = copy.copy(policy)
     fewer.model = model
     return fewer.on(policy.backend)

@@ -26,8 +26,8 @@ from benchmarks.rivals.rule import Rule, Work
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Inference
+from flashvla_ros.vla.attention import SdpaAttention
 from flashvla_ros.vla.decoding import untimed
-from flashvla_ros.vla.engine.attention import SdpaAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import DirectCalls
 from flashvla_ros.vla.engine.lean import LeanDecoder

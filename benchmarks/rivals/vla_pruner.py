@@ -25,7 +25,7 @@ from benchmarks.rivals.rule import DENSE, Rule, Work
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Inference
-from flashvla_ros.vla.engine.attention import SdpaAttention
+from flashvla_ros.vla.attention import SdpaAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import DirectCalls
 from flashvla_ros.vla.engine.kernels import Kernels

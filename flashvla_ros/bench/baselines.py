@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from flashvla_ros.bench.configurations import PLAIN, PLAIN_PASS
 from flashvla_ros.core.errors import FlashVLAError
@@ -16,10 +18,27 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Inference, Observation
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.step import VLAPolicy
 
 # Share of the largest logit by which two ways of computing the same may differ, and with it the likeliest token.
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 5e-3}
+
+
+def transformers_decoder(model: PrismaticVLM) -> LlamaForCausalLM:
+    """Return transformers' own decoder over the very weights of `model`, with the same attention."""
+    sizes = model.config.llama()
+    config = LlamaConfig(
+        **{**dataclasses.asdict(sizes), "num_key_value_heads": sizes.groups, "head_dim": sizes.head_size},
+        pad_token_id=model.config.pad_token_id,
+    )
+    config._attn_implementation = model.attention
+    with torch.device("meta"):
+        decoder = LlamaForCausalLM(config)
+    weights = dict(model.language_model.named_parameters(remove_duplicate=False))
+    decoder.load_state_dict(weights, assign=True)
+    decoder.model.rotary_emb = LlamaRotaryEmbedding(config=config).to(decoder.device)
+    return decoder.eval().requires_grad_(False)
 
 
 class PlainPolicy:
@@ -29,12 +48,15 @@ class PlainPolicy:
 
     Args:
         policy: Gives weights, image processor, prompt and codec; its own decoding is not used.
+
+    Attributes:
+        decoder: Transformers' own, over the same weights.
     """
 
     name = PLAIN
 
     def __init__(self, policy: OpenVLAPolicy) -> None:
-        self._policy = policy
+        self._policy, self.decoder = policy, transformers_decoder(policy.model)
         self.action_size = policy.action_size
         self._options = {
             "max_new_tokens": policy.action_size,
@@ -100,8 +122,8 @@ class PlainPolicy:
         return policy.model.embed(policy.model.visual_tokens(pixels), ids)
 
     def _generate(self, embeddings: Tensor, *, logits: bool = False) -> Any:
-        language_model: Any = self._policy.model.language_model  # its generate is typed for another base class
-        return language_model.generate(
+        decoder: Any = self.decoder  # its generate is typed for another base class
+        return decoder.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
             generation_config=GenerationConfig(**self._options, output_logits=logits),

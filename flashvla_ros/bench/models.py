@@ -64,7 +64,6 @@ def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size
     _check_memory(model, backend)
     try:
         model = model.to_empty(device=backend.device)
-        model.restore_buffers(backend.device)
         _fill(model)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(f"the weights do not fit into the memory of {backend.device}") from error

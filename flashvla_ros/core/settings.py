@@ -99,7 +99,7 @@ class ModelSettings:
     )
     engine: str = row(
         "auto",
-        "How a step is run; eager: transformers' modules, the reference; static: fixed buffers and fused products, "
+        "How a step is run; eager: plain modules, the reference; static: fixed buffers and fused products, "
         "recorded as CUDA graphs on CUDA; compiled: static, with what stands around attention compiled by "
         "torch.compile, which takes about a minute in the first steps and gains nothing on the CPU; auto: static, "
         "unless model.attention is eager.",

@@ -19,11 +19,12 @@ from flashvla_ros.vla.arch.base import Outline
 from flashvla_ros.vla.arch.table import architecture_of
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import build_empty, check_values, load_config
-from flashvla_ros.vla.config import DINOV2, OpenVLAConfig, check_cameras
+from flashvla_ros.vla.config import OpenVLAConfig, check_cameras
 from flashvla_ros.vla.gripper import check_gripper, describe_gripper
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
+from flashvla_ros.vla.shapes import DINOV2
 from flashvla_ros.vla.sizes import model_size
 from flashvla_ros.vla.statistics import Bounds, choose_key
 from flashvla_ros.vla.tokenizer import load_tokenizer
@@ -214,9 +215,7 @@ def memory_need(outline: Outline, dtype: torch.dtype) -> tuple[int, int]:
     weights = parameters * dtype.itemsize
     if outline.layout.full:  # nothing is decoded behind it
         return weights, 0
-    heads = llama.num_key_value_heads or llama.num_attention_heads
-    head = llama.hidden_size // llama.num_attention_heads
-    cache = 2 * llama.num_hidden_layers * heads * head * (config.visual_tokens + 64) * dtype.itemsize
+    cache = 2 * llama.num_hidden_layers * llama.groups * llama.head_size * (config.visual_tokens + 64) * dtype.itemsize
     return weights, cache
 
 

@@ -58,7 +58,7 @@ def explain(folder: Path, settings: Settings) -> Iterator[Finding]:
 def _exact(policy: VLAPolicy, settings: Settings, frame: Observation) -> Finding:
     engine = policy.backend.engine
     if engine == "eager":
-        return ok("exact", "the engine eager runs transformers' modules: it is the reference")
+        return ok("exact", "the engine eager runs the plain modules: it is the reference")
     checked = CheckedPolicy(policy)
     checked.infer(Request(frame, settings.pruning))
     if checked.difference:

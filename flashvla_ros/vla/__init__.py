@@ -1,1 +1,1 @@
-"""The model: checkpoint, vision towers, decoder, token pruning. Torch and transformers, no ROS."""
+"""The model: checkpoint, vision towers, decoder, token pruning. Torch, no ROS."""

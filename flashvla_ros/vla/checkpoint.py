@@ -121,7 +121,6 @@ def load_model(
     if config.tied and HEAD in stored.tensors:
         _check_tied(stored, loaded[EMBEDDING], device)
     model.tie()
-    model.restore_buffers(device)
     return model.eval().requires_grad_(False)
 
 

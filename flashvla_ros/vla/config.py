@@ -11,109 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig
-from transformers.activations import ACT2FN
-
 from flashvla_ros.core import files
 from flashvla_ros.core.errors import CheckpointError, SettingsError
+from flashvla_ros.vla.shapes import DINOV2, KNOWN_BACKBONES, SIGLIP, DecoderConfig, TowerConfig
 
-DINOV2 = "dinov2_with_registers"
-SIGLIP = "siglip_vision_model"
 _JSON_BYTES = 100_000_000
-_MOST_LAYERS = 1000
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 
-# config.json leaves out what equals the defaults of the transformers release that wrote it (4.40), so they are pinned.
-_LLAMA_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "rope_theta": 10000.0,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-}
-
-
-def _check_depth(layers: int, where: str) -> None:
-    """Refuse what would take hours to build before the weights could say that they do not fit."""
-    if layers > _MOST_LAYERS:
-        raise CheckpointError(f"num_hidden_layers of the {where} is {layers}, and no model has over {_MOST_LAYERS}")
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """Sizes of one vision transformer.
-
-    Attributes:
-        model_type: :data:`DINOV2` or :data:`SIGLIP`, transformers' names.
-        image_size: Side of the square input, in pixels.
-        num_hidden_layers: Blocks in the official checkpoint, of which the last one is not used.
-        num_register_tokens: Registers of DINOv2; 0 for SigLIP.
-        hidden_act: Activation of the MLP. OpenVLA's towers come from timm, where SigLIP has the exact GELU.
-    """
-
-    model_type: str
-    image_size: int
-    patch_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    num_register_tokens: int = 0
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        where = f"{self.model_type} tower"
-        if self.model_type not in (DINOV2, SIGLIP):
-            raise CheckpointError(f"vision_config.model_type must be {DINOV2} or {SIGLIP}, got {self.model_type!r}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            low = 0 if field.name == "num_register_tokens" else 2 if field.name == "num_hidden_layers" else 1
-            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-                raise CheckpointError(
-                    f"{field.name} of the {where} must be an integer of at least {low}, got {value!r}"
-                )
-        _check_depth(self.num_hidden_layers, where)
-        if self.hidden_size % self.num_attention_heads:
-            raise CheckpointError(
-                f"hidden_size {self.hidden_size} of the {where} is not a multiple of its "
-                f"{self.num_attention_heads} attention heads"
-            )
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
-            raise CheckpointError(f"hidden_act {self.hidden_act!r} of the {where} is not one that transformers knows")
-        if self.image_size < self.patch_size:
-            raise CheckpointError(
-                f"image_size {self.image_size} of the {where} is below its patch_size {self.patch_size}"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """Number of patches."""
-        return (self.image_size // self.patch_size) ** 2
-
-
-def _vit_large(image_size: int) -> TowerConfig:
-    return TowerConfig(DINOV2, image_size, 14, 1024, 24, 16, 4096, num_register_tokens=4)
-
-
-def _so400m(image_size: int) -> TowerConfig:
-    return TowerConfig(SIGLIP, image_size, 14, 1152, 27, 16, 4304)
-
-
-KNOWN_BACKBONES: Mapping[str, tuple[TowerConfig, ...]] = {
-    "dinosiglip-vit-so-224px": (_vit_large(224), _so400m(224)),
-    "dinosiglip-vit-so-384px": (_vit_large(384), _so400m(384)),
-    "siglip-vit-so400m": (_so400m(224),),
-    "siglip-vit-so400m-384px": (_so400m(384),),
-    "dinov2-vit-l": (_vit_large(224),),
-}
 _TIMM_IDS = {
     (DINOV2, 224): "vit_large_patch14_reg4_dinov2.lvd142m",
     (DINOV2, 384): "vit_large_patch14_reg4_dinov2.lvd142m",
@@ -128,7 +32,7 @@ class OpenVLAConfig:
 
     Attributes:
         towers: One tower, or two whose features are concatenated (DINOv2 first in the published checkpoints).
-        text_config: Keyword arguments of :class:`transformers.LlamaConfig`; ``vocab_size`` includes the padding.
+        text_config: What :class:`DecoderConfig` is read from; ``vocab_size`` includes the padding.
         norm_stats: Data set name to ``{"action": {"q01": [D], "q99": [D], "mask": [D]}}``.
         pad_to_multiple_of: Rows added behind the vocabulary; the action tokens end just before them.
         n_action_bins: Edges over [-1, 1]; there is one bin fewer.
@@ -170,7 +74,7 @@ class OpenVLAConfig:
                 f"text_config.vocab_size {self.text_config['vocab_size']} less {self.pad_to_multiple_of} padding rows "
                 f"leaves no room for {self.n_action_bins} action bins"
             )
-        _check_depth(self.llama().num_hidden_layers, "decoder")
+        self.llama()
 
     @property
     def fused(self) -> bool:
@@ -200,15 +104,11 @@ class OpenVLAConfig:
     @property
     def tied(self) -> bool:
         """Whether the decoder's output projection is its table of embeddings, so that no file has both."""
-        return bool(self.text_config.get("tie_word_embeddings", _LLAMA_DEFAULTS["tie_word_embeddings"]))
+        return self.llama().tie_word_embeddings
 
-    def llama(self) -> LlamaConfig:
-        """Return a new configuration of the decoder."""
-        values = {**_LLAMA_DEFAULTS, "pad_token_id": self.pad_token_id, **self.text_config}
-        try:
-            return LlamaConfig(**values)
-        except Exception as error:  # transformers' validators raise types of their own
-            raise CheckpointError(f"text_config is not a Llama configuration: {_first_line(error)}") from error
+    def llama(self) -> DecoderConfig:
+        """Return the sizes of the decoder; :class:`CheckpointError` says what is wrong in ``text_config``."""
+        return DecoderConfig.from_dict(self.text_config)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> OpenVLAConfig:
@@ -232,7 +132,7 @@ class OpenVLAConfig:
                 f"llm_backbone_id is {language_model!r}, so this is OpenVLA v0.1, whose prompts are a chat: "
                 f"give a checkpoint of OpenVLA-7B or later"
             )
-        text = {"vocab_size": _LLAMA_DEFAULTS["vocab_size"], **text}
+        text = {"vocab_size": DecoderConfig.vocab_size, **text}
         _required(text, "vocab_size", int, prefix="text_config.")
         optional = {
             field.name: data[field.name]
@@ -338,8 +238,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return data
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.model import PrismaticVLM, Rotary, certainty, kept_rows, likeliest, take_rows
+from flashvla_ros.vla.decoder import Rotary
+from flashvla_ros.vla.model import PrismaticVLM, certainty, kept_rows, likeliest, take_rows
 from flashvla_ros.vla.pruning.probe import run_before_pruning
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
@@ -28,9 +29,7 @@ class KeyValueCache:
         self._stores: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self._lengths = [0] * layers
 
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_unused: object, **_named: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Append the keys and values [1, H, L, D] of new tokens; return those of all tokens of that layer."""
         start = self._lengths[layer]
         stop = self._lengths[layer] = start + keys.shape[2]
@@ -128,20 +127,18 @@ def prefill(
     hidden[:, length : length + layout.zeros] = 0.0
     behind = hidden.shape[1] - length  # rows behind the prompt
     rotary = model.rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
-    mask = model.mask(hidden, full=layout.full)
     cache = None if layout.full else KeyValueCache(depth, max(size - 1 - behind, 0))
     kept: Tensor | None
     if planned.chooses:
-        hidden, seen = run_before_pruning(model, hidden, query, rotary, mask, cache)
+        hidden, seen = run_before_pruning(model, hidden, query, rotary, cache)
         done("prefill")
         kept = METHODS[pruning.method].select(seen, planned.k, pruning)
         done("scoring")
         if pruning.drop:
             hidden, rotary = _drop(hidden, rotary, kept, count)
-            mask = model.mask(hidden, full=layout.full)
     else:
         kept = all_kept(pruning, visual)
-    hidden = model.run_layers(hidden, range(planned.layer, depth), rotary, mask, cache, full=layout.full)[0]
+    hidden = model.run_layers(hidden, range(planned.layer, depth), rotary, cache, full=layout.full)[0]
     first, norm = len(hidden) - behind - 1, model.language_model.model.norm
     stay = len(hidden) - behind - length + count  # visual tokens that are left
     seen_rows = norm(hidden[: 1 + stay]) if layout.sees else None
@@ -189,7 +186,7 @@ def decode(
     cosines, sines = model.rotary(start.hidden, positions)
     for step in range(count - settled):
         rotary = cosines[:, step : step + 1], sines[:, step : step + 1]
-        hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, None, cache)
+        hidden = model.run_layers(embeddings(tokens[-1][:, -1:].clamp(min=0)), depth, rotary, cache)
         rows.append(model.language_model.model.norm(hidden)[0])
         logits = model.language_model.lm_head(rows[-1])[None]
         choice = likeliest(logits, start.without)

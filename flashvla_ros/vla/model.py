@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.decoder import Cache, LanguageModel, Rotary, turn
 from flashvla_ros.vla.towers import Projector, VisionTower, concatenate_features
-
-Rotary = tuple[Tensor, Tensor]  # cosines and sines, [1 or B, L, head size]
-
-
-class Cache(Protocol):
-    """What a decoder layer asks of a key-value cache."""
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_unused: object, **_named: object
-    ) -> tuple[Tensor, Tensor]:
-        """Store the keys and values [B, H, L, D] of new tokens; return those to attend to.
-
-        Transformers 5.0 hands over a fourth argument and 5.24 one by name, for caches of other kinds.
-        """
-        ...
 
 
 class PrismaticVLM(nn.Module):
@@ -34,29 +17,22 @@ class PrismaticVLM(nn.Module):
 
     Args:
         config: Sizes.
-        attention: Attention implementation of every part, by transformers' name: sdpa, eager or flash_attention_2.
+        attention: Attention implementation of every part: sdpa, eager or flash_attention_2.
     """
 
     def __init__(self, config: OpenVLAConfig, attention: str = "sdpa") -> None:
         super().__init__()
-        self.config = config
-        self.attention = attention
+        self.config, self.attention = config, attention
         llama = config.llama()
-        llama._attn_implementation = attention
         self.towers = nn.ModuleList(VisionTower(tower, attention) for tower in config.towers)
         self.projector = Projector(config.vision_size, llama.hidden_size, config.fused)
-        self.language_model = LlamaForCausalLM(llama)
+        self.language_model = LanguageModel(llama, attention)
         self.tie()
 
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers."""
         return self.language_model.model.layers
-
-    def restore_buffers(self, device: torch.device) -> None:
-        """Compute the buffers that no checkpoint holds, after the model was built on the meta device."""
-        decoder = self.language_model.model
-        decoder.rotary_emb = LlamaRotaryEmbedding(config=decoder.config).to(device)
 
     def tie(self) -> None:
         """Where the configuration says so, make the output projection the table of embeddings itself."""
@@ -79,89 +55,31 @@ class PrismaticVLM(nn.Module):
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
         """Return the rotary embedding at positions [1 or B, L], in the type of `hidden`."""
-        return self.language_model.model.rotary_emb(hidden, position_ids=positions)
-
-    def mask(self, hidden: Tensor, valid: Tensor | None = None, *, full: bool = False) -> Tensor | None:
-        """Return the mask for a prefill of hidden [B, L, d] that this attention implementation expects.
-
-        Args:
-            hidden: Gives shape, type and device.
-            valid: [B, L] true for real tokens, or None where there is no padding.
-            full: Every row attends to every real one, instead of to those before it.
-        """
-        if self.attention == "flash_attention_2":
-            return valid
-        if valid is None and (full or self.attention == "sdpa"):
-            return None
-        length = hidden.shape[1]
-        mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device)[None, None]
-        mask = mask if full else mask.tril()
-        if valid is not None:
-            mask = mask & valid[:, None, None, :]
-        if self.attention == "sdpa":
-            return mask
-        lowest = torch.finfo(hidden.dtype).min
-        return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, lowest)
+        return self.language_model.model.rotary(hidden, positions)
 
     def run_layers(
         self,
         hidden: Tensor,
         indices: Iterable[int],
         rotary: Rotary,
-        mask: Tensor | None,
         cache: Cache | None = None,
         *,
+        mask: Tensor | None = None,
         full: bool = False,
     ) -> Tensor:
-        """Run some decoder layers on hidden [B, L, d]; `mask` is :meth:`mask`'s for the same `full`.
-
-        Positions go in as `rotary` alone: given position ids with gaps, as pruning leaves them, transformers' flash
-        attention takes the sequence for several packed ones.
-        """
+        """Run some decoder layers on hidden [B, L, d]; see :class:`.decoder.DecoderLayer`."""
         for index in indices:
-            hidden = self.layers[index](
-                hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, **_causality(full)
-            )
+            hidden, _ = self.layers[index](hidden, rotary, mask, cache, full=full)
         return hidden
-
-    def run_layer_with_attention(
-        self,
-        hidden: Tensor,
-        index: int,
-        rotary: Rotary,
-        mask: Tensor | None,
-        cache: Cache | None = None,
-        *,
-        full: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Run one decoder layer; also return its self-attention output [B, L, d] before the residual is added."""
-        layer = self.layers[index]
-        attention, _ = layer.self_attn(
-            layer.input_layernorm(hidden),
-            position_embeddings=rotary,
-            attention_mask=mask,
-            past_key_values=cache,
-            **_causality(full),
-        )
-        hidden = hidden + attention
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), attention
 
     def project(self, hidden: Tensor, index: int, name: str, rotary: Rotary) -> Tensor:
         """Queries (q_proj) or keys (k_proj) that decoder layer `index` makes of hidden [B, L, d]: [B, H, L, D]."""
         layer = self.layers[index]
-        rows = getattr(layer.self_attn, name)(layer.input_layernorm(hidden))
-        heads = rows.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
-        cosines, sines = rotary[0][:, None], rotary[1][:, None]
-        return heads * cosines + rotate_half(heads) * sines
+        return turn(layer.self_attn.heads(name, layer.input_layernorm(hidden)), rotary)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: [B, L, d] to [B, L, vocabulary]."""
         return self.language_model.lm_head(self.language_model.model.norm(hidden))
-
-
-def _causality(full: bool) -> dict[str, bool]:
-    """What tells transformers' attention functions that a missing mask means no mask."""
-    return {"is_causal": False} if full else {}
 
 
 NOTHING = -1  # in place of a token: the logits say nothing

@@ -18,8 +18,9 @@ from torch import Tensor
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.types import Box, ImageArray
 from flashvla_ros.vla.center_crop import center_crop
-from flashvla_ros.vla.config import DINOV2, RESIZE_STRATEGIES, SIGLIP, OpenVLAConfig, read_json
+from flashvla_ros.vla.config import RESIZE_STRATEGIES, OpenVLAConfig, read_json
 from flashvla_ros.vla.resample import resize
+from flashvla_ros.vla.shapes import DINOV2, SIGLIP
 from flashvla_ros.vla.tokenizer import BOS, SPACE
 
 Triple = tuple[float, float, float]

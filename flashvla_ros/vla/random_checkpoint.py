@@ -23,9 +23,10 @@ from tokenizers import AddedToken
 from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
 from flashvla_ros.vla.arch.univla.decoder import ActionDecoder
 from flashvla_ros.vla.checkpoint import build_empty
-from flashvla_ros.vla.config import DINOV2, KNOWN_BACKBONES, SIGLIP, OpenVLAConfig, TowerConfig, read_json
+from flashvla_ros.vla.config import OpenVLAConfig, read_json
 from flashvla_ros.vla.keys import TOWERS, entries
 from flashvla_ros.vla.processor import ImageProcessor
+from flashvla_ros.vla.shapes import DINOV2, KNOWN_BACKBONES, SIGLIP, TowerConfig
 from flashvla_ros.vla.tokenizer import PAD, SPACE, build_tokenizer, save_tokenizer
 
 Shape = tuple[int, ...]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flashvla_ros.core.flops import DecoderSize, ModelSize, TowerSize
-from flashvla_ros.vla.config import DINOV2, OpenVLAConfig, TowerConfig
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.shapes import DINOV2, TowerConfig
 
 
 def model_size(config: OpenVLAConfig) -> ModelSize:
@@ -15,7 +16,7 @@ def model_size(config: OpenVLAConfig) -> ModelSize:
         towers=tuple(_tower_size(tower) for tower in config.towers),
         projector=fused if config.fused else ((vision, width), (width, width)),
         decoder=DecoderSize(llama.num_hidden_layers, width, llama.intermediate_size),
-        kv_width=llama.num_key_value_heads * width // llama.num_attention_heads,
+        kv_width=llama.groups * llama.head_size,
         vocabulary=llama.vocab_size,
         images=config.num_images_in_input,
     )

@@ -125,7 +125,7 @@ class VLAPolicy(abc.ABC):
         return policy
 
     def reference(self) -> Self:
-        """Return the same policy on transformers' modules; itself where it runs on them."""
+        """Return the same policy on the plain modules; itself where it runs on them."""
         if self.backend.engine == "eager":
             return self
         return self.on(dataclasses.replace(self.backend, engine="eager"))

@@ -7,16 +7,12 @@ timm gives them, and so an official checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import ACT2FN
 
-from flashvla_ros.vla.config import DINOV2, TowerConfig
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values [B, H, L, D] → [B, H, L, D]
+from flashvla_ros.vla.attention import Attend, attention
+from flashvla_ros.vla.shapes import ACTIVATIONS, DINOV2, TowerConfig
 
 _INITIAL_STD = 0.02  # of a tower that is trained from scratch
 
@@ -36,11 +32,11 @@ class LayerScale(nn.Module):
 class VisionBlock(nn.Module):
     """One block: attention among all tokens, then an MLP, each behind a norm and added to its input."""
 
-    def __init__(self, config: TowerConfig, attend: Attention) -> None:
+    def __init__(self, config: TowerConfig, attend: Attend) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.layer_norm_eps
         scaled = config.model_type == DINOV2
-        self._heads, self._attend, self._activation = config.num_attention_heads, attend, ACT2FN[config.hidden_act]
+        self._heads, self._attend, self._activation = config.num_attention_heads, attend, ACTIVATIONS[config.hidden_act]
         self.norm1 = nn.LayerNorm(size, eps=eps)
         self.attn = nn.ModuleDict({"qkv": nn.Linear(size, 3 * size), "proj": nn.Linear(size, size)})
         self.ls1 = LayerScale(size) if scaled else nn.Identity()
@@ -70,10 +66,10 @@ class VisionTower(nn.Module):
 
     Args:
         config: Kind and sizes.
-        attention: sdpa, eager or flash_attention_2.
+        implementation: Of attention: sdpa, eager or flash_attention_2.
     """
 
-    def __init__(self, config: TowerConfig, attention: str) -> None:
+    def __init__(self, config: TowerConfig, implementation: str) -> None:
         super().__init__()
         self.config = config
         size, patch = config.hidden_size, config.patch_size
@@ -82,7 +78,7 @@ class VisionTower(nn.Module):
             self.reg_token = nn.Parameter(torch.empty(1, config.num_register_tokens, size))
         self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, size))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, size, kernel_size=patch, stride=patch)})
-        attend = _attention(attention)
+        attend = attention(implementation)
         self.blocks = nn.ModuleList(VisionBlock(config, attend) for _ in range(config.num_hidden_layers - 1))
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
@@ -98,24 +94,6 @@ class VisionTower(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return hidden[:, hidden.shape[1] - self.config.tokens :]
-
-
-def _attention(name: str) -> Attention:
-    if name == "sdpa":
-        return functional.scaled_dot_product_attention
-    if name == "eager":
-        return _attend_in_steps
-    from flash_attn import flash_attn_func  # builds only with CUDA: optional
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return flash_attn_func(*(tensor.transpose(1, 2) for tensor in (queries, keys, values))).transpose(1, 2)
-
-    return attend
-
-
-def _attend_in_steps(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    weights = queries @ keys.transpose(2, 3) * queries.shape[3] ** -0.5
-    return weights.softmax(dim=-1, dtype=torch.float32).to(queries.dtype) @ values
 
 
 class Projector(nn.Module):

@@ -52,9 +52,9 @@ def test_plain_generate_goes_on_past_the_end_token(tmp_path):
     policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(write_checkpoint(tmp_path / "c")), threads=1))
     policy.model = model
     ours = policy.infer(Request(FRAMES[0], NONE)).tokens
-    model.language_model.config.eos_token_id = int(ours[0])
-    model.language_model.generation_config.eos_token_id = int(ours[0])
-    np.testing.assert_array_equal(PlainPolicy(policy).infer(Request(FRAMES[0], NONE)).tokens, ours)
+    plain = PlainPolicy(policy)
+    plain.decoder.config.eos_token_id = plain.decoder.generation_config.eos_token_id = int(ours[0])
+    np.testing.assert_array_equal(plain.infer(Request(FRAMES[0], NONE)).tokens, ours)
 
 
 # Rounds and ratios

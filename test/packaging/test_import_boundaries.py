@@ -20,7 +20,7 @@ FORBIDDEN = {
     "core": (*ROS, *HEAVY),
     "gate": (*ROS, *HEAVY),
     "control": (*ROS, *HEAVY),
-    "vla": (*ROS, "torchvision", "timm", "flashvla_ros.nodes"),
+    "vla": (*ROS, "transformers", "torchvision", "timm", "flashvla_ros.nodes"),
     "remote": (*ROS, *HEAVY),
     "sim": (*ROS, "torch", "flashvla_ros.nodes"),
 }

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flashvla_ros.core.types import FloatArray, ImageArray
-from flashvla_ros.vla.config import DINOV2, SIGLIP, OpenVLAConfig, TowerConfig
+from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.random_checkpoint import write_tokenizer
+from flashvla_ros.vla.shapes import DINOV2, SIGLIP, TowerConfig
 from flashvla_ros.vla.tokenizer import build_tokenizer
 from training.saving import save_checkpoint
 

@@ -19,7 +19,7 @@ from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.arch.table import load
 from flashvla_ros.vla.checkpoint import load_config
-from flashvla_ros.vla.config import DINOV2, SIGLIP
+from flashvla_ros.vla.shapes import DINOV2, SIGLIP
 from training.architecture import DATASET, action_statistics
 
 try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from checkpoints import LostMask
 
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.core.errors import ActionError, ObservationError
@@ -18,7 +19,6 @@ from flashvla_ros.core.types import Inference, Observation
 from flashvla_ros.vla.arch.table import load
 from flashvla_ros.vla.checked import CheckedPolicy, difference
 from flashvla_ros.vla.engine import kernels
-from flashvla_ros.vla.engine.attention import SdpaAttention
 from flashvla_ros.vla.loading import load_policy
 from flashvla_ros.vla.step import VLAPolicy
 
@@ -48,9 +48,8 @@ def reference(policy: VLAPolicy) -> Inference:
     return policy.reference().infer(request())
 
 
-def lose_the_mask(_policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = SdpaAttention.among
-    monkeypatch.setattr(SdpaAttention, "among", lambda self, *heads, causal: sound(self, *heads, causal=not causal))
+def lose_the_mask(policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.engine._kernels, "_attention", LostMask())
 
 
 def turn_positions_round(_policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:

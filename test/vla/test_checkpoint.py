@@ -141,7 +141,8 @@ def test_weights_that_are_not_finite_are_named(value, dtype, folder):
 def test_weights_take_the_type_asked_for(original):
     model = load(original, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
+    cosines, _ = model.rotary(torch.zeros(1), torch.tensor([[1000]]))  # whose angles bfloat16 could not hold
+    assert cosines[0, 0, 0] == torch.cos(torch.tensor(1000.0))
 
 
 def test_unused_parts_of_official_towers_are_ignored(folder):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from checkpoints import random_model, tiny_config
 
+from flashvla_ros.bench.baselines import transformers_decoder
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.decoding import decode, prefill
@@ -37,11 +38,11 @@ def run(model: PrismaticVLM, visual: torch.Tensor, pruning: PruningSettings, cou
 def test_no_pruning_equals_transformers_bit_for_bit(model, visual):
     start, tokens = run(model, visual, NONE)
     assert start.kept is None
-    sequence = PROMPT
+    sequence, reference = PROMPT, transformers_decoder(model)
     for step in range(5):
         with torch.inference_mode():
             embeddings = model.embed(visual, sequence)
-            plain = model.language_model(inputs_embeds=embeddings, logits_to_keep=1).logits
+            plain = reference(inputs_embeds=embeddings, logits_to_keep=1).logits
         if step == 0:
             assert torch.equal(start.logits, plain)
         assert tokens[step] == plain.argmax()
@@ -50,13 +51,14 @@ def test_no_pruning_equals_transformers_bit_for_bit(model, visual):
 
 def test_cached_logits_equal_those_of_transformers_cache(model, visual):
     start, tokens = run(model, visual, NONE)
+    reference = transformers_decoder(model)
     with torch.inference_mode():
-        plain = model.language_model(inputs_embeds=model.embed(visual, PROMPT), use_cache=True, logits_to_keep=1)
+        plain = reference(inputs_embeds=model.embed(visual, PROMPT), use_cache=True, logits_to_keep=1)
         fresh = prefill(model, visual, Query(PROMPT[0].tolist(), NONE), 2)
-        again = model.language_model(input_ids=tokens[None, :1], past_key_values=plain.past_key_values)
+        again = reference(input_ids=tokens[None, :1], past_key_values=plain.past_key_values)
         rotary = model.rotary(start.hidden[None], torch.tensor([[start.length]]))
         hidden = model.language_model.model.embed_tokens(tokens[None, :1])
-        ours = model.logits(model.run_layers(hidden, range(4), rotary, None, fresh.cache))
+        ours = model.logits(model.run_layers(hidden, range(4), rotary, fresh.cache))
     assert torch.equal(ours, again.logits)
 
 

@@ -20,9 +20,9 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Draft, Observation
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.attention import SdpaAttention
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import decode, prefill
-from flashvla_ros.vla.engine.attention import SdpaAttention
 from flashvla_ros.vla.engine.base import EagerEngine
 from flashvla_ros.vla.engine.buffers import Upload
 from flashvla_ros.vla.engine.graphs import DirectCalls, Run, SpreadCaptures

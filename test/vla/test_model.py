@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from checkpoints import random_model, tiny_config
 from torch.testing import assert_close
 
+from flashvla_ros.bench.baselines import transformers_decoder
+from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.model import PrismaticVLM
-from training.forcing import action_logits, pad_prompts
+from training.forcing import action_logits, mask_of, pad_prompts
 
 PROMPT = [1, *range(300, 310)]
 ACTIONS = torch.tensor([[900, 950, 1000, 1020], [801, 802, 803, 804]])
@@ -26,18 +30,35 @@ def forced(
     return action_logits(model, model.visual_tokens(pixels), *arguments, **masks)
 
 
-@pytest.mark.parametrize("fused", [True, False])
+def config_with(**text: object) -> OpenVLAConfig:
+    config = tiny_config()
+    return dataclasses.replace(config, text_config={**config.text_config, **text})
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_forward_equals_transformers_bit_for_bit(fused, attention):
-    source = random_model(tiny_config(fused=fused))
-    model = PrismaticVLM(source.config, attention)
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config(),
+        tiny_config(fused=False),
+        config_with(num_key_value_heads=1),
+        config_with(head_dim=6, attention_bias=True, mlp_bias=True),
+        config_with(rope_theta=500.0, rms_norm_eps=1e-3, hidden_act="gelu_pytorch_tanh"),
+        config_with(tie_word_embeddings=True),
+    ],
+    ids=["fused", "one tower", "grouped", "biased", "other numbers", "tied"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_equals_transformers_bit_for_bit(config, attention, dtype):
+    source = random_model(config)
+    model = PrismaticVLM(source.config, attention).to(dtype)
     model.load_state_dict(source.state_dict())
-    pixels = images(6 if fused else 3)
+    pixels = images(6 if config.fused else 3).to(dtype)
     with torch.inference_mode():
         logits = forced(model, pixels, prompts(), ACTIONS)
         sequence = torch.cat([prompts(), ACTIONS[:, :-1]], dim=1)
         embeddings = model.embed(model.visual_tokens(pixels), sequence)
-        plain = model.language_model(inputs_embeds=embeddings, logits_to_keep=4).logits
+        plain = transformers_decoder(model)(inputs_embeds=embeddings, logits_to_keep=4).logits
     assert logits.shape == (2, 4, 1088)
     assert torch.equal(logits, plain)
 
@@ -83,8 +104,8 @@ def test_dropped_tokens_reach_only_the_layers_before():
     seen = torch.ones(2, length, dtype=torch.bool)
     seen[:, 1:17] = False
     seen[:, 1:17].scatter_(1, keep, True)
-    hidden = model.run_layers(hidden, range(2), rotary, model.mask(hidden))
-    hidden = model.run_layers(hidden, range(2, 4), rotary, model.mask(hidden, seen))
+    hidden = model.run_layers(hidden, range(2), rotary)
+    hidden = model.run_layers(hidden, range(2, 4), rotary, mask=mask_of(seen, full=False))
     assert_close(dropped, model.logits(hidden[:, -4:]), rtol=1e-4, atol=1e-4)
 
 
@@ -107,16 +128,6 @@ def test_every_parameter_learns():
     logits = forced(model, images(6), prompts(), ACTIONS, keep=keep)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ACTIONS.flatten()).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def test_layer_with_attention_is_the_layer():
-    model = random_model(tiny_config())
-    hidden = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0))
-    rotary = model.rotary(hidden, torch.arange(9)[None])
-    whole = model.run_layers(hidden, [1], rotary, None)
-    parts, attention = model.run_layer_with_attention(hidden, 1, rotary, None)
-    assert torch.equal(whole, parts)
-    assert attention.shape == hidden.shape
 
 
 def test_prompts_are_padded_after_bos():

@@ -6,7 +6,8 @@ import pytest
 from checkpoints import tiny_config
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.vla.config import KNOWN_BACKBONES, OpenVLAConfig
+from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.shapes import KNOWN_BACKBONES
 
 OPENVLA_7B = {
     "model_type": "openvla",
@@ -76,7 +77,7 @@ def test_missing_field_is_named(field):
         ({"text_config": {"vocab_size": "many"}}, r"text_config\.vocab_size must be of type int"),
         ({"text_config": {"vocab_size": 200}}, "leaves no room for 256 action bins"),
         ({"text_config": {"vocab_size": 32064, "model_type": "mistral"}}, "only Llama"),
-        ({"text_config": {"vocab_size": 32064, "hidden_size": "wide"}}, "not a Llama configuration"),
+        ({"text_config": {"vocab_size": 32064, "hidden_size": "wide"}}, "hidden_size of the decoder must be"),
         ({"vision_backbone_id": "clip-vit-l"}, "'clip-vit-l' has a tower of CLIP"),
         ({"vision_backbone_id": "siglip-vit-b16"}, "'siglip-vit-b16' is not one of"),
         ({"use_fused_vision_backbone": False}, "there are 2 towers"),
@@ -97,7 +98,7 @@ def test_wrong_value_is_named(change, message):
     [
         ({"model_type": "vit"}, "model_type must be"),
         ({"hidden_size": 33}, "not a multiple of its 2 attention heads"),
-        ({"hidden_act": "gellu"}, "hidden_act 'gellu' .* is not one that transformers knows"),
+        ({"hidden_act": "gellu"}, "hidden_act of the dinov2.* must be one of silu, gelu, .*, got 'gellu'"),
         ({"hidden_size": 0}, "hidden_size of the dinov2"),
         ({"patch_size": 57}, "below its patch_size"),
         ({"image_size": 70}, "both vision towers must see the same"),

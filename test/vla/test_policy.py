@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import NORM_STATS, random_model, tiny_config, write_checkpoint
 
+from flashvla_ros.bench.baselines import transformers_decoder
 from flashvla_ros.core.errors import CheckpointError, ObservationError, SettingsError
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
@@ -102,7 +103,7 @@ def test_policy_equals_the_plain_model(policy):
     ids = torch.tensor([policy.prompts("open the drawer")])
     for token in result.tokens.tolist():
         with torch.inference_mode():
-            logits = model.language_model(inputs_embeds=model.embed(model.visual_tokens(pixels), ids)).logits
+            logits = transformers_decoder(model)(inputs_embeds=model.embed(model.visual_tokens(pixels), ids)).logits
         assert int(logits[0, -1].argmax()) == token
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
 

@@ -12,6 +12,7 @@ from checkpoints import random_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashvla_ros.bench.baselines import transformers_decoder
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.diversity import farthest_from_each_other, least_duplicated
@@ -119,7 +120,7 @@ def choose(method: str, seen: TokenStates, k: int, **changes) -> list[int]:
 def eager_weights(eager: PrismaticVLM, visual: torch.Tensor) -> list[torch.Tensor]:
     """Attention weights [H, L, L] of each layer, as transformers' own forward returns them."""
     with torch.inference_mode():
-        output = eager.language_model(inputs_embeds=eager.embed(visual[None], PROMPT), output_attentions=True)
+        output = transformers_decoder(eager)(inputs_embeds=eager.embed(visual[None], PROMPT), output_attentions=True)
     return [weights[0] for weights in output.attentions]
 
 
@@ -153,7 +154,7 @@ def test_attention_with_fewer_key_heads():
 def test_ics_values_scores_what_the_next_layer_would_read(model, layer):
     visual = rows(COUNT, WIDTH, 0)
     with torch.inference_mode():
-        output = model.language_model(
+        output = transformers_decoder(model)(
             inputs_embeds=model.embed(visual[None], PROMPT), use_cache=True, output_hidden_states=True
         )
     values = output.past_key_values.layers[layer].values[0, :, 1 : 1 + COUNT].transpose(0, 1).flatten(1).double()
@@ -179,7 +180,7 @@ def test_dart_reads_normed_states_and_the_keys_that_attention_used(model, layer)
     visual = rows(COUNT, WIDTH, 0)
     seen = look(model, layer, visual)
     with torch.inference_mode():
-        output = model.language_model(
+        output = transformers_decoder(model)(
             inputs_embeds=model.embed(visual[None], PROMPT), use_cache=True, output_hidden_states=True
         )
         states = model.language_model.model.norm(output.hidden_states[layer])[0, 1:]

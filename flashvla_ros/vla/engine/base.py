@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flashvla_ros.vla.attention import static_attention
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.decoding import Decoded, Draw, Prefill, decode, prefill, untimed
-from flashvla_ros.vla.engine.attention import FlashAttention2, SdpaAttention
 from flashvla_ros.vla.engine.graphs import DirectCalls, SpreadCaptures, cuda_graphs
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.engine.static import StaticEngine
@@ -86,7 +86,7 @@ class Engine(Protocol):
 
 
 class EagerEngine:
-    """The reference: transformers' modules, tensors made as they are needed.
+    """The reference: the plain modules, tensors made as they are needed.
 
     Args:
         model: In evaluation mode.
@@ -117,7 +117,7 @@ def make_engine(model: PrismaticVLM, size: int, backend: Backend) -> Engine:
     """Return the engine that the backend names, for actions of `size` tokens."""
     if backend.engine == "eager":
         return EagerEngine(model, size)
-    attention = FlashAttention2() if backend.attention == "flash_attention_2" else SdpaAttention()
+    attention = static_attention(backend.attention)
     decoder = LeanDecoder(model, compiled=backend.engine == "compiled")
     if backend.device.type == "cuda":
         captures = SpreadCaptures(cuda_graphs(backend.device))

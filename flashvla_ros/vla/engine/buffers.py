@@ -64,7 +64,7 @@ class PromptBuffers:
         self.layout = layout
         self.prompt, self.rows = prompt, count + layout.extra + prompt
         self.slots = self.rows + size
-        heads = llama.num_key_value_heads, self.slots, model.layers[0].self_attn.head_dim
+        heads = llama.groups, self.slots, llama.head_size
         self.keys, self.values = (embedding.new_zeros(layers, 1, *heads) for _ in range(2))
         self.entering, self.hidden, self.attention = (embedding.new_zeros(1, self.rows, width) for _ in range(3))
         reads = max(size, layout.zeros)

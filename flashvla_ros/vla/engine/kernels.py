@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.core.settings import PruningSettings
-from flashvla_ros.vla.engine.attention import StaticAttention
+from flashvla_ros.vla.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.model import PrismaticVLM
@@ -114,11 +114,11 @@ class Kernels:
     def _among(self, buffers: PromptBuffers, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if buffers.layout.full:
-                return self._attention.among(queries, keys, values, causal=False)
+                return self._attention(queries, keys, values, causal=False)
             rows = keys.shape[2]
             buffers.keys[index, :, :, :rows].copy_(keys)
             buffers.values[index, :, :, :rows].copy_(values)
-            return self._attention.among(queries, keys, values, causal=True)
+            return self._attention(queries, keys, values, causal=True)
 
         return attend
 

@@ -1,4 +1,4 @@
-"""Llama's decoder layer over the loaded weights, with fewer and larger operations than transformers' modules.
+"""Llama's decoder layer over the loaded weights, with fewer and larger operations than :mod:`..decoder`.
 
 Queries, keys and values are one matrix product, gate and up projection another; the rotary embedding turns queries and
 keys together. What stands before and after attention are two pure functions, which torch.compile takes once for all
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flashvla_ros.vla.model import PrismaticVLM, Rotary, certainty, likeliest
+from flashvla_ros.vla.decoder import Rotary, normed, turn
+from flashvla_ros.vla.model import PrismaticVLM, certainty, likeliest
 
 # Queries [1, H, L, D], keys and values [1, G, L, D] → [1, H, L, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +36,11 @@ class LeanLayer:
     """
 
     def __init__(
-        self, layer: nn.Module, before: Callable[..., Any], after: Callable[..., Any], activation: nn.Module
+        self,
+        layer: nn.Module,
+        before: Callable[..., Any],
+        after: Callable[..., Any],
+        activation: Callable[[Tensor], Tensor],
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._before, self._after, self._activation = before, after, activation
@@ -43,7 +48,7 @@ class LeanLayer:
         self._qkv = fuse([attention.q_proj, attention.k_proj, attention.v_proj])
         self._out, self._down = ((linear.weight, linear.bias) for linear in (attention.o_proj, mlp.down_proj))
         self._gate_up = fuse([mlp.gate_proj, mlp.up_proj])
-        self._head_size = attention.head_dim
+        self._head_size = attention.head_size
         self._groups = attention.k_proj.out_features // self._head_size
 
     def __call__(self, hidden: Tensor, rotary: Rotary, attend: Attend) -> tuple[Tensor, Tensor]:
@@ -97,7 +102,7 @@ class LeanDecoder:
         before, after = before_attention, after_attention
         if compiled:
             before, after = torch.compile(before), torch.compile(after)
-        activation = decoder.layers[0].mlp.act_fn
+        activation = decoder.layers[0].mlp.activation
         self.layers = [LeanLayer(layer, before, after, activation) for layer in decoder.layers]
         self._norm, self._head = _parts(decoder.norm), model.language_model.lm_head
         if self._head.weight is not decoder.embed_tokens.weight:  # whose rows are looked up
@@ -115,22 +120,8 @@ class LeanDecoder:
         return tokens, certainty(logits, tokens)
 
 
-def normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root-mean-square norm in float32, as transformers computes it."""
-    wide = hidden.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(epsilon))
-    return weight * (wide * scale).to(hidden.dtype)
-
-
 def _parts(norm: nn.Module) -> Norm:
-    return norm.weight, norm.variance_epsilon
-
-
-def turn(heads: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary embedding of heads [1, H, L, D] by cosines and sines [1, L, D]."""
-    cosines, sines = rotary[0][:, None], rotary[1][:, None]
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosines + torch.cat((-second, first), dim=-1) * sines
+    return norm.weight, norm.epsilon
 
 
 def fuse(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
+from flashvla_ros.vla.attention import StaticAttention
 from flashvla_ros.vla.decoding import Decoded, Draw, untimed
-from flashvla_ros.vla.engine.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.graphs import Recorder, Run
 from flashvla_ros.vla.engine.kernels import Kernels

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flashvla_ros.vla.model import Cache, PrismaticVLM, Rotary
+from flashvla_ros.vla.decoder import Cache, Rotary
+from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.query import Query
 
 
@@ -103,7 +104,7 @@ class LayerStates(NamedTuple):
 
 
 def run_before_pruning(
-    model: PrismaticVLM, hidden: Tensor, query: Query, rotary: Rotary, mask: Tensor | None, cache: Cache | None = None
+    model: PrismaticVLM, hidden: Tensor, query: Query, rotary: Rotary, cache: Cache | None = None
 ) -> tuple[Tensor, TokenStates]:
     """Run the decoder's layers before ``pruning.layer``; also return what a method may look at.
 
@@ -114,15 +115,14 @@ def run_before_pruning(
         hidden: [1, L, d] embedded [BOS, N visual tokens, rest of the prompt, draft].
         query: Whose prompt and draft these are.
         rotary: Of the L positions.
-        mask: As :meth:`PrismaticVLM.mask` gives it.
         cache: Takes the keys and values.
     """
     layer, full = query.pruning.layer, query.layout.full
     count = hidden.shape[1] - len(query.ids) - query.layout.extra
     visual, states = hidden[:, 1 : 1 + count], LayerStates(hidden, hidden, hidden)
     if layer > 0:
-        entering = model.run_layers(hidden, range(layer - 1), rotary, mask, cache, full=full)
-        hidden, attention = model.run_layer_with_attention(entering, layer - 1, rotary, mask, cache, full=full)
+        entering = model.run_layers(hidden, range(layer - 1), rotary, cache, full=full)
+        hidden, attention = model.layers[layer - 1](entering, rotary, cache=cache, full=full)
         states = LayerStates(entering, attention, hidden)
     return hidden, token_states(model, visual, states.first(query.scored(count)), rotary, query)
 
