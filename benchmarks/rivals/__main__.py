@@ -43,7 +43,7 @@ from flashvla_ros.evaluation.summary import ALL, Cell, table_rows
 from flashvla_ros.sim.perturbation import NONE, plan_episode
 from flashvla_ros.vla.step import VLAPolicy
 
-MODES = ("dense", "prune", "paper", "guarded", "guarded:decode.mode=draft")
+MODES = ("dense", "prune", "paper", "gate", "guarded", "guarded:decode.mode=draft")
 RULES: Mapping[str, Callable[[VLAPolicy], Rule]] = {
     "L2 gate": l2_gate.L2Gate,
     "SP-VLA": sp_vla.SpeedRule,
