@@ -36,10 +36,12 @@ def _model_ms(row: Mapping[str, Any]) -> float:
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Write success with its interval against the mean step."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # a colour for each of the dozen rows
     for row in results["rows"]:
         found = rates(row)
         low, high = found.interval
