@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from flashvla_ros.cli.results import cpuinfo
 from flashvla_ros.core import extras
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import ModelSettings
@@ -38,19 +38,16 @@ def available_memory() -> int:
 
 
 def _torch(settings: ModelSettings) -> Iterator[Finding]:
-    for package in ("torch", "transformers"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            yield Finding(package, Level.FAILURE, f"cannot be imported: {error}", extras.remedy("model"))
-            return
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding("torch", Level.FAILURE, f"cannot be imported: {error}", extras.remedy("model"))
+        return
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _LEAST_TORCH:
         yield Finding("torch", Level.FAILURE, torch.__version__, "pip install --upgrade 'torch>=2.11'")
     else:
-        yield ok("torch", f"{torch.__version__}, transformers {importlib.metadata.version('transformers')}")
+        yield ok("torch", torch.__version__)
     yield _gpu()
     yield _backend(settings)
 
@@ -82,6 +79,9 @@ def _backend(settings: ModelSettings) -> Finding:
     text = f"{backend.attention} in {str(backend.dtype).removeprefix('torch.')} on {backend.device}"
     if backend.device.type == "cuda" and importlib.util.find_spec("flash_attn") is None:
         return Finding("attention", Level.WARNING, text, "pip install flash-attn, which is faster with long prompts")
+    slow = "bf16" not in cpuinfo("flags") + cpuinfo("Features")  # x86, ARM
+    if slow and "bfloat16 on cpu" in text:
+        return Finding("attention", Level.WARNING, f"{text}, without instructions for it", "set model.dtype to float32")
     return ok("attention", text)
 
 

@@ -40,12 +40,10 @@ def test_torch_that_is_old(monkeypatch):
     assert (found("torch").level, found("torch").remedy) == (Level.FAILURE, "pip install --upgrade 'torch>=2.11'")
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers"])
-def test_what_the_model_needs_and_is_not_there(monkeypatch, package):
-    hide(monkeypatch, package)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"torch": "2.11"}[name])
+def test_what_the_model_needs_and_is_not_there(monkeypatch):
+    hide(monkeypatch, "torch")
     findings = list(machine.check_machine(CPU))
-    assert [finding.name for finding in findings] == ["Python", package, "EGL"]  # the rest would need it
+    assert [finding.name for finding in findings] == ["Python", "torch", "EGL"]  # the rest would need it
     assert findings[1].level is Level.FAILURE
     assert findings[1].remedy.startswith("pip install 'torch>=2.11' 'transformers>=5")
 
@@ -65,6 +63,13 @@ def test_a_gpu_that_is_not_there_or_not_seen(monkeypatch, driver, level, text, r
     assert finding.level is level
     assert finding.text.startswith(text)
     assert finding.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(("flags", "level"), [("avx2 avx512f", Level.WARNING), ("avx512_bf16 amx_bf16", Level.OK)])
+def test_bfloat16_on_a_cpu_that_has_no_instructions_for_it(monkeypatch, flags, level):
+    monkeypatch.setattr(machine, "cpuinfo", lambda key: flags if key == "flags" else "")
+    finding = found("attention", ModelSettings(device="cpu", attention="sdpa", dtype="bfloat16"))
+    assert (finding.level, finding.remedy) == (level, "set model.dtype to float32" if level is Level.WARNING else "")
 
 
 def test_an_attention_backend_that_this_machine_lacks():
