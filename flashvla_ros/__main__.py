@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except (FlashVLAError, ModuleNotFoundError) as error:
+    except (FlashVLAError, ImportError) as error:
         if not (line := refusal(error, chosen)):
             raise
         return _refuse(line)

@@ -6,6 +6,7 @@ A remedy names the packages themselves: the extras are found in a clone only, an
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from flashvla_ros.core.errors import FlashVLAError
 
@@ -67,4 +68,8 @@ def refusal(error: Exception, what: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
         return f"{what} needs {error.name}, which is not installed: {remedy(extra)}" if extra else ""
+    if isinstance(error, ImportError) and error.path:  # there, but a library behind it is not: ROS was not sourced
+        module = next((part for part in Path(error.path).parts if part in _EXTRA_OF_MODULE), "")
+        why = str(error).partition("\n")[0]
+        return f"{what} cannot load {module} ({why}): {remedy(_EXTRA_OF_MODULE[module])}" if module else ""
     return ""

@@ -82,7 +82,7 @@ def run_node(make: Callable[[], StoppableNode], arguments: Sequence[str] | None 
         node = _checked(_made(make), files)
         forward_to_ros(node.get_logger())
         return _spin(node, stop)
-    except (FlashVLAError, ModuleNotFoundError) as error:
+    except (FlashVLAError, ImportError) as error:
         if not (line := refusal(error, _program())):
             raise
         print(f"{_program()}: {line}", file=sys.stderr, flush=True)

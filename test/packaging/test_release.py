@@ -54,7 +54,21 @@ def test_a_library_that_is_missing_is_one_line_with_its_remedy(module: str) -> N
     assert line.startswith(f"replay needs {module}, which is not installed: pip install ")
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("no", name="flashvla_ros.nothing"), ValueError("no")])
+def test_a_library_that_cannot_be_loaded_is_one_line_too() -> None:
+    """As where a ROS 2 installation is on Python's path and was not sourced."""
+    error = ImportError("librcl.so: no such file\nThe C extension…", path="/opt/ros/x/rclpy/_rclpy_pybind11.so")
+    line = extras.refusal(error, "bringup")
+    assert line.startswith("bringup cannot load rclpy (librcl.so: no such file): source /opt/ros")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("no", path="/home/x/flashvla_ros/x.py"),
+        ModuleNotFoundError("no", name="flashvla_ros.nothing"),
+        ValueError("no"),
+    ],
+)
 def test_a_fault_of_the_package_is_no_line(error: Exception) -> None:
     assert extras.refusal(error, "replay") == ""
 
