@@ -28,12 +28,12 @@ from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.tasks import TASKS
 
-CANDIDATES = [  # from the safest on; the third is the shipped default
-    "guarded:gate.delta=0.9,gate.max_reuse=1",
+CANDIDATES = [  # from the safest on, so without pruning first; the fourth is the shipped default
+    "gate:gate.delta=0.9,gate.max_reuse=1",
+    "gate:gate.max_reuse=1",
     "guarded:gate.max_reuse=1",
     "guarded",
     "guarded:gate.delta=0.3,gate.max_reuse=3",
-    "guarded:gate.delta=0.0,gate.max_angle_deg=40.0,gate.max_reuse=4",
 ]
 EXIT_NONE = 1
 _LEDGER_SUFFIX = ".episodes.jsonl"
