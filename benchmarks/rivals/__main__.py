@@ -2,8 +2,9 @@
 
 Every configuration plays the same seeds of the same tasks, seeds outermost, so that a run that is stopped has as many
 episodes of each; the ledger beside the JSON keeps what is finished. Then each answers the frames of one recorded
-episode, all in turn: the median of the steps that ran the model is the model time, by processor time on a CPU. A mean
-step weights it, and the steps that did not run it, by the reuse rate of the closed loop.
+episode, all in turn with transformers' plain ``generate``: the median of the steps that ran the model is the model
+time, by processor time on a CPU. A mean step weights it, and the steps that did not run it, by the reuse rate of the
+closed loop.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import dataclasses
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from benchmarks.rivals import efficientvla, l2_gate, rule, sp_vla, vla_cache, vla_pruner
 from benchmarks.rivals.page import draw, page
 from benchmarks.rivals.rule import Rule
+from benchmarks.rivals.timing import Step, timed
+from flashvla_ros.bench.configurations import PLAIN
 from flashvla_ros.bench.measure import describe_backend
-from flashvla_ros.bench.rounds import time_in_turn
+from flashvla_ros.bench.rounds import Row
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import meta, write_results
@@ -41,6 +43,7 @@ from flashvla_ros.evaluation.meta import fingerprint, known_tasks
 from flashvla_ros.evaluation.modes import choose_modes
 from flashvla_ros.evaluation.summary import ALL, Cell, table_rows
 from flashvla_ros.sim.perturbation import NONE, plan_episode
+from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.step import VLAPolicy
 
 MODES = ("dense", "prune", "paper", "gate", "guarded", "guarded:decode.mode=draft")
@@ -90,7 +93,7 @@ class RivalCost:
         self.fresh.append(work.total > 0.0)
 
 
-def configurations(checkpoint: Path, only: list[str]) -> tuple[VLAPolicy, list[Configuration]]:
+def configurations(checkpoint: Path, only: list[str]) -> tuple[OpenVLAPolicy, list[Configuration]]:
     """Return the dense policy and every configuration, or those whose names are given."""
     overrides = {"model.checkpoint": str(checkpoint), "model.threads": 1}
     modes = choose_modes(MODES, share_path("config", "eval_modes.yaml"))
@@ -129,42 +132,22 @@ def _record(job: Job, by: Rule | None) -> Record:
     return dataclasses.replace(record, reused=len(record.reuse_ticks))
 
 
-def timed(policy: VLAPolicy, rows: list[Configuration], task: str) -> dict[str, dict[str, float]]:
-    """Return what a step takes that runs the model, and one that does not, in milliseconds by clock and processor."""
+def timed_rows(policy: OpenVLAPolicy, rows: list[Configuration], task: str, cells: list[Row]) -> dict[str, Row]:
+    """Return what :func:`.timing.timed` finds on the frames of one episode of a task."""
     frames: list[Observation] = []
     jobs.play(Job(rows[0].settings, plan_episode(task, _TIMED_SEED)), lambda result: frames.append(result.observation))
-    ran: dict[str, list[bool]] = {row.name: [] for row in rows}
 
-    def runner(row: Configuration) -> Callable[[Observation], Inference]:
+    def step_of(row: Configuration) -> Step:
         stepper = row.stepper(policy)
 
-        def run(seen: Observation) -> Inference:
+        def step(seen: Observation) -> tuple[Inference, bool]:
             result = stepper.step(seen, row.settings)
-            ran[row.name].append(result.fresh if row.rule is None else row.rule.work.total > 0.0)
-            return result.inference
+            return result.inference, result.fresh if row.rule is None else row.rule.work.total > 0.0
 
-        return run
+        return step
 
-    cpu = policy.backend.device.type == "cpu"
-    series = time_in_turn(
-        {row.name: runner(row) for row in rows},
-        frames,
-        len(frames),
-        policy.backend.synchronize,
-        lambda _: None,
-        cpu=cpu,
-        warm_up=0,
-    )
-    return {name: dict(_times(one.seconds, one.cpu_seconds, ran[name][-len(frames) :])) for name, one in series.items()}
-
-
-def _times(seconds: list[float], cpu_seconds: list[float], ran: list[bool]) -> Iterator[tuple[str, float]]:
-    mask = np.array(ran)
-    for name, values in (("model_ms", seconds), ("model_cpu_ms", cpu_seconds)):
-        if values:
-            yield name, 1e3 * float(np.median(np.array(values)[mask]))
-    deciding = np.array(cpu_seconds or seconds)
-    yield "skip_ms", 1e3 * float(np.median(deciding[~mask])) if not mask.all() else 0.0
+    steps = {row.name: functools.partial(step_of, row) for row in rows}
+    return timed(policy, steps, frames, {cell["mode"]: cell["reuse_rate"] for cell in cells})
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -174,18 +157,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tasks = args.tasks or known_tasks(args.checkpoint)
     sha256, seeds = fingerprint(args.checkpoint), range(args.episodes)
     cells = play(rows, tasks, seeds, args.json.with_name(args.json.name + ".episodes.jsonl"), sha256)
-    taken = timed(policy, rows, tasks[0])
     found = [row for row in table_rows(cells) if row["task"] == ALL]
-    for row in found:
-        row |= taken[row["mode"]]
-        fresh = row.get("model_cpu_ms", row["model_ms"])
-        row["step_ms"] = row["reuse_rate"] * row["skip_ms"] + (1.0 - row["reuse_rate"]) * fresh
+    taken = timed_rows(policy, rows, tasks[0], found)
+    found = [row | taken[row["mode"]] for row in found]
     made = meta(
         **describe_backend(policy.backend),
         command="rivals",
         checkpoint={"name": args.checkpoint.resolve().name, "sha256": sha256, "code": code_digest()},
         tasks=tasks,
         seeds=[0, args.episodes],
+        plain=taken[PLAIN],
     )
     return {"meta": made, "rows": found}
 

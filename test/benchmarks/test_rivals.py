@@ -13,6 +13,7 @@ from benchmarks.rivals.efficientvla import FewerLayers
 from benchmarks.rivals.l2_gate import L2Gate
 from benchmarks.rivals.rule import DENSE, Rule
 from benchmarks.rivals.sp_vla import BUFFER, SpeedRule, extrapolated
+from benchmarks.rivals.timing import Step, summary, timed
 from benchmarks.rivals.vla_cache import CachedTokens, parts_of
 from benchmarks.rivals.vla_pruner import NAME, WINDOW, UnionPruner
 from flashvla_ros.bench.trace import load_observations
@@ -97,3 +98,30 @@ def test_the_model_makes_more_than_half_of_what_is_extrapolated_from(policy) -> 
     assert works[:BUFFER] == [1.0] * BUFFER
     for end in range(BUFFER, len(works)):
         assert works[end] == 1.0 or sum(works[end - BUFFER : end]) > BUFFER / 2
+
+
+def test_a_mean_step_weights_the_steps_without_the_model_by_how_often_they_come() -> None:
+    ran = np.array([True, True, False, True, False, True])
+    seconds, plain = np.where(ran, 0.04, 0.001), np.full(6, 0.05)
+    found = summary(seconds, ran, plain, 0.25)
+    assert (found["model_ms"], found["skip_ms"]) == (40.0, 1.0)
+    assert found["step_ms"] == pytest.approx(0.75 * 40.0 + 0.25 * 1.0)
+    assert found["speedup"] == pytest.approx(50.0 / 30.25)
+    low, high = found["speedup_95"]  # a draw may miss all steps of a kind, and then only the other counts
+    assert low <= found["speedup"] <= high
+
+
+def test_every_rule_is_timed_against_plain_generate_and_the_least_time(policy) -> None:
+    def every_second() -> Step:
+        seen: list[object] = []
+
+        def step(frame: object) -> tuple[Inference, bool]:
+            seen.append(frame)
+            return policy.infer(Request(frame, DENSE)), len(seen) % 2 == 1
+
+        return step
+
+    found = timed(policy, {"half": every_second}, FRAMES[:6], {"half": 0.5})
+    assert set(found) == {"plain generate", "half"}
+    assert found["plain generate"]["speedup"] == 1.0
+    assert all(row["over_least"] > 1.0 and row["least_ms"] > 0.0 for row in found.values())
