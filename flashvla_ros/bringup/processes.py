@@ -12,6 +12,7 @@ from typing import Any
 from flashvla_ros.bringup.libero import check_robot, libero_parameters
 from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.cli.yaml_files import read_yaml
+from flashvla_ros.core.certificate import shipped
 from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
@@ -160,12 +161,7 @@ class Bringup:
 
     def _guard(self, policy: Process) -> Process:
         """The guard reads what the policy's commands mean from the policy's parameters; its limits are its own."""
-        space = self.namespace.strip("/")
-        name = f"/{space}/{POLICY}" if space else f"/{POLICY}"
-        given: dict[str, Value] = {}
-        for file in policy.files:
-            given.update(read_parameters(file, name))
-        given.update(policy.parameters)
+        given = {**self._given(policy.files), **policy.parameters}
         parameters = {name: given[name] for name in _MEANING if name in given}
         if "control.stop_action" in given:
             parameters["guard.stop_action"] = given["control.stop_action"]
@@ -176,6 +172,13 @@ class Bringup:
             files = (share_path("config", "libero.yaml" if self._libero else "guard.yaml"),)
         remappings = tuple(rule for rule in self._rules if rule[0] in (*_GUARDED, *_HEARD))
         return Process(GUARD, files, parameters, remappings, self.namespace, self.log_level)
+
+    def _given(self, files: Sequence[Path]) -> dict[str, Value]:
+        """Return what parameter files say to the policy node."""
+        space, given = self.namespace.strip("/"), dict[str, Value]()
+        for file in files:
+            given.update(read_parameters(file, f"/{space}/{POLICY}" if space else f"/{POLICY}"))
+        return given
 
     def _policy(self) -> Process:
         parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
@@ -205,6 +208,10 @@ class Bringup:
         files = () if self.camera else (self._defaults,)
         if self.params:
             files = (*files, _existing(self.params))
+        if not self.policy:  # what nobody sets is as the checkpoint's certificate has it
+            certified = shipped(Path(_folder(self.checkpoint)) if self.checkpoint else share_path("models", "demo"))
+            given = self._given(files) if certified else {}
+            parameters = {**{name: value for name, value in certified.items() if name not in given}, **parameters}
         return Process(POLICY, files, parameters, remappings, self.namespace, self.log_level)
 
     def _robot(self) -> Process:

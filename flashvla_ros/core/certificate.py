@@ -13,7 +13,7 @@ from flashvla_ros.core.files import read_json, write_atomically
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.provenance import CERTIFICATE
-from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.settings import Settings, find
 
 _COMPARED = ("pruning.", "decode.", "gate.")  # what decides which action is commanded, apart from the robot's limits
 _CALIBRATED = ("gate.delta", "gate.max_angle_deg", "gate.max_reuse")  # not used where the thresholds move by themselves
@@ -111,6 +111,15 @@ def find_certificate(settings: Settings) -> Path | None:
     folder = Path(named).expanduser() if named else share_path("models", "demo")
     found = folder / CERTIFICATE
     return found if found.is_file() else None
+
+
+def shipped(folder: Path) -> dict[str, Value]:
+    """Return the settings that the certificate in a checkpoint's folder is about; none where it is of no use here."""
+    try:
+        found = Certificate.read(folder / CERTIFICATE).settings
+        return {name: find(name).parse(find(name).from_yaml(value)) for name, value in found.items()}
+    except SettingsError:  # the node says what is wrong with it
+        return {}
 
 
 def certification(settings: Settings, checkpoint: str) -> tuple[bool, str]:

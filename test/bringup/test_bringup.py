@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from std_msgs.msg import String
 
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import Bringup, Process, refuse_unknown
+from flashvla_ros.core.certificate import certification
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.guard.settings import ROWS, GuardSettings
 from flashvla_ros.nodes import interfaces
@@ -48,6 +52,25 @@ def test_the_demo_is_a_policy_its_guard_and_a_robot():
     assert settings.node.autostart
     assert settings.limits.upper == (0.01, 0.01, 0.01, 1.0)
     assert settings.action.names == ("x", "y", "z", "gripper")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-plain"])
+def test_a_policy_that_ships_with_a_certificate_starts_with_its_settings(name):
+    folder = share_path("models", name)
+    settings = settings_of(Bringup(checkpoint=str(folder)).processes()[0])
+    assert certification(settings, checkpoint_fingerprint(folder))[0]
+    assert settings.gate.max_reuse == 1
+
+
+def test_what_the_user_sets_goes_before_the_certificate_and_a_broken_one_is_left_to_the_node(tmp_path):
+    params, folder = tmp_path / "my.yaml", tmp_path / "policy"
+    params.write_text("/**:\n  ros__parameters:\n    gate.max_reuse: 3\n")
+    settings = settings_of(Bringup(params=str(params), overrides={"gate.delta": 0.8}).processes()[0])
+    assert (settings.gate.max_reuse, settings.gate.delta) == (3, 0.8)
+    shutil.copytree(share_path("models", "demo"), folder)
+    for text in ("{", '{"settings": {"gate.no_such": 1}}'):
+        (folder / "certificate.json").write_text(text)
+        assert settings_of(Bringup(checkpoint=str(folder)).processes()[0]).gate.max_reuse == 2
 
 
 def test_overrides_go_before_the_users_file_and_that_before_the_demos(tmp_path):
