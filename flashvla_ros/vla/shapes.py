@@ -139,7 +139,11 @@ class DecoderConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderConfig:
         """Read a text_config, whose other fields say nothing about the network."""
-        rotary = {**(data.get("rope_parameters") or {}), **(data.get("rope_scaling") or {})}
+        rotary: dict[str, Any] = {}
+        for name in ("rope_parameters", "rope_scaling"):
+            if not isinstance(found := data.get(name) or {}, dict):
+                raise CheckpointError(f"{name} of the decoder must be an object, got {found!r}")
+            rotary.update(found)
         if (kind := rotary.get("rope_type", rotary.get("type", "default"))) != "default":
             raise CheckpointError(f"the rotary embedding of the decoder must be the default one, got {kind!r}")
         known = {field.name for field in dataclasses.fields(cls)}

@@ -44,6 +44,11 @@ def test_what_transformers_leaves_out_of_config_json_is_its_default():
     assert config.action_vocab_size == 32000 - 64
 
 
+def test_the_base_of_the_rotary_embedding_is_read_wherever_a_release_wrote_it():
+    for text in ({"rope_theta": 500.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}):
+        assert OpenVLAConfig.from_dict({**OPENVLA_7B, "text_config": text}).llama().rope_theta == 500.0
+
+
 def test_written_config_has_what_the_official_class_reads():
     written = OpenVLAConfig.from_dict(OPENVLA_7B).to_dict()
     for name, value in OPENVLA_7B.items():
@@ -78,6 +83,13 @@ def test_missing_field_is_named(field):
         ({"text_config": {"vocab_size": 200}}, "leaves no room for 256 action bins"),
         ({"text_config": {"vocab_size": 32064, "model_type": "mistral"}}, "only Llama"),
         ({"text_config": {"vocab_size": 32064, "hidden_size": "wide"}}, "hidden_size of the decoder must be"),
+        ({"text_config": {"rope_scaling": "linear"}}, "rope_scaling of the decoder must be an object"),
+        ({"text_config": {"rope_scaling": {"type": "linear"}}}, "must be the default one, got 'linear'"),
+        ({"text_config": {"rope_parameters": {"rope_type": "llama3"}}}, "must be the default one, got 'llama3'"),
+        ({"text_config": {"num_attention_heads": 6, "hidden_size": 36, "num_key_value_heads": 4}}, "not a multiple of"),
+        ({"text_config": {"head_dim": 7}}, "must be even to be turned, got 7"),
+        ({"text_config": {"mlp_bias": "no"}}, "mlp_bias of the decoder must be true or false"),
+        ({"text_config": {"rms_norm_eps": 0}}, "rms_norm_eps of the decoder must be a number above 0"),
         ({"vision_backbone_id": "clip-vit-l"}, "'clip-vit-l' has a tower of CLIP"),
         ({"vision_backbone_id": "siglip-vit-b16"}, "'siglip-vit-b16' is not one of"),
         ({"use_fused_vision_backbone": False}, "there are 2 towers"),
