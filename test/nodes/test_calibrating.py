@@ -41,7 +41,7 @@ def test_what_it_learns_is_seen_and_nobody_overrules_it(make_bench: Any) -> None
     assert (status.calibration, status.audits) == ("online", 8)
     assert (status.permissiveness, status.delta) == (levels[-1], gates[-1].delta)
     assert 0.0 == status.off_per_step < status.off_per_step_high < 1.0
-    assert status.certificate.startswith("not certified: no certificate")
+    assert status.certificate.startswith("not certified: the certificate is of another checkpoint")
     refused = bench.set("gate.delta", 0.9)
     assert not refused.successful
     assert refused.reason.startswith("gate.delta cannot be set while gate.calibration is online")
