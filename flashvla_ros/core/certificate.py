@@ -107,6 +107,8 @@ def find_certificate(settings: Settings) -> Path | None:
     """Return the file that the settings name, else the one in the checkpoint's folder; None where there is none."""
     if settings.evidence.certificate:
         return Path(settings.evidence.certificate).expanduser()
+    if settings.model.remote:  # whose weights lie elsewhere
+        return None
     named = settings.model.checkpoint
     folder = Path(named).expanduser() if named else share_path("models", "demo")
     found = folder / CERTIFICATE

@@ -139,5 +139,7 @@ def test_what_is_no_certificate_is_refused_and_certifies_nothing(tmp_path: Path,
 def test_without_a_certificate_nothing_is_certified(tmp_path: Path) -> None:
     settings = Settings().with_values({"model.checkpoint": str(tmp_path)})
     assert certification(settings, "") == (False, "not certified: no certificate (flashvla-ros certify makes one)")
+    elsewhere = Settings().with_values({"model.remote": "ws://127.0.0.1:8000"})  # no matter what ships with the demo
+    assert certification(elsewhere, "")[1].startswith("not certified: no certificate")
     CERTIFIED.write(tmp_path / "certificate.json")
     assert certification(settings, "a" * 64)[0]
