@@ -37,7 +37,6 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "published": {name: value for name, value in BUILT_IN["paper"].items() if name.startswith("gate.")},
     "δ 0.5": {},
     "online": ONLINE,
-    "online, learning": {**ONLINE, "calibration.learning": 0.2},
 }
 BEFORE, WINDOW = "before", 6
 ROUNDS = {BEFORE: 8, "during": 4, "after": 4}  # seeds of each phase; a round is one episode of each task
