@@ -70,6 +70,8 @@ def _gpu() -> Finding:
 
 
 def _backend(settings: ModelSettings) -> Finding:
+    import torch
+
     from flashvla_ros.vla.backend import Backend
 
     try:
@@ -79,8 +81,8 @@ def _backend(settings: ModelSettings) -> Finding:
     text = f"{backend.attention} in {str(backend.dtype).removeprefix('torch.')} on {backend.device}"
     if backend.device.type == "cuda" and importlib.util.find_spec("flash_attn") is None:
         return Finding("attention", Level.WARNING, text, "pip install flash-attn, which is faster with long prompts")
-    slow = "bf16" not in cpuinfo("flags") + cpuinfo("Features")  # x86, ARM
-    if slow and "bfloat16 on cpu" in text:
+    narrow = backend.device.type == "cpu" and backend.dtype is torch.bfloat16
+    if narrow and "bf16" not in cpuinfo("flags") + cpuinfo("Features"):  # x86, ARM
         return Finding("attention", Level.WARNING, f"{text}, without instructions for it", "set model.dtype to float32")
     return ok("attention", text)
 

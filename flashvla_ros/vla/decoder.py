@@ -27,7 +27,7 @@ class Cache(Protocol):
         ...
 
 
-class Norm(nn.Module):
+class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in float32."""
 
     def __init__(self, size: int, epsilon: float) -> None:
@@ -102,8 +102,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = SelfAttention(config, index, attend)
         self.mlp = MLP(config)
-        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
@@ -139,7 +139,7 @@ class LlamaModel(nn.Module):
         attend = attention(implementation)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index, attend) for index in range(config.num_hidden_layers))
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         # Neither a parameter nor a buffer: no file holds it, and no change of type may round it.
         exponents = torch.arange(0, config.head_size, 2, device="cpu").float() / config.head_size
         self._frequencies = 1.0 / config.rope_theta**exponents

@@ -5,15 +5,13 @@ What each does depends on its arguments and on shapes, never on what a tensor ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.attention import StaticAttention
 from flashvla_ros.vla.engine.buffers import PromptBuffers
-from flashvla_ros.vla.engine.lean import LeanDecoder
+from flashvla_ros.vla.engine.lean import BufferedAttend, LeanDecoder
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.pruning.probe import LayerStates, TokenStates, token_states
 from flashvla_ros.vla.pruning.select import METHODS
@@ -111,7 +109,7 @@ class Kernels:
         buffers.certainty.index_copy_(0, buffers.place, sure)
         buffers.place.add_(1)
 
-    def _among(self, buffers: PromptBuffers, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _among(self, buffers: PromptBuffers, index: int) -> BufferedAttend:
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if buffers.layout.full:
                 return self._attention(queries, keys, values, causal=False)
@@ -122,9 +120,7 @@ class Kernels:
 
         return attend
 
-    def _appending(
-        self, buffers: PromptBuffers, index: int, slot: Tensor, slots: int
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _appending(self, buffers: PromptBuffers, index: int, slot: Tensor, slots: int) -> BufferedAttend:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = buffers.keys[index, :, :, :slots], buffers.values[index, :, :, :slots]
             keys.index_copy_(2, slot, key)

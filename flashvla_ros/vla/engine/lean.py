@@ -19,7 +19,7 @@ from flashvla_ros.vla.decoder import Rotary, normed, turn
 from flashvla_ros.vla.model import PrismaticVLM, certainty, likeliest
 
 # Queries [1, H, L, D], keys and values [1, G, L, D] → [1, H, L, D].
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+BufferedAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = tuple[Tensor, Tensor | None]  # weight and bias
 Norm = tuple[Tensor, float]  # weight and epsilon
 MOST_INPUTS = 1024  # of a layer whose weights are laid out by columns; at 4096 nothing is gained
@@ -51,7 +51,7 @@ class LeanLayer:
         self._head_size = attention.head_size
         self._groups = attention.k_proj.out_features // self._head_size
 
-    def __call__(self, hidden: Tensor, rotary: Rotary, attend: Attend) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, rotary: Rotary, attend: BufferedAttend) -> tuple[Tensor, Tensor]:
         """Return the hidden state [1, L, d] after this layer, and its self-attention output [1, L, d] alone."""
         first, second = self._norms
         heads = self._before(hidden, rotary, first, self._qkv, self._head_size, self._groups)
