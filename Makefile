@@ -7,6 +7,8 @@ READY := $(VENV)/ready-$(or $(ROS_DISTRO),wheels)
 # Beside a ROS 2 installation the compiled messages are an overlay, as after colcon build.
 OVERLAY := $(if $(ROS_DISTRO),. $(VENV)/share/flashvla_ros/local_setup.bash &&)
 SHELL := /bin/bash
+# Where this is set, every process compiles PyTorch's modules again: six seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup setup-libero bringup test lint docs clean
 
