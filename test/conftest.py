@@ -38,8 +38,9 @@ os.environ["ROS_DOMAIN_ID"] = str(_claim_ros_domain())
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes run side by side, and the models are small
 
-# Folders and files in which few tests take minutes, most of them waiting for other processes or for a clock.
-_LONG = ("test_soak", "test_install", "system", "nodes", "training", "bringup", "bags")
+# Folders and files in which few tests take minutes, most of them waiting for other processes or for a clock; and the
+# models, whose files would otherwise be the last, each on one worker alone.
+_LONG = ("test_soak", "test_install", "test_engine", "system", "nodes", "training", "vla", "sim", "bringup", "bags")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
