@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,9 @@ def adversarial(greedy: np.ndarray, rng: np.random.Generator) -> dict[str, list[
     return drafts
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "seed"), [*((name, 0) for name in SETTINGS), *itertools.product(("none", "ics"), (1, 2))]
+)
 def test_no_draft_changes_the_result(policy, name, seed):
     pruning = SETTINGS[name]
     seen = observation(seed, stamp_s=1.0 + seed)
