@@ -9,7 +9,8 @@ none was that good.
 
     python -m benchmarks.closed_loop --seeds 17 --ledger L.jsonl --json F.json
 
-A chain that was stopped goes on at its next episode.
+A chain that was stopped goes on at its next episode. Rows that the JSON file holds of other policies, budgets and gates
+stay there, so a campaign can be played in parts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from unittest import mock
 from benchmarks.calibration import finished
 from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.cli.results import meta, processor_name
+from flashvla_ros.cli.results import meta, processor_name, read_results
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.paths import share_path
@@ -269,14 +270,18 @@ def main() -> int:
     args = parser.parse_args()
 
     def work() -> None:
-        ledger, rows = Ledger(args.ledger), []
+        ledger, known = Ledger(args.ledger), []
+        if args.json and args.json.exists():
+            known = read_results(args.json)["rows"]
+        rows = {(row["policy"], row["keep"], row["mode"]): row for row in known}
         for chain in itertools.product(args.policies, args.keep, args.modes):
             policy, keep, mode = chain
             delta = tuned(ledger, policy, keep) if mode == TUNED else None
             settings = settings_of(policy, keep, MODES[mode] if delta is None else {"gate.delta": delta})
-            rows.append(row_of(chain, extend(ledger, chain, settings, scenes_of(range(args.seeds))), delta))
+            rows[chain] = row_of(chain, extend(ledger, chain, settings, scenes_of(range(args.seeds))), delta)
         made = meta(processor_name(), command="closed_loop", risk=RISK, seeds=args.seeds)
-        publish(page, made, rows, args.json)
+        order = sorted(rows, key=lambda chain: (chain[0], -chain[1], list(MODES).index(chain[2])))
+        publish(page, made, [rows[chain] for chain in order], args.json)
 
     return exit_code(work)
 

@@ -56,6 +56,18 @@ def test_gates_are_compared_episode_by_episode() -> None:
     assert "p = 0.18" in coin  # exact McNemar of 7 against 2
 
 
+def test_a_campaign_is_played_in_parts(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for keep, mode in ((0.5, "δ 0.5"), (0.75, "online"), (0.75, "δ 0.5")):
+        for task in TASKS:
+            ledger.add(played(("demo", keep, mode), 0, task))
+        part = ["--policies", "demo", "--keep", str(keep), "--modes", mode, "--seeds", "1"]
+        files = ["--ledger", str(tmp_path / "ledger.jsonl"), "--json", str(tmp_path / "rows.json")]
+        monkeypatch.setattr("sys.argv", ["closed_loop", *part, *files])
+        assert closed_loop.main() == 0
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["keep"], row["mode"]) for row in rows] == [(0.75, "δ 0.5"), (0.75, "online"), (0.5, "δ 0.5")]
+
+
 def test_each_shift_has_the_scenes_of_the_others_and_none_twice() -> None:
     chains = list(shift.phases({"before": 2, "during": 1, "after": 1}))
     assert len(chains) == 1 + 2 * len(shift.SHIFTS)
