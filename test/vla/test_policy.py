@@ -10,12 +10,13 @@ import torch
 from checkpoints import NORM_STATS, random_model, tiny_config, write_checkpoint
 
 from flashvla_ros.bench.baselines import transformers_decoder
-from flashvla_ros.core.errors import CheckpointError, ObservationError, SettingsError
+from flashvla_ros.core.errors import ActionError, CheckpointError, ObservationError, SettingsError
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.backend import Backend
+from flashvla_ros.vla.pruning.select import METHODS
 
 NONE = PruningSettings(method="none")
 ICS = PruningSettings(method="ics", keep_ratio=0.5)
@@ -169,6 +170,17 @@ def test_unusable_instructions_are_refused(policy):
         policy.infer(Request(observation(instruction="x" * 10_000), NONE))
     with pytest.raises(ObservationError, match="empty"):
         policy.infer(Request(observation(instruction=" "), NONE))
+
+
+@pytest.mark.parametrize("engine", ["eager", "static"])
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_that_are_not_finite_are_no_action_with_any_method(method, engine, folder):
+    """Weights are finite when they load; what half precision cannot hold comes out of them."""
+    policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(folder), device="cpu", engine=engine))
+    policy.model.layers[0].self_attn.o_proj.weight.fill_(float("nan"))
+    pruning = PruningSettings(method=method, keep_ratio=0.5, layer=2)
+    with pytest.raises(ActionError, match="so the model says nothing"):
+        policy.infer(Request(observation(), pruning))
 
 
 def test_layer_beyond_the_decoder_is_refused_and_the_policy_goes_on(policy):

@@ -11,7 +11,9 @@ import functools
 import torch
 from torch import Tensor
 
-ITERATIONS = 24  # bench/ics_cost.py: tokens of a policy need 20, noise of 256 x 4096 needs 24
+from flashvla_ros.core.errors import ActionError
+
+ITERATIONS = 24  # benchmarks/ics.py: tokens of a policy need 20, noise of 256 x 4096 needs 24
 _DAMPING = 0.3
 _LARGEST = 2**0.25  # root of the norm of K²: K turns by at most 1, where I + K + K²/2 stretches by 12 %
 _ROUNDING = 1e-12  # square of a difference of eigenvalues that float32 no longer resolves, for a trace of 1
@@ -22,15 +24,23 @@ def eigh_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     On one thread: several gain a tenth at n = 256 where waiting threads spin, and take ten times as long where they
     sleep (OMP_WAIT_POLICY=passive), since LAPACK makes them meet thousands of times.
+
+    Raises:
+        ActionError: The matrix is not finite.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
-        return torch.linalg.eigh(matrix)
-    torch.set_num_threads(1)
+    if threads > 1:
+        torch.set_num_threads(1)
     try:
         return torch.linalg.eigh(matrix)
+    except RuntimeError as error:  # where products go on, to logits that are not finite
+        raise ActionError(
+            "the visual tokens' scores are not finite, so the model says nothing: its weights are broken, or too large "
+            "for model.dtype; the command is withheld"
+        ) from error
     finally:
-        torch.set_num_threads(threads)
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 def eigh_by_products(matrix: Tensor) -> tuple[Tensor, Tensor]:
