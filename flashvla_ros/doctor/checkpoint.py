@@ -27,7 +27,6 @@ from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
 from flashvla_ros.vla.shapes import DINOV2
 from flashvla_ros.vla.sizes import model_size
 from flashvla_ros.vla.statistics import Bounds, choose_key
-from flashvla_ros.vla.tokenizer import load_tokenizer
 from flashvla_ros.vla.weights import read_weights
 
 _PROMPT = "pick up the red block and put it on the blue plate"  # of usual length
@@ -110,9 +109,8 @@ def _weights(folder: Path, config: OpenVLAConfig, settings: Settings) -> Finding
 def _inputs(folder: Path, outline: Outline, settings: Settings) -> Iterator[Finding]:
     config = outline.config
     try:
-        longest = min(config.llm_max_length, config.llama().max_position_embeddings) - config.visual_tokens
-        longest -= outline.rows
-        prompt = PromptEncoder(load_tokenizer(folder), longest)(_PROMPT)
+        prompts = PromptEncoder.from_folder(folder, config, outline.rows)
+        prompt, longest = prompts(_PROMPT), prompts.max_tokens
         yield ok(
             "tokenizer", f"a usual prompt has {len(prompt)} tokens, the last one is {prompt[-1]}; at most {longest}"
         )

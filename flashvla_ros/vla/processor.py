@@ -21,9 +21,10 @@ from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.config import RESIZE_STRATEGIES, OpenVLAConfig, read_json
 from flashvla_ros.vla.resample import resize
 from flashvla_ros.vla.shapes import DINOV2, SIGLIP
-from flashvla_ros.vla.tokenizer import BOS, SPACE
+from flashvla_ros.vla.tokenizer import BOS, SPACE, load_tokenizer
 
 Triple = tuple[float, float, float]
+_SHORTEST = 16  # tokens of a prompt whose instruction is one word
 
 # What the towers were pre-trained with: (mean, standard deviation) of each channel.
 _STATISTICS: dict[str, tuple[Triple, Triple]] = {
@@ -201,6 +202,27 @@ class PromptEncoder:
     def __post_init__(self) -> None:
         if absent := [token for token in (BOS, SPACE) if self.tokenizer.token_to_id(token) is None]:
             raise CheckpointError(f"the tokenizer has no token {' and no '.join(absent)}: it is not Llama's")
+        if self.max_tokens < _SHORTEST:
+            raise CheckpointError(
+                f"visual and action tokens leave room for a prompt of {self.max_tokens} tokens in the checkpoint's "
+                f"longest sequence: set model.images and model.chunk_size to those of its training"
+            )
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: OpenVLAConfig, rows: int) -> PromptEncoder:
+        """Read the folder's tokenizer, for sequences of `rows` more besides visual tokens and prompt.
+
+        Raises:
+            CheckpointError: It is not Llama's, has tokens that the network has not, or leaves no room for a prompt.
+        """
+        tokenizer, llama = load_tokenizer(folder), config.llama()
+        if (last := max(tokenizer.get_vocab().values(), default=-1)) >= llama.vocab_size:
+            raise CheckpointError(
+                f"{folder}: its tokenizer has a token {last}, and the table of embeddings {llama.vocab_size} rows: "
+                f"copy all the tokenizer's files from this checkpoint"
+            )
+        longest = min(config.llm_max_length, llama.max_position_embeddings)
+        return cls(tokenizer, longest - config.visual_tokens - rows)
 
     def __call__(self, instruction: str, history: str = "") -> list[int]:
         """Return [BOS, prompt, empty token]; `history` is UniVLA's last latent action.

@@ -31,7 +31,6 @@ from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
 from flashvla_ros.vla.query import CAUSAL, Query
 from flashvla_ros.vla.statistics import Bounds
-from flashvla_ros.vla.tokenizer import load_tokenizer
 
 _LOG = logging.getLogger(__name__)
 _WARM_UP_INSTRUCTION = "pick up the object"
@@ -260,7 +259,7 @@ class Loaded(NamedTuple):
 
 
 def load_parts(
-    folder: Path, config: OpenVLAConfig, settings: ModelSettings, tokens: int, progress: Progress | None
+    folder: Path, config: OpenVLAConfig, settings: ModelSettings, rows: int, progress: Progress | None
 ) -> Loaded:
     """Load network, image processor and prompts.
 
@@ -268,13 +267,12 @@ def load_parts(
         folder: Of the checkpoint.
         config: Of the checkpoint.
         settings: Device, type, attention, threads and the centre crop.
-        tokens: Rows that must fit behind prompt and visual tokens.
+        rows: Of the sequence besides visual tokens and prompt.
         progress: Told of each file; None: the log is.
     """
     started = time.monotonic()
     processor = dataclasses.replace(ImageProcessor.from_folder(folder, config), crop_area=settings.center_crop)
-    longest = min(config.llm_max_length, config.llama().max_position_embeddings)
-    prompts = PromptEncoder(load_tokenizer(folder), longest - config.visual_tokens - tokens)
+    prompts = PromptEncoder.from_folder(folder, config, rows)
     backend = Backend.resolve(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -13,7 +13,8 @@ from checkpoints import tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from flashvla_ros.core.errors import ActionError, CheckpointError
-from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
+from flashvla_ros.doctor.checkpoint import check_checkpoint
 from flashvla_ros.vla.arch.oft.film import merged
 from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
 from flashvla_ros.vla.arch.table import architecture_of, load
@@ -199,3 +200,12 @@ def test_a_random_checkpoint_of_each_architecture_warms_up_unless_its_weights_ar
             policy.warm_up(PruningSettings(keep_ratio=0.5))
         for value, good in zip(policy.model.language_model.parameters(), before, strict=True):
             value.copy_(good)
+
+
+def test_the_doctor_and_the_policy_take_prompts_of_one_length(tmp_path) -> None:
+    write_random_checkpoint(tmp_path, config_of_size("tiny"), architecture="univla")
+    settings = Settings().with_values(
+        {"model.checkpoint": str(tmp_path), "model.unnorm_key": "random_7d", "model.device": "cpu"}
+    )
+    found = {one.name: one.text for one in check_checkpoint(tmp_path, settings)}
+    assert found["tokenizer"].endswith(f"at most {load(settings.model).prompts.max_tokens}")

@@ -17,6 +17,7 @@ from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.pruning.select import METHODS
+from flashvla_ros.vla.tokenizer import load_tokenizer
 
 NONE = PruningSettings(method="none")
 ICS = PruningSettings(method="ics", keep_ratio=0.5)
@@ -170,6 +171,22 @@ def test_unusable_instructions_are_refused(policy):
         policy.infer(Request(observation(instruction="x" * 10_000), NONE))
     with pytest.raises(ObservationError, match="empty"):
         policy.infer(Request(observation(instruction=" "), NONE))
+
+
+def test_tokens_beyond_the_table_of_embeddings_are_refused(tmp_path):
+    """They would end the step with an IndexError, and on CUDA the process's use of the GPU."""
+    write_checkpoint(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.add_tokens([f"<extra{index}>" for index in range(64)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="tokenizer has a token 1088, and the table of embeddings 1088 rows"):
+        OpenVLAPolicy.load(ModelSettings(checkpoint=str(tmp_path), device="cpu"))
+
+
+def test_visual_tokens_beyond_the_longest_sequence_are_refused(tmp_path):
+    write_checkpoint(tmp_path, tiny_config(llm_max_length=10))
+    with pytest.raises(CheckpointError, match="leave room for a prompt of -10 tokens"):
+        OpenVLAPolicy.load(ModelSettings(checkpoint=str(tmp_path), device="cpu"))
 
 
 @pytest.mark.parametrize("engine", ["eager", "static"])

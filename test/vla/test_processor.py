@@ -169,3 +169,8 @@ def test_foreign_tokenizer_is_refused():
 
     with pytest.raises(CheckpointError, match="has no token <s> and no ▁"):
         PromptEncoder(Tokenizer(models.BPE({"a": 0}, [])), 60)
+
+
+def test_visual_tokens_that_leave_no_room_for_a_prompt_are_refused():
+    with pytest.raises(CheckpointError, match="leave room for a prompt of -100 tokens"):
+        PromptEncoder(PROMPTS.tokenizer, max_tokens=-100)

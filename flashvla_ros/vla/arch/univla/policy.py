@@ -27,7 +27,6 @@ DECODER = "action_decoder"
 LATENTS = 4  # tokens of a latent action
 _FIRST_ACT = 32001  # <ACT_0>
 _END = 2  # </s>, which the official code forbids here
-_HISTORY = 16  # tokens that the last latent action adds to a prompt
 _LAYOUT = Layout(sees=True, without=_END)
 
 
@@ -69,7 +68,7 @@ class UniVLAPolicy(VLAPolicy):
         """Load the checkpoint that `settings` name; raises CheckpointError or SettingsError."""
         folder = checkpoint_folder(settings)
         outline, path, decoder = _read(folder, settings)
-        loaded = load_parts(folder, outline.config, settings, outline.rows + _HISTORY, progress)
+        loaded = load_parts(folder, outline.config, settings, outline.rows, progress)
         fill(decoder, read_part(path), path, loaded.backend.device, torch.float32)
         proprio = state_bounds(path, "proprio_proj.0.weight", outline, settings) if decoder.told else None
         history = settings.preset != "bridge"
