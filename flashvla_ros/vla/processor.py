@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
-from flashvla_ros.core.types import Box, ImageArray
+from flashvla_ros.core.types import Box, FloatArray, ImageArray
 from flashvla_ros.vla.center_crop import center_crop
 from flashvla_ros.vla.config import RESIZE_STRATEGIES, OpenVLAConfig, read_json
 from flashvla_ros.vla.resample import resize
@@ -69,7 +69,8 @@ class ImageProcessor:
         size = [3, implied.image_size, implied.image_size]
         expected = {"input_sizes": size, "interpolations": "bicubic"}
         for name, value in expected.items():
-            if any(found != value for found in data.get(name) or ()):
+            given = data.get(name) or []
+            if not isinstance(given, list) or any(found != value for found in given):
                 raise CheckpointError(
                     f"{path}: {name} must be {value} for each tower, got {data[name]}: "
                     f"use the preprocessor_config.json of this checkpoint"
@@ -78,14 +79,15 @@ class ImageProcessor:
         if strategy not in RESIZE_STRATEGIES:
             raise CheckpointError(f"{path}: image_resize_strategy must be one of {', '.join(RESIZE_STRATEGIES)}")
         statistics: dict[str, Any] = {}
-        for name in ("means", "stds"):
-            values = data.get(name) or getattr(implied, name)
-            if len(values) != len(config.towers) or any(len(triple) != 3 for triple in values):
+        for name, least in (("means", -math.inf), ("stds", 0.0)):
+            values = _numbers(data.get(name) or getattr(implied, name))
+            if values.shape != (len(config.towers), 3) or not (np.isfinite(values) & (values > least)).all():
+                above = " above 0" if name == "stds" else ""
                 raise CheckpointError(
-                    f"{path}: {name} must list three numbers for each of {len(config.towers)} towers: "
+                    f"{path}: {name} must list three numbers{above} for each of {len(config.towers)} towers: "
                     f"use the preprocessor_config.json of this checkpoint"
                 )
-            statistics[name] = tuple(tuple(float(number) for number in triple) for triple in values)
+            statistics[name] = tuple(map(tuple, values.tolist()))
         processor = cls(implied.image_size, strategy, **statistics)
         processor._check_transform(path, data)
         return processor
@@ -95,12 +97,17 @@ class ImageProcessor:
         side = self.image_size
         size = [side, side] if self.strategy == "resize-naive" else side
         letterbox = self.strategy == "letterbox"
-        wrong = [name for name, value in (("tvf_do_letterbox", letterbox),) if data.get(name, value) != value]
-        if any(entry.get("size", size) != size for entry in data.get("tvf_resize_params") or ()):
+        resized, normalized = (data.get(name) or [] for name in ("tvf_resize_params", "tvf_normalize_params"))
+        wrong = ["tvf_do_letterbox"] if data.get("tvf_do_letterbox", letterbox) != letterbox else []
+        if not _is_objects(resized) or any(entry.get("size", size) != size for entry in resized):
             wrong.append("tvf_resize_params")
-        for index, entry in enumerate(data.get("tvf_normalize_params") or ()):
-            for name, values in (("mean", self.means), ("std", self.stds)):
-                if index < len(values) and not np.allclose(entry.get(name, values[index]), values[index], atol=1e-6):
+        if not _is_objects(normalized):
+            wrong.append("tvf_normalize_params")
+            normalized = []
+        for entry, mean, std in zip(normalized, self.means, self.stds, strict=False):
+            for name, values in (("mean", mean), ("std", std)):
+                found = _numbers(entry.get(name, values))
+                if found.shape != (3,) or not np.allclose(found, values, atol=1e-6):
                     wrong.append(f"tvf_normalize_params.{name}")
         if wrong:
             raise CheckpointError(
@@ -256,6 +263,18 @@ def upload(image: ImageArray, device: torch.device, slot: int = 0) -> Tensor:
         return pinned.to(device, non_blocking=True)
     # torch takes neither read-only arrays, as messages give them, nor negative strides
     return torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _numbers(value: Any) -> FloatArray:
+    """Return what a file lists as an array; an empty one where it is no list of numbers."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.empty(0)
 
 
 @functools.lru_cache(maxsize=16)

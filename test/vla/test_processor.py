@@ -126,6 +126,18 @@ def test_without_a_file_the_towers_decide(tmp_path):
         ({"interpolations": ["bilinear", "bicubic"]}, "interpolations must be bicubic"),
         ({"image_resize_strategy": "squeeze"}, "image_resize_strategy must be one of"),
         ({"means": [[0.5, 0.5, 0.5]]}, "means must list three numbers for each of 2 towers"),
+        ({"means": 5}, "means must list three numbers for each of 2 towers"),
+        ({"means": ["abc", "def"]}, "means must list three numbers for each of 2 towers"),
+        ({"means": [[0.5, 0.5, None]] * 2}, "means must list three numbers for each of 2 towers"),
+        ({"means": [[0.5, 0.5, float("nan")]] * 2}, "means must list three numbers for each of 2 towers"),
+        ({"stds": [[0.5, 0.5, 0.0]] * 2}, "stds must list three numbers above 0 for each of 2 towers"),
+        ({"stds": [[0.5, 0.5, 10**400]] * 2}, "stds must list three numbers above 0 for each of 2 towers"),
+        ({"input_sizes": 56}, "input_sizes must be"),
+        ({"tvf_resize_params": 5}, "tvf_resize_params does not fit"),
+        ({"tvf_resize_params": ["x"]}, "tvf_resize_params does not fit"),
+        ({"tvf_normalize_params": {"mean": 1}}, "tvf_normalize_params does not fit"),
+        ({"tvf_normalize_params": [{"mean": ["x", "y", "z"]}]}, "tvf_normalize_params.mean does not fit"),
+        ({"tvf_normalize_params": [{"std": [1.0, 2.0]}]}, "tvf_normalize_params.std does not fit"),
     ],
 )
 def test_processor_file_that_does_not_fit_is_refused(change, message, tmp_path):
