@@ -31,6 +31,7 @@ _STATISTICS: dict[str, tuple[Triple, Triple]] = {
     DINOV2: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     SIGLIP: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+_MOST_RATIO = 16  # of an image's longer side to the shorter one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +177,11 @@ class ImageProcessor:
 
     def _resized(self, image: ImageArray, device: torch.device | str, slot: int) -> Tensor:
         size = self.image_size
+        if self.strategy != "resize-naive" and max(image.shape[:2]) > _MOST_RATIO * min(image.shape[:2]):
+            raise ObservationError(
+                f"an image of {image.shape[1]} x {image.shape[0]} pixels is over {_MOST_RATIO} times as long as it is "
+                f"wide: {self.strategy} would show next to nothing of it, and take gigabytes"
+            )
         if self.strategy == "letterbox":
             image = self._letterbox(image)
         tensor = upload(image, torch.device(device), slot)

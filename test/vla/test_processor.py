@@ -147,6 +147,15 @@ def test_processor_file_that_does_not_fit_is_refused(change, message, tmp_path):
         ImageProcessor.from_folder(tmp_path, tiny_config())
 
 
+@pytest.mark.parametrize("strategy", ["letterbox", "resize-crop"])
+@pytest.mark.parametrize("shape", [(1, 1700, 3), (1700, 100, 3)])
+def test_a_strip_whose_square_would_take_gigabytes_is_refused(strategy, shape):
+    image = np.zeros(shape, dtype=np.uint8)
+    with pytest.raises(ObservationError, match=f"{shape[1]} x {shape[0]} pixels is over 16 times as long as"):
+        ImageProcessor(56, strategy, MEANS, STDS).to_square(image)
+    assert ImageProcessor(56, "resize-naive", MEANS, STDS).to_square(image).shape == (56, 56, 3)
+
+
 PROMPTS = PromptEncoder(build_tokenizer([format_prompt("open the drawer")], 1024), max_tokens=60)
 
 
