@@ -55,7 +55,8 @@ def load_config(folder: Path) -> OpenVLAConfig:
         )
     else:
         source = folder / "config.json"
-    if "q01" in (config.norm_stats.get("action") or ()):  # as OpenVLA's data loader keeps them in its cache
+    action = config.norm_stats.get("action")
+    if isinstance(action, dict) and "q01" in action:  # as OpenVLA's data loader keeps them in its cache
         raise CheckpointError(
             f"{source} holds the statistics of one data set without its name: "
             f'write {{"NAME": …}} around them, and NAME is the value of model.unnorm_key'

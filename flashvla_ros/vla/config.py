@@ -14,8 +14,10 @@ from typing import Any
 from flashvla_ros.core import files
 from flashvla_ros.core.errors import CheckpointError, SettingsError
 from flashvla_ros.vla.shapes import DINOV2, KNOWN_BACKBONES, SIGLIP, DecoderConfig, TowerConfig
+from flashvla_ros.vla.statistics import KINDS
 
-_JSON_BYTES = 100_000_000
+MOST_BYTES = 100 * files.MEGABYTE  # of a file that is no weights
+_MOST_STEPS = 1000  # of a chunk
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 
 _TIMM_IDS = {
@@ -69,7 +71,7 @@ class OpenVLAConfig:
             )
         if self.num_images_in_input < 1:
             raise CheckpointError(f"num_images_in_input must be at least 1, got {self.num_images_in_input}")
-        if self.n_action_bins < 2 or self.action_vocab_size <= self.n_action_bins:
+        if self.n_action_bins < 2 or not self.n_action_bins < self.action_vocab_size <= self.text_config["vocab_size"]:
             raise CheckpointError(
                 f"text_config.vocab_size {self.text_config['vocab_size']} less {self.pad_to_multiple_of} padding rows "
                 f"leaves no room for {self.n_action_bins} action bins"
@@ -143,12 +145,17 @@ class OpenVLAConfig:
             kind = type(cls.__dataclass_fields__[name].default)
             if type(value) is not kind:
                 raise CheckpointError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        statistics, oft = (data.get(name) or {} for name in ("norm_stats", "oft"))
+        for name, value in (("norm_stats", statistics), ("oft", oft)):
+            if not isinstance(value, dict):
+                raise CheckpointError(f"{name} must be an object, got {value!r}")
+        _check_oft(oft)
         config = cls(
             vision_backbone_id=backbone,
             towers=_towers(data, backbone),
             text_config={key: value for key, value in text.items() if key not in _FOREIGN_TEXT_KEYS},
-            norm_stats=data.get("norm_stats") or {},
-            oft=data.get("oft") or {},
+            norm_stats=statistics,
+            oft=oft,
             **optional,
         )
         fused = data.get("use_fused_vision_backbone")
@@ -196,6 +203,16 @@ def check_cameras(names: Sequence[str], config: OpenVLAConfig) -> None:
 _FOREIGN_TEXT_KEYS = ("model_type", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path")
 
 
+def _check_oft(oft: Mapping[str, Any]) -> None:
+    steps, kind, names = oft.get("chunk_size", 1), oft.get("action_bounds", "quantiles"), oft.get("proprio", [])
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise CheckpointError(f"oft.chunk_size must be an integer from 1 to {_MOST_STEPS}, got {steps!r}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise CheckpointError(f"oft.action_bounds must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"oft.proprio must be a list of names, got {names!r}")
+
+
 def _towers(data: Mapping[str, Any], backbone: str) -> tuple[TowerConfig, ...]:
     entries = data.get("vision_config")
     if entries is None:
@@ -234,7 +251,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; :class:`CheckpointError` says what is wrong with the file."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    data = files.read_json(path, CheckpointError, _JSON_BYTES)
+    data = files.read_json(path, CheckpointError, MOST_BYTES)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return data

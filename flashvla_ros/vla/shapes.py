@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +14,8 @@ from flashvla_ros.core.errors import CheckpointError
 
 DINOV2 = "dinov2_with_registers"
 SIGLIP = "siglip_vision_model"
-_MOST_LAYERS = 1000
+_MOST_LAYERS = 1000  # more take hours to build before the weights could say that they do not fit
+_MOST = 1 << 20  # of any other size: what is built of larger ones has more values than a tensor can have
 
 # One object each: torch.compile takes what a layer calls once for all layers.
 ACTIVATIONS: Mapping[str, Callable[..., Any]] = {
@@ -31,14 +32,13 @@ def _check_sizes(config: TowerConfig | DecoderConfig, where: str, least: Mapping
         value, low = getattr(config, field.name), least.get(field.name, 1)
         if field.type == "int" and (type(value) is not int or value < low):
             raise CheckpointError(f"{field.name} of the {where} must be an integer of at least {low}, got {value!r}")
-        if field.type == "float" and (type(value) not in (int, float) or not 0.0 < value < math.inf):
+        if field.type == "float" and (type(value) not in (int, float) or not 0.0 < value <= sys.float_info.max):
             raise CheckpointError(f"{field.name} of the {where} must be a number above 0, got {value!r}")
         if field.type == "bool" and type(value) is not bool:
             raise CheckpointError(f"{field.name} of the {where} must be true or false, got {value!r}")
-    if config.num_hidden_layers > _MOST_LAYERS:  # hours to build before the weights could say that they do not fit
-        raise CheckpointError(
-            f"num_hidden_layers of the {where} is {config.num_hidden_layers}, and no model has over {_MOST_LAYERS}"
-        )
+        most = _MOST_LAYERS if field.name == "num_hidden_layers" else _MOST
+        if field.type == "int" and value > most:
+            raise CheckpointError(f"{field.name} of the {where} is {value}, and no model has over {most}")
     if config.hidden_size % config.num_attention_heads:
         raise CheckpointError(
             f"hidden_size {config.hidden_size} of the {where} is not a multiple of its "

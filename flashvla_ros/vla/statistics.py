@@ -61,17 +61,18 @@ class Bounds:
         try:
             low, high = (np.array(values[name], dtype=np.float64) for name in names)
             mask = np.array(values.get("mask", np.ones(low.shape)), dtype=bool)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"norm_stats of {key!r}: {one}, {other} and mask must be lists of numbers") from error
         if low.ndim != 1 or not low.size or low.shape != high.shape or low.shape != mask.shape:
             raise CheckpointError(
                 f"norm_stats of {key!r}: {one}, {other} and mask must have one value for each {of} dimension"
             )
+        order = f"{one} at most {other}"
         if kind == "mean_std":
-            low, high = low - high, low + high
+            low, high, order = low - high, low + high, "std not below 0"
         used_low, used_high = low[mask], high[mask]  # what no mask uses may be anything
         if not (np.isfinite(used_low).all() and np.isfinite(used_high).all() and (used_low <= used_high).all()):
-            raise CheckpointError(f"norm_stats of {key!r}: {one} and {other} must be finite, and {one} at most {other}")
+            raise CheckpointError(f"norm_stats of {key!r}: {one} and {other} must be finite, and {order}")
         return cls(low, high, mask, epsilon, kind)
 
     @property

@@ -16,10 +16,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.core.files import MEGABYTE, read_bytes
-from flashvla_ros.vla.config import read_json
+from flashvla_ros.core.files import read_bytes
+from flashvla_ros.vla.config import MOST_BYTES, read_json
 
-_MOST_BYTES = 100 * MEGABYTE
 _MOST_GROWTH = 1000.0  # that of a normaliser; Llama's has 1
 UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<PAD>"
 SPACE = "▁"  # how the vocabulary writes a space; alone it is the empty token that closes a prompt
@@ -51,7 +50,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             tokenizer.no_padding()
             tokenizer.no_truncation()
         else:
-            pieces = list(_sentencepieces(read_bytes(slow, CheckpointError, _MOST_BYTES)))
+            pieces = list(_sentencepieces(read_bytes(slow, CheckpointError, MOST_BYTES)))
             tokenizer = _llama_tokenizer([piece for piece, _ in pieces], _merges(pieces))
         declared = _added_tokens(settings, folder)
         for _, token in sorted(declared.items()):

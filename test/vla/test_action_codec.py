@@ -81,6 +81,7 @@ ONE = {"action": {"q01": [0.0], "q99": [1.0]}}
         ({"a": {"action": {"q01": ["low"], "q99": [1.0]}}}, "", "lists of numbers"),
         ({"a": {"action": {"q01": [2.0], "q99": [1.0]}}}, "", "q01 at most q99"),
         ({"a": {"action": {"q01": [float("nan")], "q99": [1.0]}}}, "", "must be finite"),
+        ({"a": {"action": {"q01": [0], "q99": [10**400]}}}, "", "lists of numbers"),
     ],
 )
 def test_unusable_statistics_are_named(stats, key, message):
@@ -91,3 +92,10 @@ def test_unusable_statistics_are_named(stats, key, message):
 def test_key_chooses_the_data_set():
     stats = {"a": ONE, "b": {"action": {"q01": [0.0, 0.0], "q99": [1.0, 1.0]}}}
     assert ActionCodec.from_config(tiny_config(norm_stats=stats), "b").size == 2
+
+
+@pytest.mark.parametrize("std", [-1.0, float("nan")])
+def test_a_deviation_below_zero_is_named_as_one(std):
+    stats = {"a": {"action": {"mean": [2.0], "std": [std]}}}
+    with pytest.raises(CheckpointError, match="mean and std must be finite, and std not below 0"):
+        Bounds.from_statistics(stats, "a", kind="mean_std")

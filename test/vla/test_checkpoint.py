@@ -14,6 +14,7 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.keys import EMBEDDING, HEAD
 from flashvla_ros.vla.model import PrismaticVLM
+from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.tokenizer import build_tokenizer
 from training.forcing import action_logits
 from training.saving import save_checkpoint
@@ -158,6 +159,14 @@ def test_statistics_of_fine_tuning_replace_those_of_the_config(folder):
     other = {"mine": NORM_STATS["toy"]}
     (folder / "dataset_statistics.json").write_text(json.dumps(other))
     assert load_config(folder).norm_stats == other
+
+
+@pytest.mark.parametrize("statistics", [{"action": 5}, {"action": "q01"}, {"action": None}])
+def test_statistics_that_are_none_are_told_when_the_data_set_is_chosen(statistics, folder):
+    (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
+    config = load_config(folder)
+    with pytest.raises(CheckpointError, match="norm_stats of 'action' lacks 'action'"):
+        Bounds.from_statistics(config.norm_stats, "action")
 
 
 def test_missing_and_unexpected_tensors_are_named(folder):

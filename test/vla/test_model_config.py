@@ -6,6 +6,7 @@ import pytest
 from checkpoints import tiny_config
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.vla.checkpoint import build_empty
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.shapes import KNOWN_BACKBONES
 
@@ -122,3 +123,29 @@ def test_wrong_tower_is_named(change, message):
     data["vision_config"][0].update(change)
     with pytest.raises(CheckpointError, match=message):
         OpenVLAConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm_stats": ["bridge"]}, r"norm_stats must be an object, got \['bridge'\]"),
+        ({"oft": "libero"}, "oft must be an object, got 'libero'"),
+        ({"oft": {"chunk_size": "eight"}}, r"oft\.chunk_size must be an integer from 1 to 1000, got 'eight'"),
+        ({"oft": {"chunk_size": -8}}, r"oft\.chunk_size must be an integer from 1 to 1000, got -8"),
+        ({"oft": {"action_bounds": "median"}}, r"oft\.action_bounds must be one of quantiles, .*, got 'median'"),
+        ({"oft": {"action_bounds": ["quantiles"]}}, r"oft\.action_bounds must be one of quantiles"),
+        ({"oft": {"proprio": 3}}, r"oft\.proprio must be a list of names, got 3"),
+        ({"oft": {"proprio": [["x"]]}}, r"oft\.proprio must be a list of names"),
+        ({"pad_to_multiple_of": -64}, "leaves no room for 256 action bins"),
+        ({"text_config": {"rope_theta": 10**400}}, "rope_theta of the decoder must be a number above 0"),
+    ],
+)
+def test_what_no_training_wrote_is_named(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        OpenVLAConfig.from_dict({**OPENVLA_7B, **change})
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "head_dim", "intermediate_size", "vocab_size"])
+def test_a_size_that_no_memory_holds_is_refused_before_anything_is_built(name):
+    with pytest.raises(CheckpointError, match=f"{name} of the decoder is 1000000000000, and no model has over"):
+        build_empty(OpenVLAConfig.from_dict({**OPENVLA_7B, "text_config": {name: 10**12}}))

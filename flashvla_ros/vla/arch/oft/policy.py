@@ -134,8 +134,8 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
     """
     preset = PRESETS.get(settings.preset)
     config = read_config(folder, settings, preset.images if preset else 0)
-    chunk = settings.chunk_size or int(config.oft.get("chunk_size", 0)) or (preset.chunk_size if preset else 0)
-    kind = str(config.oft.get("action_bounds", "")) or (preset.action_bounds if preset else "")
+    chunk = settings.chunk_size or config.oft.get("chunk_size", 0) or (preset.chunk_size if preset else 0)
+    kind = config.oft.get("action_bounds", "") or (preset.action_bounds if preset else "")
     kind = kind if settings.action_bounds == "auto" else settings.action_bounds
     unset = [name for name, value in (("model.chunk_size", chunk), ("model.action_bounds", kind)) if not value]
     if unset:
