@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.files import GIT_LFS
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
@@ -24,7 +25,7 @@ from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.weights import StoredWeights, read_weights
 
 STATISTICS = "dataset_statistics.json"
-_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
+_POINTER_BYTES = 1024  # of a pointer of Git LFS at most
 _SPEAKING = (EMBEDDING, NORM, HEAD)  # with zeros alone in one of them, the instruction or the image changes nothing
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
@@ -41,7 +42,7 @@ def load_config(folder: Path) -> OpenVLAConfig:
     Raises:
         CheckpointError: The folder as a whole is no OpenVLA checkpoint, or one of the two files is wrong.
     """
-    _check_folder(folder)
+    check_folder(folder)
     config = OpenVLAConfig.from_folder(folder)
     source = folder / STATISTICS
     if source.is_file():
@@ -64,16 +65,20 @@ def load_config(folder: Path) -> OpenVLAConfig:
     return config
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse what is not one whole checkpoint, by the names and first bytes of its files."""
+def check_folder(folder: Path) -> None:
+    """Refuse, with :class:`CheckpointError`, what is not one whole checkpoint by the names and first bytes of files."""
     if not folder.is_dir():
         raise CheckpointError(
             f"checkpoint folder {folder} does not exist: give a folder of this machine, nothing is fetched"
         )
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    if not any(folder.iterdir()):
+    try:
+        inside = sorted(folder.iterdir())
+        pointers = [file.name for file in inside if file.is_file() and _is_pointer(file)]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or folder}: {error.strerror}") from error
+    if not inside:
         raise CheckpointError(f"checkpoint folder {folder} is empty")
-    if pointers := [file.name for file in files if _is_pointer(file)]:
+    if pointers:
         raise CheckpointError(
             f"{folder}: {', '.join(pointers)} are pointers of Git LFS, not files: run git lfs pull there"
         )
@@ -97,7 +102,7 @@ def _is_pointer(file: Path) -> bool:
     if file.stat().st_size >= _POINTER_BYTES:
         return False
     with file.open("rb") as stream:
-        return stream.read(len(_POINTER)) == _POINTER
+        return stream.read(len(GIT_LFS)) == GIT_LFS
 
 
 def load_model(

@@ -215,6 +215,18 @@ def test_empty_folder(tmp_path):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize("method", ["iterdir", "open"])
+def test_a_folder_or_file_that_may_not_be_read_is_named(method, folder, monkeypatch):
+    """The superuser, who runs the tests in a container, may read everything."""
+
+    def refuse(path: Path, *_mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(CheckpointError, match=rf"cannot read .*{folder.name}.*: Permission denied"):
+        load_config(folder)
+
+
 def test_adapter_alone(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="LoRA adapter alone: merge it"):

@@ -94,6 +94,15 @@ def test_openvla_does_not_run_the_parts_of_another(folder) -> None:
     assert "set model.architecture to openvla_oft" in refused(folder, architecture="openvla")
 
 
+def test_a_tokenizer_without_end_is_not_read_whole(folder) -> None:
+    for file in folder.glob("*--*"):
+        file.unlink()
+    with (folder / "tokenizer.json").open("wb") as stream:
+        stream.truncate(1 << 40)  # takes no space
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: it has more than 100 MB"):
+        architecture_of(ModelSettings(checkpoint=str(folder)))
+
+
 class Trap:
     """Runs code where it is unpickled."""
 

@@ -9,7 +9,7 @@ from flashvla_ros.vla.arch.base import Architecture
 from flashvla_ros.vla.arch.oft.policy import OFT
 from flashvla_ros.vla.arch.openvla.policy import OPENVLA
 from flashvla_ros.vla.arch.univla.policy import UNIVLA
-from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.checkpoint import Progress, check_folder, checkpoint_folder
 from flashvla_ros.vla.step import VLAPolicy
 
 # The first that recognises a folder is taken, so one without marks of its own stands last.
@@ -17,10 +17,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {"openvla_oft": OFT, "univla": UNIVL
 
 
 def architecture_of(settings: ModelSettings) -> Architecture:
-    """Return what ``model.architecture`` names; with ``auto`` what the checkpoint's files say."""
+    """Return what ``model.architecture`` names; with ``auto`` what the files of a whole checkpoint say."""
     if settings.architecture != "auto":
         return ARCHITECTURES[settings.architecture]
-    folder = checkpoint_folder(settings)
+    check_folder(folder := checkpoint_folder(settings))
     return next(found for found in ARCHITECTURES.values() if found.recognises(folder))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.files import read_bytes
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -16,6 +17,7 @@ from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_con
 from flashvla_ros.vla.arch.univla.decoder import ActionDecoder, empty_decoder
 from flashvla_ros.vla.arch.univla.sampling import Sampler
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.config import MOST_BYTES
 from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk
 from flashvla_ros.vla.query import Layout, Query
@@ -161,7 +163,9 @@ def _read(folder: Path, settings: ModelSettings) -> tuple[Outline, Path, ActionD
 
 def _recognises(folder: Path) -> bool:
     marks = [folder / "added_tokens.json", folder / "tokenizer.json"]
-    return any(folder.glob(f"{DECODER}*")) or any(b'"<ACT_0>"' in mark.read_bytes() for mark in marks if mark.is_file())
+    return any(folder.glob(f"{DECODER}*")) or any(
+        b'"<ACT_0>"' in read_bytes(mark, CheckpointError, MOST_BYTES) for mark in marks if mark.is_file()
+    )
 
 
 UNIVLA = Architecture("UniVLA", _recognises, read_outline, UniVLAPolicy.load)
