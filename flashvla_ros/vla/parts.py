@@ -8,7 +8,6 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,9 +45,11 @@ def read_part(path: Path) -> Tensors:
             else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         )
     except UnpicklingError as error:
-        raise CheckpointError(f"{path} is a pickle that would run code when read: save its tensors alone") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} is a pickle that would run code when read, or damaged: save its tensors alone"
+        ) from error
+    except Exception as error:  # of many types where the file is damaged
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read, copy it again: {reason}") from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds something else than a module's tensors: give the file that training saved")

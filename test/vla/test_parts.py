@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import tiny_config, write_checkpoint
@@ -70,6 +71,18 @@ def test_a_head_of_another_width(folder) -> None:
     assert "no L1 head that reads hidden states of 32" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["fc1.weight", "fc2.weight"])
+def test_a_head_of_single_values(name, folder) -> None:
+    head = {f"model.{key}": value for key, value in L1Head(4 * 32, 16, 4).state_dict().items()}
+    save_file({**head, f"model.{name}": torch.tensor(1.0)}, folder / f"{HEAD}.safetensors")
+    assert "no L1 head that reads hidden states of 32" in refused(folder)
+
+
+def test_a_projector_of_single_values(folder) -> None:
+    torch.save({"fc1.weight": torch.tensor(1.0)}, folder / f"{PROJECTOR}.pt")
+    assert "reads 0 values of the robot's state" in refused(folder)
+
+
 def test_a_head_of_other_dimensions_than_the_statistics(folder) -> None:
     save_file({f"model.{k}": v for k, v in L1Head(7 * 32, 16, 7).state_dict().items()}, folder / f"{HEAD}.safetensors")
     assert "makes actions of 7 dimensions, and the statistics of 'toy' have 4" in refused(folder)
@@ -125,6 +138,30 @@ def test_something_else_than_tensors(tmp_path) -> None:
         read_part(tmp_path / "part.pt")
 
 
+@pytest.mark.parametrize("kind", ["cut", "changed", "text", "empty"])
+def test_a_damaged_part_is_named(kind, tmp_path) -> None:
+    path = tmp_path / "part.pt"
+    torch.save(ProprioProjector(3, 32).state_dict(), path)
+    whole = path.read_bytes()
+    random, refusals = np.random.default_rng(0), []
+    for _ in range(40):
+        content = bytearray(whole)
+        if kind == "cut":
+            del content[int(random.integers(len(whole))) :]
+        elif kind == "changed":
+            start = int(random.integers(len(whole) - 40))
+            content[start : start + 40] = random.bytes(40)
+        else:
+            content = bytearray(random.bytes(200) if kind == "text" else b"")
+        path.write_bytes(content)
+        try:
+            read_part(path)  # a changed value is a value
+        except CheckpointError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert all(str(path) in text and "\n" not in text for text in refusals)
+
+
 def test_every_name_and_shape_is_checked(tmp_path) -> None:
     tensors = ProprioProjector(3, 32).state_dict()
     tensors["fc3.weight"] = tensors.pop("fc2.bias")
@@ -155,6 +192,18 @@ def test_lora_is_merged_by_its_rank(tmp_path) -> None:
     assert set(found) == {"p.weight", "p.bias"}
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("lora_A.default.weight", (2, 5)), ("lora_B.default.weight", (3, 2)), ("lora_A.default.weight", ()),
+     ("lora_A.default.weight", (0, 3)), ("base_layer.weight", ())],
+)  # fmt: skip
+def test_lora_of_another_shape(name, shape, tmp_path) -> None:
+    shapes = {"base_layer.weight": (2, 3), "lora_A.default.weight": (4, 3), "lora_B.default.weight": (2, 4)}
+    tensors = {f"p.{key}": torch.ones(size) for key, size in {**shapes, name: shape}.items()}
+    with pytest.raises(CheckpointError, match=r"LoRA matrices of p do not fit its weight: copy the file again"):
+        merged(tensors, tmp_path / "film.pt")
+
+
 @pytest.mark.parametrize("left_out", ["base_layer.weight", "lora_A.default.weight", "lora_B.default.weight"])
 def test_lora_without_its_pair(left_out, tmp_path) -> None:
     names = ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
@@ -183,6 +232,22 @@ def test_a_decoder_of_unknown_or_missing_tensors(tmp_path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(ModelSettings(checkpoint=str(tmp_path), unnorm_key="random_7d", device="cpu"))
     assert "visual_pool.attn.q.weight is missing; visual_pool.gate.weight is unexpected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("proj.0.weight", ()),
+        ("visual_pool.latents", (1, 0)),
+        ("visual_pool.latents", (1, 128)),
+        ("visual_pool.mlp.1.weight", (64,)),
+    ],
+)
+def test_a_decoder_whose_parts_do_not_fit_each_other(name, shape, tmp_path) -> None:
+    write_random_checkpoint(tmp_path, config_of_size("tiny"), architecture="univla")
+    path = tmp_path / "action_decoder.safetensors"
+    save_file({**load_file(path), name: torch.zeros(shape)}, path)
+    assert "is no action decoder for an arm" in refused(tmp_path, unnorm_key="random_7d")
 
 
 def test_the_other_univla_is_named(folder) -> None:

@@ -79,7 +79,7 @@ def state_bounds(path: Path, tensor: str, outline: Outline, settings: ModelSetti
         CheckpointError: ``model.proprio`` or the statistics have another number of values.
     """
     weight = read_part(path).get(tensor)
-    size = weight.shape[-1] if weight is not None else 0
+    size = weight.shape[-1] if weight is not None and weight.ndim else 0
     statistics, action = outline.config.norm_stats, outline.bounds
     key = choose_key(statistics, settings.unnorm_key)
     bounds = Bounds.from_statistics(statistics, key, of="proprio", kind=action.kind, epsilon=action.epsilon)

@@ -87,8 +87,13 @@ def merged(tensors: Tensors, path: Path) -> Tensors:
             first, second = tensors.get(stem + _FIRST), tensors.get(stem + _SECOND)
             if first is None or second is None:
                 raise CheckpointError(f"{path} has {name} without its pair of LoRA matrices: copy the file again")
-            rank = len(first)
-            added = second.flatten(1).double() @ first.flatten(1).double() * (min(rank, _MOST_ALPHA) / rank)
-            value = (value.double() + added.reshape(value.shape)).to(value.dtype)
+            try:
+                rank = len(first)
+                added = second.flatten(1).double() @ first.flatten(1).double() * (min(rank, _MOST_ALPHA) / rank)
+                value = (value.double() + added.reshape(value.shape)).to(value.dtype)
+            except (TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{path}: the LoRA matrices of {stem} do not fit its weight: copy the file again"
+                ) from error
         found[f"{stem}.{kind}"] = value
     return found

@@ -67,7 +67,7 @@ class ProprioProjector(nn.Module):
 def empty_head(tensors: dict[str, Tensor], width: int) -> L1Head | None:
     """Return a head of the sizes that a file's tensors have, without memory; None where it is no head of `width`."""
     first, last = tensors.get("fc1.weight"), tensors.get("fc2.weight")
-    if first is None or last is None or first.ndim != 2 or first.shape[1] != width * len(last):
+    if first is None or last is None or {first.ndim, last.ndim} != {2} or first.shape[1] != width * len(last):
         return None
     with torch.device("meta"):
         return L1Head(first.shape[1], len(first), len(last))

@@ -114,9 +114,10 @@ def empty_decoder(tensors: Tensors, width: int) -> ActionDecoder | None:
             for name in ("attn_pool" if told else "latent_action_pool", "visual_pool")
         }
         state = tensors["proprio_proj.0.weight"].shape[1] if told else 0
-        if any(size % _HEAD for _, size, _ in pools.values()):
+        sizes = {size for _, size, _ in pools.values()}
+        if len(sizes) > 1 or not min(sizes) or min(sizes) % _HEAD:
             return None
         with torch.device("meta"):
-            return ActionDecoder(pools, len(tensors["proj.0.weight"]), state)
+            return ActionDecoder(pools, tensors["proj.0.weight"].shape[0], state)
     except (KeyError, IndexError):
         return None
