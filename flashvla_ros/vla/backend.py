@@ -55,7 +55,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         raise SettingsError(f"model.device {name!r} is not usable on this machine: {reason}") from error
     if device.type not in ("cpu", "cuda"):
         raise SettingsError(f"model.device must be auto, cpu, cuda or cuda:<number>, got {name!r}")

@@ -281,8 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)
-    if options.out.exists() and any(options.out.iterdir()):
-        parser.error(f"{options.out} is not empty: give a new folder")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        parser.error(f"{options.out} is no empty folder: give a new one")
 
     def show(file: str, done: int, total: int) -> None:
         if done * 100 // total != (done - 1) * 100 // total:

@@ -48,6 +48,9 @@ def test_the_script_writes_into_new_folders_only(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "model.safetensors").is_file()
     with pytest.raises(SystemExit):
         main(["--size", "tiny", str(tmp_path / "new")])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main(["--size", "tiny", str(tmp_path / "file")])
 
 
 MEASURE = """
