@@ -241,11 +241,16 @@ class PromptEncoder:
         """Return [BOS, prompt, empty token]; `history` is UniVLA's last latent action.
 
         Raises:
-            ObservationError: The instruction is empty or too long.
+            ObservationError: The instruction is empty, too long or no Unicode text.
         """
         if not instruction.strip():
             raise ObservationError("the instruction is empty: send words that say what the robot should do")
-        ids = self.tokenizer.encode(format_prompt(instruction, history)).ids
+        try:
+            ids = self.tokenizer.encode(format_prompt(instruction, history)).ids
+        except TypeError as error:  # half of a surrogate pair: what Python makes of bytes that are no UTF-8
+            raise ObservationError(
+                "the instruction has characters that are no Unicode text: send it as UTF-8"
+            ) from error
         start, end = (cast(int, self.tokenizer.token_to_id(token)) for token in (BOS, SPACE))
         ids = ids if ids[0] == start else [start, *ids]
         ids = ids if ids[-1] == end else [*ids, end]

@@ -180,6 +180,12 @@ def test_empty_instruction_is_refused(instruction):
         PROMPTS(instruction)
 
 
+def test_an_instruction_of_bytes_that_were_no_text_is_refused():
+    """As Python reads an argument or JSON with them; the tokenizers library says that it must be a str."""
+    with pytest.raises(ObservationError, match="no Unicode text: send it as UTF-8"):
+        PROMPTS("open the \udcff drawer")
+
+
 def test_endless_instruction_is_refused():
     with pytest.raises(ObservationError, match=r"of 10000 characters makes a prompt of .* takes 60: shorten it"):
         PROMPTS("open the ju" * 909 + "x")
