@@ -10,7 +10,7 @@ from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Inference
-from flashvla_ros.vla.sizes import model_size
+from flashvla_ros.vla.config import model_size
 from flashvla_ros.vla.step import VLAPolicy
 
 DENSE = PruningSettings(method="none")

@@ -19,13 +19,12 @@ from flashvla_ros.vla.arch.base import Outline
 from flashvla_ros.vla.arch.table import architecture_of
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import build_empty, check_values, load_config
-from flashvla_ros.vla.config import OpenVLAConfig, check_cameras
+from flashvla_ros.vla.config import OpenVLAConfig, check_cameras, model_size
 from flashvla_ros.vla.gripper import check_gripper, describe_gripper
 from flashvla_ros.vla.keys import entries
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS, check_layer, kept_count
 from flashvla_ros.vla.shapes import DINOV2
-from flashvla_ros.vla.sizes import model_size
 from flashvla_ros.vla.statistics import Bounds, choose_key
 from flashvla_ros.vla.weights import read_weights
 

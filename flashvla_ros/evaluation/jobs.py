@@ -182,7 +182,7 @@ class Cost:
     """Counts what an episode's control steps cost, as multiples of the dense model's; without a model, nothing."""
 
     def __init__(self, policy: Any, settings: Settings) -> None:
-        from flashvla_ros.vla.sizes import model_size
+        from flashvla_ros.vla.config import model_size
 
         self._policy, self._pruning, self._gate = policy, settings.pruning, settings.gate
         self._size: ModelSize | None = model_size(policy.model.config) if policy is not None else None

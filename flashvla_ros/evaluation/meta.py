@@ -49,8 +49,8 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
         SettingsError: A mode asks for what this checkpoint does not have.
     """
     from flashvla_ros.vla.checkpoint import load_config
+    from flashvla_ros.vla.config import model_size
     from flashvla_ros.vla.pruning.select import check_layer
-    from flashvla_ros.vla.sizes import model_size
 
     size = model_size(load_config(evaluation.checkpoint))
     for mode in evaluation.modes:

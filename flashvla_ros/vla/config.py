@@ -13,6 +13,7 @@ from typing import Any
 
 from flashvla_ros.core import files
 from flashvla_ros.core.errors import CheckpointError, SettingsError
+from flashvla_ros.core.flops import DecoderSize, ModelSize, TowerSize
 from flashvla_ros.vla.shapes import DINOV2, KNOWN_BACKBONES, SIGLIP, DecoderConfig, TowerConfig
 from flashvla_ros.vla.statistics import KINDS
 
@@ -188,6 +189,32 @@ class OpenVLAConfig:
         else:
             data["vision_config"] = [dataclasses.asdict(tower) for tower in self.towers]
         return data
+
+
+def model_size(config: OpenVLAConfig) -> ModelSize:
+    """Return the sizes of a model as it is built here: of each tower the last block is not run."""
+    llama = config.llama()
+    vision, width = config.vision_size, llama.hidden_size
+    fused = ((vision, 4 * vision), (4 * vision, width), (width, width))
+    towers = (
+        TowerSize(
+            layers=tower.num_hidden_layers - 1,
+            width=tower.hidden_size,
+            inner=tower.intermediate_size,
+            patches=tower.tokens,
+            extra=1 + tower.num_register_tokens if tower.model_type == DINOV2 else 0,
+            pixels=3 * tower.patch_size**2,
+        )
+        for tower in config.towers
+    )
+    return ModelSize(
+        towers=tuple(towers),
+        projector=fused if config.fused else ((vision, width), (width, width)),
+        decoder=DecoderSize(llama.num_hidden_layers, width, llama.intermediate_size),
+        kv_width=llama.groups * llama.head_size,
+        vocabulary=llama.vocab_size,
+        images=config.num_images_in_input,
+    )
 
 
 def check_cameras(names: Sequence[str], config: OpenVLAConfig) -> None:

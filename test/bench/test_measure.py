@@ -16,7 +16,7 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.core.types import Draft
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
-from flashvla_ros.vla.sizes import model_size
+from flashvla_ros.vla.config import model_size
 
 NONE, ICS = PruningSettings(method="none"), PruningSettings(method="ics", keep_ratio=0.5)
 FRAMES = load_observations("open the drawer")

@@ -17,9 +17,8 @@ from flashvla_ros.core.settings import CameraSettings, ModelSettings, PruningSet
 from flashvla_ros.core.types import Observation
 from flashvla_ros.view.overlay import token_masks
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
-from flashvla_ros.vla.config import OpenVLAConfig
+from flashvla_ros.vla.config import OpenVLAConfig, model_size
 from flashvla_ros.vla.loading import load_policy
-from flashvla_ros.vla.sizes import model_size
 
 NONE = PruningSettings(method="none")
 NAMES = ("front", "wrist", "left")

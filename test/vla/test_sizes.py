@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
+from flashvla_ros.vla.config import model_size
 from flashvla_ros.vla.decoding import decode, prefill
 from flashvla_ros.vla.query import Query
-from flashvla_ros.vla.sizes import model_size
 
 
 @torch.inference_mode()
