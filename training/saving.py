@@ -44,13 +44,13 @@ def save_checkpoint(
     state = model.state_dict()
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
-    for entry in entries(model).values():
+    for official, entry in entries(model).items():
         tensor = state[entry.ours].detach()
         tensor = tensor.to("cpu", dtype or tensor.dtype).contiguous().clone()
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][entry.official] = tensor
+        shards[-1][official] = tensor
         size += tensor.nbytes
     _write_shards(folder, shards)
     _write_json(folder / "config.json", model.config.to_dict())

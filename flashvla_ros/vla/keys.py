@@ -21,25 +21,21 @@ class Entry:
     """One official tensor.
 
     Attributes:
-        official: Its name in the checkpoint.
         shape: Its shape, here and there.
         ours: The parameter of :class:`PrismaticVLM` that it fills.
     """
 
-    official: str
     shape: tuple[int, ...]
     ours: str
 
 
 def entries(model: PrismaticVLM) -> dict[str, Entry]:
     """Return the entries of every official tensor that `model` uses, by official name; a tied head is not one."""
-    tied = model.config.tied
-    found = [
-        Entry(_official_name(name), tuple(tensor.shape), name)
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == HEAD)
-    ]
-    return {entry.official: entry for entry in found}
+    return {
+        _official_name(ours): Entry(tuple(tensor.shape), ours)
+        for ours, tensor in model.state_dict().items()
+        if not (ours == HEAD and model.config.tied)
+    }
 
 
 def is_unused(name: str, config: OpenVLAConfig) -> bool:
@@ -49,15 +45,14 @@ def is_unused(name: str, config: OpenVLAConfig) -> bool:
     """
     if name.endswith("rotary_emb.inv_freq") or (config.tied and name == HEAD):
         return True
-    for prefix, tower in zip(TOWERS, config.towers, strict=False):
-        last = f"blocks.{tower.num_hidden_layers - 1}."
-        if name.startswith(tuple(prefix + part for part in (last, "norm.", "attn_pool."))):
-            return True
-    return False
+    return any(
+        name.startswith((f"{prefix}blocks.{tower.num_hidden_layers - 1}.", f"{prefix}norm.", f"{prefix}attn_pool."))
+        for prefix, tower in zip(TOWERS, config.towers, strict=False)
+    )
 
 
 def _official_name(ours: str) -> str:
-    for index, prefix in enumerate(TOWERS):
-        if ours.startswith(start := f"towers.{index}."):
-            return prefix + ours.removeprefix(start)
-    return ours
+    if not ours.startswith("towers."):
+        return ours
+    _, index, name = ours.split(".", 2)
+    return TOWERS[int(index)] + name

@@ -13,7 +13,7 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ from tokenizers import AddedToken
 
 from flashvla_ros.vla.arch.oft.head import L1Head, ProprioProjector
 from flashvla_ros.vla.arch.univla.decoder import ActionDecoder
-from flashvla_ros.vla.checkpoint import build_empty
+from flashvla_ros.vla.checkpoint import Progress, build_empty
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
 from flashvla_ros.vla.keys import TOWERS, entries
 from flashvla_ros.vla.processor import ImageProcessor
@@ -30,7 +30,6 @@ from flashvla_ros.vla.shapes import DINOV2, KNOWN_BACKBONES, SIGLIP, TowerConfig
 from flashvla_ros.vla.tokenizer import PAD, SPACE, build_tokenizer, save_tokenizer
 
 Shape = tuple[int, ...]
-Progress = Callable[[str, int, int], None]
 
 SHARD_BYTES = 7_000_000_000  # the published OpenVLA-7B was saved with max_shard_size="7GB"
 _PIECE = 1 << 22  # values drawn at a time
@@ -123,20 +122,17 @@ def tensor_shapes(config: OpenVLAConfig) -> dict[str, Shape]:
 def _behind_the_blocks(tower: TowerConfig) -> Iterator[tuple[str, Shape]]:
     """Final norm of a tower, and the attention pooling that timm's SigLIP has."""
     size, inner = tower.hidden_size, tower.intermediate_size
-    yield from _layer("norm", (size,))
+    layers: dict[str, Shape] = {"norm": (size,)}
     if tower.model_type == SIGLIP:
-        yield "attn_pool.latent", (1, 1, size)
-        yield from _layer("attn_pool.q", (size, size))
-        yield from _layer("attn_pool.kv", (2 * size, size))
-        yield from _layer("attn_pool.proj", (size, size))
-        yield from _layer("attn_pool.norm", (size,))
-        yield from _layer("attn_pool.mlp.fc1", (inner, size))
-        yield from _layer("attn_pool.mlp.fc2", (size, inner))
-
-
-def _layer(name: str, weight: Shape) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", weight
-    yield f"{name}.bias", weight[:1]
+        layers |= {"attn_pool.latent": (1, 1, size), "attn_pool.q": (size, size), "attn_pool.kv": (2 * size, size)}
+        layers |= {"attn_pool.proj": (size, size), "attn_pool.norm": (size,)}
+        layers |= {"attn_pool.mlp.fc1": (inner, size), "attn_pool.mlp.fc2": (size, inner)}
+    for name, shape in layers.items():
+        if name.endswith("latent"):
+            yield name, shape
+        else:
+            yield f"{name}.weight", shape
+            yield f"{name}.bias", shape[:1]
 
 
 def plan_shards(shapes: Mapping[str, Shape], shard_bytes: int = SHARD_BYTES) -> dict[str, dict[str, Shape]]:
@@ -180,20 +176,22 @@ def write_random_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     shapes = tensor_shapes(config)
     shards = plan_shards(shapes, shard_bytes)
+    parts = part_shapes(config, architecture, action_size)
+    files = shards | {f"{part}.safetensors": tensors for part, tensors in parts.items()}
     generator = torch.Generator().manual_seed(seed)
     actions = slice(config.action_vocab_size - config.n_action_bins, config.action_vocab_size)
     latent = _ACTS if architecture == "univla" else 0
     if latent:
         actions = slice(config.pad_token_id + 1, config.pad_token_id + 1 + latent)
-    done = 0
-    for file, tensors in shards.items():
+    done, count = 0, sum(map(len, files.values()))
+    for file, tensors in files.items():
         with (folder / file).open("wb") as stream:
             _write_header(stream, tensors)
             for name, shape in tensors.items():
                 _write_tensor(stream, name, shape, generator, actions)
                 done += 1
                 if progress is not None:
-                    progress(file, done, len(shapes))
+                    progress(file, done, count)
     if len(shards) > 1:
         total = sum(2 * math.prod(shape) for shape in shapes.values())
         weight_map = {name: file for file, tensors in shards.items() for name in tensors}
@@ -202,11 +200,6 @@ def write_random_checkpoint(
     _write_json(folder / "config.json", config.to_dict())
     _write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config).to_dict())
     write_tokenizer(folder, config, latent)
-    for part, tensors in part_shapes(config, architecture, action_size).items():
-        with (folder / f"{part}.safetensors").open("wb") as stream:
-            _write_header(stream, tensors)
-            for name, shape in tensors.items():
-                _write_tensor(stream, name, shape, generator, actions)
 
 
 def _write_header(stream: BinaryIO, tensors: Mapping[str, Shape]) -> None:

@@ -86,8 +86,8 @@ def network(images: int, seed: int, state: int = 8) -> PrismaticVLM:
     """Return the network of a seed."""
     model = PrismaticVLM(config(images, state)).eval().requires_grad_(False)
     parameters = dict(model.named_parameters())
-    for entry in entries(model).values():
-        parameters[entry.ours].copy_(draw(entry.official, entry.shape, seed))
+    for official, entry in entries(model).items():
+        parameters[entry.ours].copy_(draw(official, entry.shape, seed))
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.vla.keys import TOWERS
+from flashvla_ros.vla.keys import TOWERS, is_unused
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.parts import Tensors, fill, read_part, under
 from flashvla_ros.vla.towers import VisionBlock, VisionTower
@@ -60,9 +60,8 @@ def install(model: PrismaticVLM, path: Path) -> Tensor:
             size = tower.config.hidden_size
             blocks = [FilmedBlock(block, size, language) for block in tower.blocks if isinstance(block, VisionBlock)]
         tower.blocks = nn.ModuleList(blocks)
-        unused = (f"blocks.{len(blocks)}.", "norm.", "attn_pool.")  # OpenVLA reads the second-to-last block
-        used = {name: value for name, value in under(tensors, prefix).items() if not name.startswith(unused)}
-        fill(tower, used, path, table.device, table.dtype)
+        used = {name: value for name, value in tensors.items() if not is_unused(name, model.config)}
+        fill(tower, under(used, prefix), path, table.device, table.dtype)
     return language
 
 
