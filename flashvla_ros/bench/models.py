@@ -11,7 +11,6 @@ import torch
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.arch.table import load
 from flashvla_ros.vla.backend import Backend
@@ -20,6 +19,7 @@ from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt
 from flashvla_ros.vla.random_checkpoint import LLAMA_VOCABULARY, config_of_size
+from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.step import VLAPolicy
 from flashvla_ros.vla.tokenizer import build_tokenizer
 
@@ -68,9 +68,9 @@ def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size
     except torch.OutOfMemoryError as error:
         raise CheckpointError(f"the weights do not fit into the memory of {backend.device}") from error
     tokenizer = build_tokenizer([format_prompt(INSTRUCTION)], LLAMA_VOCABULARY)
-    codec = ActionCodec.from_config(config, _STATISTICS)
-    prompts = PromptEncoder(tokenizer, config.llm_max_length - config.visual_tokens - codec.size)
-    return OpenVLAPolicy(model.eval(), ImageProcessor.from_config(config), prompts, codec, backend)
+    prompts = PromptEncoder(tokenizer, config.llm_max_length - config.visual_tokens - action_size)
+    processor, bounds = ImageProcessor.from_config(config), Bounds.from_statistics(config.norm_stats)
+    return OpenVLAPolicy(model.eval(), processor, prompts, backend, bounds=bounds, tokens=action_size)
 
 
 @torch.no_grad()

@@ -12,38 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.statistics import Bounds, choose_key
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionCodec:
-    """Translates actions of D dimensions.
+    """Translates tokens of any shape.
 
     Attributes:
         vocab_size: Size of the vocabulary without padding.
         n_bins: Number of edges over [-1, 1].
-        bounds: What the normalised values stand for.
     """
 
     vocab_size: int
     n_bins: int
-    bounds: Bounds
-
-    @classmethod
-    def from_config(cls, config: OpenVLAConfig, unnorm_key: str = "") -> ActionCodec:
-        """Take the statistics of one data set; an empty key means the only one.
-
-        Raises:
-            CheckpointError: The key is not there, or one must be chosen, or its statistics are not usable.
-        """
-        bounds = Bounds.from_statistics(config.norm_stats, choose_key(config.norm_stats, unnorm_key))
-        return cls(config.action_vocab_size, config.n_action_bins, bounds)
-
-    @property
-    def size(self) -> int:
-        """D, the number of dimensions."""
-        return self.bounds.size
 
     @property
     def centers(self) -> FloatArray:

@@ -90,11 +90,6 @@ class OpenVLAConfig:
         return self.num_images_in_input * self.towers[0].tokens
 
     @property
-    def patches_per_side(self) -> int:
-        """Visual tokens along each side of one image."""
-        return self.towers[0].image_size // self.towers[0].patch_size
-
-    @property
     def vision_size(self) -> int:
         """Channels of the concatenated patch features."""
         return sum(tower.hidden_size for tower in self.towers)

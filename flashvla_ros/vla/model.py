@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from flashvla_ros.core.errors import ActionError
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.decoder import Cache, LanguageModel, Rotary, turn
 from flashvla_ros.vla.towers import Projector, VisionTower, concatenate_features
@@ -83,6 +84,14 @@ class PrismaticVLM(nn.Module):
 
 
 NOTHING = -1  # in place of a token: the logits say nothing
+
+
+def says_nothing(what: str) -> ActionError:
+    """Return the fault of values that are not finite, or all equal: their command would look like any other."""
+    return ActionError(
+        f"{what}, so the model says nothing: its weights are broken, or too large for model.dtype; the command is "
+        f"withheld"
+    )
 
 
 def likeliest(logits: Tensor, without: int = -1) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flashvla_ros.core.errors import ActionError, CheckpointError
+from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.types import FloatArray
+from flashvla_ros.vla.model import says_nothing
 
 Tensors = dict[str, Tensor]
 
@@ -90,13 +91,10 @@ def to_chunk(said: Tensor, steps: int) -> FloatArray:
 
     Raises:
         ActionError: They are not finite, or the same at every step (of one step: in every dimension), as weights of
-            zero make them; the command made of it would look like any other.
+            zero make them.
     """
     chunk = said.float().cpu().numpy().astype(np.float64).reshape(steps, -1)
     steady = chunk if steps > 1 else chunk.T
     if not np.isfinite(chunk).all() or (len(steady) > 1 and not np.ptp(steady, axis=0).any()):
-        raise ActionError(
-            "the action's values are not finite or all equal, so the model says nothing: its weights are broken, or "
-            "too large for model.dtype; the command is withheld"
-        )
+        raise says_nothing("the action's values are not finite or all equal")
     return chunk

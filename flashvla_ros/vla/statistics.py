@@ -40,24 +40,29 @@ class Bounds:
 
     @classmethod
     def from_statistics(
-        cls, norm_stats: Mapping[str, Any], key: str, *, of: str = "action", kind: str = "quantiles", epsilon: float = 0
+        cls,
+        norm_stats: Mapping[str, Any],
+        unnorm_key: str = "",
+        *,
+        of: str = "action",
+        kind: str = "quantiles",
+        epsilon: float = 0,
     ) -> Bounds:
-        """Take the statistics of one data set.
+        """Take the statistics of one data set; see :func:`choose_key`.
 
         Raises:
-            CheckpointError: They are not usable.
+            CheckpointError: There is no such data set, or they are not usable.
         """
-        entry = norm_stats[key]
+        entry = norm_stats[key := choose_key(norm_stats, unnorm_key)]
         values = entry.get(of) if isinstance(entry, Mapping) else None
         if not isinstance(values, Mapping):
             raise CheckpointError(f"norm_stats of {key!r} lacks {of!r}")
-        names = KINDS[kind]
+        one, other = names = KINDS[kind]
         if missing := [name for name in names if name not in values]:
             raise CheckpointError(
                 f"norm_stats of {key!r} lacks {' and '.join(missing)} of its {of}: "
                 f"copy the dataset_statistics.json that training wrote"
             )
-        one, other = names
         try:
             low, high = (np.array(values[name], dtype=np.float64) for name in names)
             mask = np.array(values.get("mask", np.ones(low.shape)), dtype=bool)

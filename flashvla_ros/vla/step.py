@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.errors import ActionError, CheckpointError, ObservationError
+from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
-from flashvla_ros.core.types import Draft, FloatArray, ImageArray, Inference, IntArray, Observation
+from flashvla_ros.core.types import Draft, ImageArray, Inference, IntArray, Observation
+from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.backend import Backend
 from flashvla_ros.vla.checkpoint import Progress, load_model
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.engine.base import make_engine
-from flashvla_ros.vla.model import NOTHING, PrismaticVLM
+from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
+from flashvla_ros.vla.engine.base import Start, make_engine
+from flashvla_ros.vla.model import NOTHING, PrismaticVLM, says_nothing
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
 from flashvla_ros.vla.pruning.select import METHODS
 from flashvla_ros.vla.pruning.temporal import patch_cosines
@@ -36,25 +38,11 @@ _LOG = logging.getLogger(__name__)
 _WARM_UP_INSTRUCTION = "pick up the object"
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What an architecture makes of one observation; see :class:`flashvla_ros.core.types.Inference`."""
-
-    action: FloatArray
-    normalized: FloatArray
-    tokens: IntArray
-    kept: IntArray | None
-    draft_tokens: int = 0
-    draft_accepted: int = 0
-    draft_near: int = 0
-    confidence: float = math.nan
-
-
 class VLAPolicy(abc.ABC):
     """Implements :class:`flashvla_ros.core.policy.Policy`. The same request gives the same result.
 
     Args:
-        model: The network, in evaluation mode.
+        model: In evaluation mode.
         processor: Of its images.
         prompts: Of its instructions.
         backend: What it runs on.
@@ -63,6 +51,7 @@ class VLAPolicy(abc.ABC):
 
     Attributes:
         chunk_size: T, the time steps of an action.
+        codec: From tokens to normalised values.
         layout: Of the sequence.
         state_names: What of the robot's state an observation must tell, in the order of training.
         decoded: Most tokens that are decoded one after the other, each in a pass over the weights of its own.
@@ -87,6 +76,7 @@ class VLAPolicy(abc.ABC):
         self.prompts = prompts
         self.backend = backend
         self.bounds = bounds
+        self.codec = ActionCodec(model.config.action_vocab_size, model.config.n_action_bins)
         self.engine = make_engine(model, tokens, backend)
         self.decoded = tokens
         self._on_stage: Callable[[str], None] = lambda _stage: None
@@ -98,8 +88,11 @@ class VLAPolicy(abc.ABC):
         return self.bounds.size
 
     @abc.abstractmethod
-    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
-        """Run the decoder over the visual tokens [1, N, d] and make an action of what it says."""
+    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Inference:
+        """Run the decoder over the visual tokens [1, N, d] and make an action of what it says.
+
+        What all architectures tell alike, from the timings on, is filled in later.
+        """
 
     @property
     def cameras(self) -> int:
@@ -157,37 +150,40 @@ class VLAPolicy(abc.ABC):
 
         Raises:
             ActionError: The model computes nothing that could be an action.
-            ObservationError: Not as many cameras as the checkpoint sees, not an RGB image, or an instruction that is
-                empty or too long.
+            ObservationError: Not as many cameras as the checkpoint sees, an image that cannot be used, or such an
+                instruction.
             SettingsError: ``pruning.layer`` is not a layer of this decoder.
         """
+        observation, pruning, device = request.observation, request.pruning, self.backend.device
         with self.backend.current():
-            return self._infer(request)
+            stages = Stages(self.backend, self._on_stage)
+            _check_images(observation, self.cameras)
+            images = observation.images
+            squares = [self.processor.to_square(image, device, slot) for slot, image in enumerate(images.values())]
+            pixels = self.processor.normalize(*squares).to(self.backend.dtype)
+            picture, similarity = self._compare(squares, pruning, request.previous)
+            prompt = self._encode(observation.instruction, self._history(request))
+            stages.done("preprocess")
+            self._before_vision(prompt)
+            visual = self.engine.visual_tokens(pixels)
+            stages.done("vision")
+            query = Query(prompt, pruning, key=round(observation.stamp_s * 1e9), similarity=similarity)
+            answer = self._answer(visual, query, request, stages)
+            boxes = {name: self.processor.visible_box(*image.shape[:2]) for name, image in images.items()}
+            return dataclasses.replace(answer, timings_s=stages.seconds(), picture=picture, visible_boxes=boxes)
 
-    def _infer(self, request: Request) -> Inference:
-        observation, pruning = request.observation, request.pruning
-        stages = Stages(self.backend, self._on_stage)
-        device = self.backend.device
-        images = _checked_images(observation, self.cameras)
-        squares = [self.processor.to_square(image, device, slot) for slot, image in enumerate(images)]
-        pixels = self.processor.normalize(*squares).to(self.backend.dtype)
-        picture, similarity = self._compare(squares, pruning, request.previous)
-        prompt = self._encode(observation.instruction, self._history(request))
-        stages.done("preprocess")
-        self._before_vision(prompt)
-        visual = self.engine.visual_tokens(pixels)
-        stages.done("vision")
-        query = Query(prompt, pruning, key=round(observation.stamp_s * 1e9), similarity=similarity)
-        answer = self._answer(visual, query, request, stages)
-        return Inference(
-            **vars(answer),
-            visual_tokens=self.visual_tokens,
-            timings_s=stages.seconds(),
-            picture=picture,
-            visible_boxes={
-                name: self.processor.visible_box(*image.shape[:2]) for name, image in observation.images.items()
-            },
-        )
+    def _prefilled(
+        self, visual: Tensor, query: Query, draft: Draft | None, stages: Stages
+    ) -> tuple[Start, Verdict, int]:
+        """Run the prefill; return what a draft came to, and how many of its tokens were run."""
+        drafted = usable_tokens(draft, self.decoded, self.model.config.text_config["vocab_size"])
+        query = dataclasses.replace(query, drafted=drafted, layout=self.layout)
+        start = self.engine.prefill(visual, query, done=stages.done)
+        stages.done("prefill")
+        if draft is None or not drafted:
+            return start, Verdict((), 0, 0), 0
+        # Apart from the end, the one place where the host waits.
+        return start, judge(drafted, start.choices.tolist(), draft, self.codec), len(drafted)
 
     def _compare(
         self, squares: list[Tensor], pruning: PruningSettings, previous: Inference | None
@@ -198,7 +194,7 @@ class VLAPolicy(abc.ABC):
         pictures = torch.stack(squares).cpu().numpy()
         if previous is None or previous.picture is None:
             return pictures, None
-        side = self.model.config.patches_per_side
+        side = math.isqrt(self.model.config.towers[0].tokens)
         pairs = zip(pictures, previous.picture, strict=True)
         return pictures, torch.from_numpy(np.concatenate([patch_cosines(one, other, side) for one, other in pairs]))
 
@@ -231,12 +227,10 @@ class Stages:
         self._on_stage(name)
 
     def _mark(self, name: str) -> None:
+        mark: Any = torch.cuda.Event(enable_timing=True) if self._cuda else time.perf_counter()
         if self._cuda:
-            mark = torch.cuda.Event(enable_timing=True)
             mark.record()
-            self._marks.append((name, mark))
-        else:
-            self._marks.append((name, time.perf_counter()))
+        self._marks.append((name, mark))
 
     def seconds(self) -> dict[str, float]:
         """Return the time of each stage by its name; parts of one add up."""
@@ -288,7 +282,7 @@ def _log_progress(file: str, number: int, count: int) -> None:
     _LOG.info("reading %s, file %d of %d", file, number, count)
 
 
-def _checked_images(observation: Observation, count: int) -> list[ImageArray]:
+def _check_images(observation: Observation, count: int) -> None:
     if len(observation.images) != count:
         sees = "one camera" if count == 1 else f"{count} cameras"
         names = ", ".join(observation.images) or "none"
@@ -298,7 +292,6 @@ def _checked_images(observation: Observation, count: int) -> list[ImageArray]:
             raise ObservationError(
                 f"image of camera {camera!r} must be RGB, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
             )
-    return list(observation.images.values())
 
 
 def to_host(tokens: Tensor, certainty: Tensor, kept: Tensor | None) -> tuple[IntArray, float, IntArray | None]:
@@ -310,9 +303,6 @@ def to_host(tokens: Tensor, certainty: Tensor, kept: Tensor | None) -> tuple[Int
 
 
 def check_tokens(tokens: IntArray) -> None:
-    """Refuse an action of which the model's logits say nothing: the command made of it would look like any other."""
-    if (tokens == NOTHING).any():
-        raise ActionError(
-            f"the logits of action token {int((tokens == NOTHING).argmax())} are not finite or all equal, so the model "
-            f"says nothing: its weights are broken, or too large for model.dtype; the command is withheld"
-        )
+    """Refuse, with :class:`ActionError`, an action of which the model's logits say nothing."""
+    if (silent := tokens == NOTHING).any():
+        raise says_nothing(f"the logits of action token {int(silent.argmax())} are not finite or all equal")

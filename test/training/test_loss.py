@@ -18,7 +18,7 @@ BINS = CONFIG.n_action_bins - 1
 
 @given(st.lists(st.floats(-1.0, 1.0, width=32), min_size=4, max_size=4))
 def test_most_likely_token_decodes_to_the_action(action: list[float]) -> None:
-    codec = ActionCodec.from_config(CONFIG)
+    codec = ActionCodec(CONFIG.action_vocab_size, CONFIG.n_action_bins)
     target = smeared_bins(torch.tensor(action), BINS, sigma=4.0)
     tokens = CONFIG.action_vocab_size - 1 - target.argmax(-1).numpy()
     assert np.abs(codec.decode(tokens) - action).max() <= 1.0 / BINS + 1e-6

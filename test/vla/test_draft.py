@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import VOCABULARY, tiny_config, write_checkpoint
+from checkpoints import VOCABULARY, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_policy import observation
@@ -30,7 +30,7 @@ SETTINGS = {
     "layer 1": PruningSettings(keep_ratio=0.25, layer=1),
     "layer 3": PruningSettings(keep_ratio=0.25, layer=3),
 }
-CODEC = ActionCodec.from_config(tiny_config())
+CODEC = ActionCodec(1024, 256)
 LAST = VOCABULARY - 1  # bin 0
 ENGINES = ("eager", "static")
 

@@ -10,16 +10,16 @@ from checkpoints import tiny_config, write_checkpoint
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.doctor.checkpoint import check_checkpoint
-from flashvla_ros.vla.action_codec import ActionCodec
 from flashvla_ros.vla.gripper import check_gripper
 from flashvla_ros.vla.loading import load_policy
+from flashvla_ros.vla.statistics import Bounds
 
 OPENVLA = {"action.gripper": [1.0, 0.0], "gate.gripper_middle": 0.5}
 
 
-def codec(low: float, high: float, *, scaled: bool) -> ActionCodec:
+def bounds(low: float, high: float, *, scaled: bool) -> Bounds:
     action = {"q01": [-0.01] * 3 + [low], "q99": [0.01] * 3 + [high], "mask": [True] * 3 + [scaled]}
-    return ActionCodec.from_config(tiny_config(norm_stats={"toy": {"action": action}}))
+    return Bounds.from_statistics({"toy": {"action": action}})
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def codec(low: float, high: float, *, scaled: bool) -> ActionCodec:
     ],
 )
 def test_what_fits_the_statistics_or_cannot_be_held_against_them(values, low, high, scaled):
-    check_gripper(Settings().with_values(values), codec(low, high, scaled=scaled).bounds)
+    check_gripper(Settings().with_values(values), bounds(low, high, scaled=scaled))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_fits_the_statistics_or_cannot_be_held_against_them(values, low, hi
 )
 def test_what_the_statistics_contradict(values, low, high, scaled, message):
     with pytest.raises(SettingsError, match=message):
-        check_gripper(Settings().with_values(values), codec(low, high, scaled=scaled).bounds)
+        check_gripper(Settings().with_values(values), bounds(low, high, scaled=scaled))
 
 
 def test_the_doctor_and_the_node_say_the_same(tmp_path: Path):

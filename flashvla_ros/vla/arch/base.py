@@ -7,6 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from flashvla_ros.core.errors import CheckpointError, ObservationError
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import QUATERNION_NAMES, Observation
@@ -14,7 +17,7 @@ from flashvla_ros.vla.checkpoint import Progress, load_config
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.parts import read_part
 from flashvla_ros.vla.query import CAUSAL, Layout
-from flashvla_ros.vla.statistics import Bounds, choose_key
+from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.step import VLAPolicy
 
 AXIS_ANGLE = ("ax", "ay", "az")
@@ -81,8 +84,9 @@ def state_bounds(path: Path, tensor: str, outline: Outline, settings: ModelSetti
     weight = read_part(path).get(tensor)
     size = weight.shape[-1] if weight is not None and weight.ndim else 0
     statistics, action = outline.config.norm_stats, outline.bounds
-    key = choose_key(statistics, settings.unnorm_key)
-    bounds = Bounds.from_statistics(statistics, key, of="proprio", kind=action.kind, epsilon=action.epsilon)
+    bounds = Bounds.from_statistics(
+        statistics, settings.unnorm_key, of="proprio", kind=action.kind, epsilon=action.epsilon
+    )
     names = settings.proprio or tuple(outline.config.oft.get("proprio", ()))
     if len(names) != size or bounds.size != size:
         raise CheckpointError(
@@ -93,8 +97,8 @@ def state_bounds(path: Path, tensor: str, outline: Outline, settings: ModelSetti
     return names, bounds
 
 
-def measured(observation: Observation, names: Sequence[str]) -> list[float]:
-    """Return where the robot is, by names in order; ``ax, ay, az`` is its rotation as axis times angle [rad].
+def measured(observation: Observation, names: Sequence[str], bounds: Bounds) -> Tensor:
+    """Return where the robot is, [P] by names in order, normalised; ``ax, ay, az`` is its rotation as axis times angle.
 
     Raises:
         ObservationError: Names what the robot has not published.
@@ -108,7 +112,7 @@ def measured(observation: Observation, names: Sequence[str]) -> list[float]:
             f"this checkpoint is told where the robot is, and nothing says what {', '.join(missing)} is: "
             f"publish joint_states or end_effector_pose, or correct model.proprio"
         )
-    return [positions[name] for name in names]
+    return torch.from_numpy(bounds.normalize([positions[name] for name in names]))
 
 
 def _axis_angle(quaternion: Sequence[float]) -> list[float]:

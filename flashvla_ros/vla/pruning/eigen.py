@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from flashvla_ros.core.errors import ActionError
+from flashvla_ros.vla.model import says_nothing
 
 ITERATIONS = 24  # benchmarks/ics.py: tokens of a policy need 20, noise of 256 x 4096 needs 24
 _DAMPING = 0.3
@@ -34,10 +34,7 @@ def eigh_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return torch.linalg.eigh(matrix)
     except RuntimeError as error:  # where products go on, to logits that are not finite
-        raise ActionError(
-            "the visual tokens' scores are not finite, so the model says nothing: its weights are broken, or too large "
-            "for model.dtype; the command is withheld"
-        ) from error
+        raise says_nothing("the visual tokens' scores are not finite") from error
     finally:
         if threads > 1:
             torch.set_num_threads(threads)

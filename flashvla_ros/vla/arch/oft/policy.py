@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.core.types import FloatArray
-from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.core.types import FloatArray, Inference
 from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
 from flashvla_ros.vla.arch.oft.film import install
 from flashvla_ros.vla.arch.oft.head import ProprioProjector, empty_head
@@ -23,7 +23,7 @@ from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
 from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk, under
 from flashvla_ros.vla.query import Layout, Query
 from flashvla_ros.vla.statistics import Bounds, choose_key
-from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
+from flashvla_ros.vla.step import Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
 
 HEAD, PROJECTOR, FILM = "action_head--", "proprio_projector--", "vision_backbone--"
 _END = 2  # </s>, which closes the sequence
@@ -32,13 +32,12 @@ _STATE = "fc1.weight"  # of the projector: a column for each value of the state
 _PREFIX = "model."  # of the head's tensors
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """What the official code takes from the words of its command line."""
 
-    chunk_size: int
-    action_bounds: str
-    images: int
+    chunk_size: int = 0
+    action_bounds: str = ""
+    images: int = 0
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -73,7 +72,6 @@ class OFTPolicy(VLAPolicy):
         super().__init__(*loaded, bounds=outline.bounds, tokens=0)
         self.chunk_size = outline.chunk_size
         self.layout = outline.layout
-        self.codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
         self._head, self._projector, self._proprio = head, projector, proprio
         self._language = language
         self.state_names = proprio[0] if proprio else ()
@@ -105,15 +103,12 @@ class OFTPolicy(VLAPolicy):
             ids = torch.tensor([*prompt, *self.layout.closing], device=self._language.device)
             self._language[0].copy_(self.model.language_model.model.embed_tokens(ids).mean(dim=0))
 
-    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
+    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Inference:
         extra = None
         if self._projector is not None and self._proprio is not None:
-            names, bounds = self._proprio
-            state = torch.from_numpy(bounds.normalize(measured(request.observation, names)))
-            extra = self._projector(state.to(visual.device, visual.dtype)[None])
-        query = dataclasses.replace(query, layout=self.layout, extra=extra)
-        start = self.engine.prefill(visual, query, done=stages.done)
-        stages.done("prefill")
+            state = measured(request.observation, *self._proprio).to(visual.device, visual.dtype)
+            extra = self._projector(state[None])
+        start, _, _ = self._prefilled(visual, dataclasses.replace(query, extra=extra), None, stages)
         if self._head is None:
             tokens, confidence, kept = to_host(start.choices, start.certainty, start.kept)
             check_tokens(tokens)
@@ -123,7 +118,8 @@ class OFTPolicy(VLAPolicy):
             normalized = to_chunk(self._head(start.hidden.reshape(self.chunk_size, -1)), self.chunk_size)
             kept = None if start.kept is None else start.kept.cpu().numpy()
         stages.done("decode")
-        return Answer(self.bounds.unnormalize(normalized), normalized, tokens, kept, confidence=confidence)
+        action = self.bounds.unnormalize(normalized)
+        return Inference(action, normalized, tokens, kept, self.visual_tokens, confidence=confidence)
 
 
 def read_outline(folder: Path, settings: ModelSettings) -> Outline:
@@ -132,10 +128,10 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
     Raises:
         CheckpointError: The files do not fit each other, or a parameter that no file has is not set.
     """
-    preset = PRESETS.get(settings.preset)
-    config = read_config(folder, settings, preset.images if preset else 0)
-    chunk = settings.chunk_size or config.oft.get("chunk_size", 0) or (preset.chunk_size if preset else 0)
-    kind = config.oft.get("action_bounds", "") or (preset.action_bounds if preset else "")
+    preset = PRESETS.get(settings.preset, Preset())
+    config = read_config(folder, settings, preset.images)
+    chunk = settings.chunk_size or config.oft.get("chunk_size", preset.chunk_size)
+    kind = config.oft.get("action_bounds", preset.action_bounds)
     kind = kind if settings.action_bounds == "auto" else settings.action_bounds
     unset = [name for name, value in (("model.chunk_size", chunk), ("model.action_bounds", kind)) if not value]
     if unset:

@@ -12,17 +12,16 @@ from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.files import read_bytes
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.vla.action_codec import ActionCodec
+from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
 from flashvla_ros.vla.arch.univla.decoder import ActionDecoder, empty_decoder
 from flashvla_ros.vla.arch.univla.sampling import Sampler
 from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
 from flashvla_ros.vla.config import MOST_BYTES
-from flashvla_ros.vla.draft import Verdict, judge, usable_tokens
 from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk
 from flashvla_ros.vla.query import Layout, Query
-from flashvla_ros.vla.statistics import Bounds, choose_key
-from flashvla_ros.vla.step import Answer, Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
+from flashvla_ros.vla.statistics import Bounds
+from flashvla_ros.vla.step import Loaded, Stages, VLAPolicy, check_tokens, load_parts, to_host
 from flashvla_ros.vla.tokenizer import load_tokenizer
 
 DECODER = "action_decoder"
@@ -60,7 +59,6 @@ class UniVLAPolicy(VLAPolicy):
     ) -> None:
         super().__init__(*loaded, bounds=outline.bounds, tokens=LATENTS)
         self.chunk_size = outline.chunk_size
-        self._codec = ActionCodec(self.model.config.action_vocab_size, self.model.config.n_action_bins, outline.bounds)
         self._decoder, self._proprio = decoder, proprio
         self._tells_history, self._sampling = history, sampling
         self.state_names = proprio[0] if proprio else ()
@@ -82,16 +80,11 @@ class UniVLAPolicy(VLAPolicy):
         acts = [token - _FIRST_ACT for token in request.previous.tokens.tolist() if token >= _FIRST_ACT]
         return "".join(f"<ACT_{act}>" for act in acts)
 
-    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Answer:
-        draft = None if self._sampling else request.draft
-        drafted = usable_tokens(draft, LATENTS, self.model.config.text_config["vocab_size"])
-        query = dataclasses.replace(query, drafted=drafted, layout=self.layout)
-        start = self.engine.prefill(visual, query, done=stages.done)
-        stages.done("prefill")
-        verdict = Verdict((), 0, 0)
-        if draft and drafted:  # codes have no order: none is near another
-            exact = dataclasses.replace(draft, accept_bins=0)
-            verdict = judge(drafted, start.choices.tolist(), exact, self._codec)
+    def _answer(self, visual: Tensor, query: Query, request: Request, stages: Stages) -> Inference:
+        draft = None
+        if request.draft and not self._sampling:  # codes have no order: none is near another
+            draft = dataclasses.replace(request.draft, accept_bins=0)
+        start, verdict, drafted = self._prefilled(visual, query, draft, stages)
         known, draw = verdict.tokens, None
         if self._sampling:
             draw = Sampler(query.key, _END)
@@ -104,22 +97,19 @@ class UniVLAPolicy(VLAPolicy):
             seen = seen[:count]  # BOS and all patches but the last, as in training
         elif start.kept is not None:
             counted = torch.cat([start.kept.new_ones(1, dtype=torch.bool), start.kept < count - 1])
-        state = None
-        if self._proprio is not None:
-            names, bounds = self._proprio
-            state = torch.from_numpy(bounds.normalize(measured(request.observation, names)))
-            state = state.to(seen.device, torch.float32)
+        state = measured(request.observation, *self._proprio).to(seen.device, torch.float32) if self._proprio else None
         said = self._decoder(decoded.hidden.float(), seen.float(), counted, state)
         tokens, confidence, kept = to_host(decoded.tokens, decoded.certainty, start.kept)
         check_tokens(tokens)
         normalized = to_chunk(said, self.chunk_size)
         stages.done("decode")
-        return Answer(
+        return Inference(
             self.bounds.unnormalize(normalized),
             normalized,
             tokens,
             kept,
-            draft_tokens=len(drafted),
+            count,
+            draft_tokens=drafted,
             draft_accepted=verdict.accepted,
             confidence=confidence,
         )
@@ -147,7 +137,7 @@ def _read(folder: Path, settings: ModelSettings) -> tuple[Outline, Path, ActionD
         raise CheckpointError(f"{path} is no action decoder for an arm as UniVLA's code has them: give another")
     kind = "mean_std" if decoder.told else "quantiles"
     kind = kind if settings.action_bounds == "auto" else settings.action_bounds
-    bounds = Bounds.from_statistics(config.norm_stats, choose_key(config.norm_stats, settings.unnorm_key), kind=kind)
+    bounds = Bounds.from_statistics(config.norm_stats, settings.unnorm_key, kind=kind)
     chunk, rest = divmod(decoder.proj[0].out_features, bounds.size)
     if rest or not chunk:
         raise CheckpointError(
