@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +32,6 @@ class CheckedPolicy:
     Attributes:
         checked: Whether a request was answered.
         difference: What differed, empty where nothing did.
-
-    Args:
-        fast: The policy to be checked.
     """
 
     def __init__(self, fast: VLAPolicy) -> None:
@@ -64,22 +60,11 @@ class CheckedPolicy:
         return expected
 
 
-class Held(NamedTuple):
-    """Two answers to one request.
-
-    Attributes:
-        answer: Of the fast engine; the reference's where it fails.
-        expected: Of the reference.
-        difference: What differs, empty where rounding explains it.
-    """
-
-    answer: Inference
-    expected: Inference
-    difference: str
-
-
-def held_to(reference: VLAPolicy, fast: VLAPolicy, request: Request) -> Held:
+def held_to(reference: VLAPolicy, fast: VLAPolicy, request: Request) -> tuple[Inference, Inference, str]:
     """Answer a request with both engines, with the fast one also with the reference's tokens as a draft.
+
+    Returns:
+        Its answer (the reference's where it fails), the reference's, and what differs: "" where rounding explains it.
 
     Raises:
         ObservationError: Neither can use this observation, which proves nothing.
@@ -90,14 +75,14 @@ def held_to(reference: VLAPolicy, fast: VLAPolicy, request: Request) -> Held:
     try:
         answer = fast.infer(request)
         if what := difference(answer, expected, dtype):
-            return Held(answer, expected, f"the engine {name} differs from the reference: {what}")
+            return answer, expected, f"the engine {name} differs from the reference: {what}"
         if expected.tokens.size:
             drafted = fast.infer(dataclasses.replace(request, draft=Draft(expected.tokens)))
             if what := difference(drafted, expected, dtype):
-                return Held(answer, expected, f"the engine {name} differs from the reference with a draft: {what}")
+                return answer, expected, f"the engine {name} differs from the reference with a draft: {what}"
     except ActionError as error:
-        return Held(expected, expected, f"the engine {name} fails: {error}")
-    return Held(answer, expected, "")
+        return expected, expected, f"the engine {name} fails: {error}"
+    return answer, expected, ""
 
 
 def difference(got: Inference, expected: Inference, dtype: torch.dtype) -> str:

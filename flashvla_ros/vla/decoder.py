@@ -6,8 +6,6 @@ hold the results to transformers' own, bit for bit; importing that would take lo
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +17,31 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, [1 or B, L, head size]
 _INITIAL_STD = 0.02  # of a decoder that is trained from scratch
 
 
-class Cache(Protocol):
-    """What a decoder layer asks of a key-value cache."""
+class KeyValueCache:
+    """Keys and values of each layer, with room for the tokens to come; layers may hold different numbers of tokens."""
+
+    def __init__(self, layers: int, room: int) -> None:
+        self._room = room
+        self._stores: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self._lengths = [0] * layers
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store the keys and values [B, G, L, D] of new tokens; return those to attend to."""
-        ...
+        """Append the keys and values [1, H, L, D] of new tokens; return those of all tokens of that layer."""
+        start = self._lengths[layer]
+        stop = self._lengths[layer] = start + keys.shape[2]
+        if (stores := self._stores[layer]) is None:
+            shape = (*keys.shape[:2], stop + self._room, keys.shape[3])
+            stores = self._stores[layer] = (keys.new_empty(shape), values.new_empty(shape))
+        key_store, value_store = stores
+        key_store[:, :, start:stop] = keys
+        value_store[:, :, start:stop] = values
+        if start == 0:
+            return keys, values
+        return key_store[:, :, :stop], value_store[:, :, :stop]
+
+    def drop_last(self, count: int) -> None:
+        """Forget the last `count` tokens of every layer."""
+        self._lengths = [length - count for length in self._lengths]
 
 
 class RMSNorm(nn.Module):
@@ -70,7 +87,9 @@ class SelfAttention(nn.Module):
         rows: Tensor = getattr(self, name)(hidden)
         return rows.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
-    def forward(self, hidden: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, full: bool) -> Tensor:
+    def forward(
+        self, hidden: Tensor, rotary: Rotary, mask: Tensor | None, cache: KeyValueCache | None, full: bool
+    ) -> Tensor:
         """Map normed rows [B, L, d] to [B, L, d]; see :class:`DecoderLayer`."""
         queries, keys, values = (self.heads(name, hidden) for name in ("q_proj", "k_proj", "v_proj"))
         queries, keys = turn(queries, rotary), turn(keys, rotary)
@@ -110,7 +129,7 @@ class DecoderLayer(nn.Module):
         hidden: Tensor,
         rotary: Rotary,
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         *,
         full: bool = False,
     ) -> tuple[Tensor, Tensor]:

@@ -14,38 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashvla_ros.vla.decoder import Rotary
+from flashvla_ros.vla.decoder import KeyValueCache
 from flashvla_ros.vla.model import PrismaticVLM, certainty, kept_rows, likeliest, take_rows
 from flashvla_ros.vla.pruning.probe import run_before_pruning
 from flashvla_ros.vla.pruning.select import METHODS, all_kept, plan_prefill
 from flashvla_ros.vla.query import Query
-
-
-class KeyValueCache:
-    """Keys and values of each layer, with room for the tokens to come; layers may hold different numbers of tokens."""
-
-    def __init__(self, layers: int, room: int) -> None:
-        self._room = room
-        self._stores: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self._lengths = [0] * layers
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append the keys and values [1, H, L, D] of new tokens; return those of all tokens of that layer."""
-        start = self._lengths[layer]
-        stop = self._lengths[layer] = start + keys.shape[2]
-        if (stores := self._stores[layer]) is None:
-            shape = (*keys.shape[:2], stop + self._room, keys.shape[3])
-            stores = self._stores[layer] = (keys.new_empty(shape), values.new_empty(shape))
-        key_store, value_store = stores
-        key_store[:, :, start:stop] = keys
-        value_store[:, :, start:stop] = values
-        if start == 0:
-            return keys, values
-        return key_store[:, :, :stop], value_store[:, :, :stop]
-
-    def drop_last(self, count: int) -> None:
-        """Forget the last `count` tokens of every layer."""
-        self._lengths = [length - count for length in self._lengths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +93,7 @@ def prefill(
         SettingsError: ``pruning.layer`` is not a layer of this decoder.
     """
     depth, count, pruning = len(model.layers), visual.shape[1], query.pruning
-    planned = plan_prefill(pruning, count, depth)
+    k, layer = plan_prefill(pruning, count, depth)
     length, layout = query.length(count), query.layout
     extra = None if query.extra is None else query.extra[None].to(visual.dtype)
     hidden = model.embed(visual, torch.tensor([query.ids], device=visual.device), extra)
@@ -129,16 +102,17 @@ def prefill(
     rotary = model.rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
     cache = None if layout.full else KeyValueCache(depth, max(size - 1 - behind, 0))
     kept: Tensor | None
-    if planned.chooses:
+    if k < count:
         hidden, seen = run_before_pruning(model, hidden, query, rotary, cache)
         done("prefill")
-        kept = METHODS[pruning.method].select(seen, planned.k, pruning)
+        kept = METHODS[pruning.method].select(seen, k, pruning)
         done("scoring")
         if pruning.drop:
-            hidden, rotary = _drop(hidden, rotary, kept, count)
+            rows = kept_rows(kept[None], count, hidden.shape[1])
+            hidden, rotary = take_rows(hidden, rows), (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
     else:
         kept = all_kept(pruning, visual)
-    hidden = model.run_layers(hidden, range(planned.layer, depth), rotary, cache, full=layout.full)[0]
+    hidden = model.run_layers(hidden, range(layer, depth), rotary, cache, full=layout.full)[0]
     first, norm = len(hidden) - behind - 1, model.language_model.model.norm
     stay = len(hidden) - behind - length + count  # visual tokens that are left
     seen_rows = norm(hidden[: 1 + stay]) if layout.sees else None
@@ -146,11 +120,6 @@ def prefill(
     if layout.chooses:
         _ = start.logits  # work of the prefill, not of who looks first
     return start
-
-
-def _drop(hidden: Tensor, rotary: Rotary, kept: Tensor, count: int) -> tuple[Tensor, Rotary]:
-    rows = kept_rows(kept[None], count, hidden.shape[1])
-    return take_rows(hidden, rows), (take_rows(rotary[0], rows), take_rows(rotary[1], rows))
 
 
 def decode(

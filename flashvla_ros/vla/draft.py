@@ -11,10 +11,10 @@ as Spec-VLA (arXiv 2507.22424) does with a trained draft model, is optional, bou
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from flashvla_ros.core.types import Draft
 from flashvla_ros.vla.action_codec import ActionCodec
@@ -37,12 +37,8 @@ class Verdict:
 
 def usable_tokens(draft: Draft | None, count: int, vocabulary: int) -> tuple[int, ...]:
     """Return the draft's first tokens that a model can be run on: at most `count`, each below `vocabulary`."""
-    tokens: list[int] = []
-    for token in () if draft is None else draft.tokens[:count].tolist():
-        if not 0 <= token < vocabulary:
-            break
-        tokens.append(token)
-    return tuple(tokens)
+    tokens = () if draft is None else draft.tokens[:count].tolist()
+    return tuple(itertools.takewhile(lambda token: 0 <= token < vocabulary, tokens))
 
 
 def judge(drafted: Sequence[int], choices: Sequence[int], draft: Draft, codec: ActionCodec) -> Verdict:
@@ -54,18 +50,12 @@ def judge(drafted: Sequence[int], choices: Sequence[int], draft: Draft, codec: A
         draft: How near a miss may be, and how many may be missed.
         codec: Knows which tokens are bins of an action; no other token is near anything.
     """
+    one, other = np.asarray(drafted), np.asarray(choices)
+    bins = np.where(codec.is_action(one) & codec.is_action(other), np.abs(one - other), np.inf)
     near = accepted = 0
-    distances = bin_distances(drafted, choices, codec)
-    for distance in distances:
+    for distance in np.where(one == other, 0.0, bins).tolist():
         missed = distance > 0
         if distance > draft.accept_bins or near + missed > draft.max_near:
             return Verdict((*drafted[:accepted], choices[accepted]), accepted, near)
         accepted, near = accepted + 1, near + missed
     return Verdict(tuple(drafted), accepted, near)
-
-
-def bin_distances(drafted: ArrayLike, choices: ArrayLike, codec: ActionCodec) -> list[float]:
-    """Return how many bins lie between two tokens: 0 for the same token, infinite where one is not an action's."""
-    one, other = np.asarray(drafted), np.asarray(choices)
-    distance = np.where(codec.is_action(one) & codec.is_action(other), np.abs(one - other), np.inf)
-    return np.where(one == other, 0.0, distance).tolist()

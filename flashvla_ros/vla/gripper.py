@@ -32,17 +32,12 @@ def check_gripper(settings: Settings, bounds: Bounds) -> None:
                 f"statistics {name} runs from {low:g} to {high:g}: set action.gripper to [{high:g}, {low:g}] where the "
                 f"greater value opens, as in OpenVLA's own data sets, else to [{low:g}, {high:g}]"
             )
-        middle = half_open(bounds, index)
+        middle = 0.0 if bounds.mask[index] else 0.5 * (low + high)  # one that is not scaled is its own
         if abs(settings.gate.gripper_middle - middle) > (2 * _SLACK if bounds.mask[index] else slack):
             raise SettingsError(
                 f"gate.gripper_middle is {settings.gate.gripper_middle:g}, but {name} runs from {low:g} to {high:g} "
                 f"and is half open at {middle:g} in normalised units: set it to {middle:g}"
             )
-
-
-def half_open(bounds: Bounds, index: int) -> float:
-    """Return the middle of a dimension's range in normalised units; one that is not scaled is its own."""
-    return 0.0 if bounds.mask[index] else 0.5 * float(bounds.low[index] + bounds.high[index])
 
 
 def describe_gripper(settings: Settings) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.vla.config import OpenVLAConfig
-from flashvla_ros.vla.decoder import Cache, LanguageModel, Rotary, turn
-from flashvla_ros.vla.towers import Projector, VisionTower, concatenate_features
+from flashvla_ros.vla.decoder import KeyValueCache, LanguageModel, Rotary, turn
+from flashvla_ros.vla.towers import Projector, VisionTower
 
 
 class PrismaticVLM(nn.Module):
@@ -42,7 +42,8 @@ class PrismaticVLM(nn.Module):
 
     def patch_features(self, pixel_values: Tensor) -> Tensor:
         """Map normalised images [B, 3 per tower, S, S] to the towers' features [B, patches of an image, d_vision]."""
-        return concatenate_features(self.towers, pixel_values)
+        images = pixel_values.split(3, dim=1)  # each tower has three channels of its own
+        return torch.cat([tower(image) for tower, image in zip(self.towers, images, strict=True)], dim=2)
 
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
         """Map normalised images [B * C, 3 per tower, S, S], C of each observation, to visual tokens [B, N, d]."""
@@ -63,7 +64,7 @@ class PrismaticVLM(nn.Module):
         hidden: Tensor,
         indices: Iterable[int],
         rotary: Rotary,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         *,
         mask: Tensor | None = None,
         full: bool = False,

@@ -45,10 +45,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             )
     try:
         if fast.is_file():
-            _check_growth(fast)
-            tokenizer = Tokenizer.from_file(str(fast))
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
+            tokenizer = _from_json(fast)
         else:
             pieces = list(_sentencepieces(read_bytes(slow, CheckpointError, MOST_BYTES)))
             tokenizer = _llama_tokenizer([piece for piece, _ in pieces], _merges(pieces))
@@ -71,14 +68,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _check_growth(path: Path) -> None:
-    """Refuse a normaliser that multiplies the text: 24 replacements that double it make a gigabyte of a prompt."""
+def _from_json(path: Path) -> Tokenizer:
+    """Read tokenizer.json, unless it multiplies a text: 24 replacements that double it make a gigabyte of a prompt."""
     growth = _growth(read_json(path).get("normalizer"))
     if growth > _MOST_GROWTH:
         raise CheckpointError(
             f"{path}: its normalizer makes a text up to {growth:.3g} times as long, which no tokenizer does: copy it "
             f"again from the checkpoint's source"
         )
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _growth(normalizer: Any) -> float:

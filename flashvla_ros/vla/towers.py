@@ -62,12 +62,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """DINOv2 with registers, or SigLIP, which has neither class token nor registers.
-
-    Args:
-        config: Kind and sizes.
-        implementation: Of attention: sdpa, eager or flash_attention_2.
-    """
+    """DINOv2 with registers, or SigLIP, which has neither class token nor registers."""
 
     def __init__(self, config: TowerConfig, implementation: str) -> None:
         super().__init__()
@@ -110,9 +105,3 @@ class Projector(nn.Module):
         """Map [B, N, d_vision] to [B, N, d]."""
         hidden = self.fc2(functional.gelu(self.fc1(features)))
         return hidden if self.fc3 is None else self.fc3(functional.gelu(hidden))
-
-
-def concatenate_features(towers: nn.ModuleList, pixel_values: Tensor) -> Tensor:
-    """Run each tower on its own three channels of [B, 3 * towers, S, S]; return [B, N, sum of widths]."""
-    images = pixel_values.split(3, dim=1)
-    return torch.cat([tower(image) for tower, image in zip(towers, images, strict=True)], dim=2)

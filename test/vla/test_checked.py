@@ -53,12 +53,8 @@ def lose_the_mask(policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def turn_positions_round(_policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = kernels._first
-
-    def turned(buffers, rows):
-        return tuple(part.flip(1) for part in sound(buffers, rows))
-
-    monkeypatch.setattr(kernels, "_first", turned)
+    sound = kernels._of_the_rows
+    monkeypatch.setattr(kernels, "_of_the_rows", lambda buffers: tuple(part.flip(1) for part in sound(buffers)))
 
 
 def keep_the_last_frame(policy: VLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_old_buckets_and_runs_go(folder, eager):
         for layer in (1, 2):
             pruning = PruningSettings(keep_ratio=k / 16, layer=layer)
             assert same(policy.infer(Request(observation(k), pruning)), eager.infer(Request(observation(k), pruning)))
-    assert max(len(runs) for runs in policy.engine._buckets.values()) <= 32
+    assert max(len(runs._runs) for runs in policy.engine._buckets.values()) <= 32
 
 
 @pytest.mark.parametrize("changes", [{"num_key_value_heads": 1}, {"attention_bias": True, "mlp_bias": True}])

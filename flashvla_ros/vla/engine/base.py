@@ -31,20 +31,11 @@ class Start(Protocol):
         kept: [k] ascending indices of the selected visual tokens, or None where nothing was scored.
     """
 
-    @property
-    def choices(self) -> Tensor: ...  # noqa: D102 - described above
-
-    @property
-    def certainty(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def hidden(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def visual(self) -> Tensor | None: ...  # noqa: D102
-
-    @property
-    def kept(self) -> Tensor | None: ...  # noqa: D102
+    choices: Tensor
+    certainty: Tensor
+    hidden: Tensor
+    visual: Tensor | None
+    kept: Tensor | None
 
 
 class Engine(Protocol):
@@ -54,50 +45,28 @@ class Engine(Protocol):
         warm: Whether the last inference found everything recorded.
     """
 
-    @property
-    def warm(self) -> bool: ...  # noqa: D102 - described above
+    warm: bool
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """Map the normalised images of an observation [C, 3 per tower, S, S] to visual tokens [1, N, d]."""
         ...
 
     def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> Start:
-        """Run the decoder over the prompt and the draft.
-
-        Args:
-            visual: [1, N, d].
-            query: What is asked for.
-            done: Called as a part of the prefill ends, so that ``scoring`` is timed apart from ``prefill`` before it.
-
-        Raises:
-            SettingsError: ``pruning.layer`` is not a layer of this decoder.
-        """
+        """Run the decoder over the prompt and the draft; see :func:`..decoding.prefill`."""
         ...
 
     def decode(self, start: Start, known: Sequence[int], draw: Draw | None = None) -> Decoded:
-        """Return the D tokens of the action.
-
-        Args:
-            start: The last prefill's.
-            known: Tokens that are settled, all but the last by the draft.
-            draw: Draws each other token from its logits [vocabulary]; None: the most likely one is taken.
-        """
+        """Return the tokens of the action behind the last prefill, the `known` first; see :func:`..decoding.decode`."""
         ...
 
 
 class EagerEngine:
-    """The reference: the plain modules, tensors made as they are needed.
-
-    Args:
-        model: In evaluation mode.
-        size: Tokens of an action.
-    """
+    """The reference: the plain modules, tensors made as they are needed."""
 
     warm = True
 
     def __init__(self, model: PrismaticVLM, size: int) -> None:
-        self._model = model
-        self._size = size
+        self._model, self._size = model, size
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """See :class:`Engine`."""

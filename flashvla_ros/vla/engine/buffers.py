@@ -11,12 +11,7 @@ from flashvla_ros.vla.query import CAUSAL, Layout
 
 
 class Upload:
-    """Integers that the host writes and the device reads, through pinned memory where the device is a GPU.
-
-    Args:
-        size: How many.
-        device: Where they are read.
-    """
+    """Integers that the host writes and the device reads, through pinned memory where the device is a GPU."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.values = torch.zeros(size, dtype=torch.int64, device=device)

@@ -11,7 +11,6 @@ is captured, which runs nothing on the device, and no inference captures more th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -19,38 +18,24 @@ Run = Callable[[], None]
 _DIRECT = 3  # libraries choose kernels and allocate work space in the first runs, which must not be captured
 
 
-class Recorder(Protocol):
-    """Turns a function into one that costs less to call.
+class DirectCalls:
+    """Captures nothing: the same buffers, the same functions, on any device.
 
     Attributes:
         warm: Whether nothing that was called since :meth:`begin` is still to be captured.
     """
 
-    warm: bool
-
-    def begin(self) -> None:
-        """Say that an inference begins."""
-        ...
-
-    def record(self, run: Run) -> Run:
-        """Return a function that does what `run` does."""
-        ...
-
-
-class DirectCalls:
-    """Captures nothing: the same buffers, the same functions, on any device."""
-
     warm = True
 
     def begin(self) -> None:
-        """Nothing depends on it."""
+        """Say that an inference begins."""
 
     def record(self, run: Run) -> Run:
-        """Return `run`."""
+        """Return a function that does what `run` does."""
         return run
 
 
-class SpreadCaptures:
+class SpreadCaptures(DirectCalls):
     """Captures each run after a few calls of it, at most one in an inference.
 
     Args:
@@ -63,11 +48,11 @@ class SpreadCaptures:
         self.warm = True
 
     def begin(self) -> None:
-        """See :class:`Recorder`."""
+        """See :class:`DirectCalls`."""
         self._free = self.warm = True
 
     def record(self, run: Run) -> Run:
-        """See :class:`Recorder`."""
+        """See :class:`DirectCalls`."""
         calls, captured = 0, None
 
         def call() -> None:

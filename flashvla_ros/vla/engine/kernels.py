@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flashvla_ros.core.settings import PruningSettings
 from flashvla_ros.vla.attention import StaticAttention
+from flashvla_ros.vla.decoder import Rotary
 from flashvla_ros.vla.engine.buffers import PromptBuffers
 from flashvla_ros.vla.engine.lean import BufferedAttend, LeanDecoder
 from flashvla_ros.vla.model import PrismaticVLM
@@ -20,11 +21,6 @@ from flashvla_ros.vla.query import Query
 
 class Kernels:
     """Vision, the layers before the pruning layer, the choice of tokens, the layers after it, one decoding step.
-
-    Args:
-        model: In evaluation mode.
-        attention: Over the buffers.
-        decoder: Layers of `model`.
 
     Attributes:
         pixels: [C, 3 per tower, S, S] images of an observation, which ``see`` reads.
@@ -44,7 +40,7 @@ class Kernels:
 
     def before(self, buffers: PromptBuffers, layer: int) -> None:
         """Embed the sequence and run the layers before `layer`."""
-        rotary = _first(buffers, buffers.rows)
+        rotary = _of_the_rows(buffers)
         text, layout = self._decoder.embedding[buffers.ids], buffers.layout
         if layout.zeros:
             behind = buffers.prompt - len(layout.closing)
@@ -70,7 +66,7 @@ class Kernels:
     def after(self, buffers: PromptBuffers, layer: int, stay: int, outputs: int) -> None:
         """Drop all but `stay` visual tokens, run the layers from `layer` on, choose `outputs` tokens."""
         count, device = self.visual.shape[1], buffers.kept.device
-        hidden, rotary, dropped = buffers.hidden, _first(buffers, buffers.rows), count - stay
+        hidden, rotary, dropped = buffers.hidden, _of_the_rows(buffers), count - stay
         if dropped:
             start = torch.zeros(1, dtype=torch.int64, device=device)
             text = torch.arange(1 + count, buffers.rows, device=device)
@@ -130,7 +126,7 @@ class Kernels:
         return attend
 
 
-def _first(buffers: PromptBuffers, rows: int) -> tuple[Tensor, Tensor]:
-    """Rotary embedding of the first positions."""
+def _of_the_rows(buffers: PromptBuffers) -> Rotary:
+    """Rotary embedding of the sequence, without the places of tokens to come."""
     cosines, sines = buffers.rotary
-    return cosines[:, :rows], sines[:, :rows]
+    return cosines[:, : buffers.rows], sines[:, : buffers.rows]

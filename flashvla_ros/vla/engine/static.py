@@ -17,7 +17,7 @@ from torch import Tensor
 from flashvla_ros.vla.attention import StaticAttention
 from flashvla_ros.vla.decoding import Decoded, Draw, untimed
 from flashvla_ros.vla.engine.buffers import PromptBuffers
-from flashvla_ros.vla.engine.graphs import Recorder, Run
+from flashvla_ros.vla.engine.graphs import DirectCalls, Run
 from flashvla_ros.vla.engine.kernels import Kernels
 from flashvla_ros.vla.engine.lean import LeanDecoder
 from flashvla_ros.vla.model import PrismaticVLM
@@ -28,28 +28,17 @@ _BUCKETS = 4  # prompt lengths whose buffers are kept, the least recently used g
 _RUNS = 32  # recorded runs of one bucket; all go where there would be more
 
 
-@dataclasses.dataclass(frozen=True)
-class RunKey:
-    """A function of the buffers and all that its kernels depend on."""
-
-    function: Callable[..., None]
-    arguments: tuple[Hashable, ...]
-
-
 class RecordedRuns:
     """Buffers of one bucket of prompt lengths, and the calls that were recorded over them."""
 
-    def __init__(self, buffers: PromptBuffers, recorder: Recorder) -> None:
+    def __init__(self, buffers: PromptBuffers, recorder: DirectCalls) -> None:
         self.buffers = buffers
         self._recorder = recorder
-        self._runs: dict[RunKey, Run] = {}
-
-    def __len__(self) -> int:
-        return len(self._runs)
+        self._runs: dict[tuple[Hashable, ...], Run] = {}  # by a function and all that its kernels depend on
 
     def of(self, function: Callable[..., None], *arguments: Hashable) -> Run:
         """Return what runs `function(buffers, *arguments)`, recorded once."""
-        key = RunKey(function, arguments)
+        key = function, *arguments
         if key not in self._runs:
             if len(self._runs) >= _RUNS:
                 self._runs.clear()
@@ -93,7 +82,7 @@ class StaticEngine:
         model: PrismaticVLM,
         size: int,
         attention: StaticAttention,
-        recorder: Recorder,
+        recorder: DirectCalls,
         granularity: int,
         decoder: LeanDecoder | None = None,
     ) -> None:
@@ -120,9 +109,9 @@ class StaticEngine:
     def prefill(self, visual: Tensor, query: Query, *, done: Callable[[str], None] = untimed) -> StaticStart:
         """See :class:`flashvla_ros.vla.engine.base.Engine`."""
         kernels, pruning, count = self._kernels, query.pruning, visual.shape[1]
-        planned = plan_prefill(pruning, count, len(self.model.layers))
+        k, layer = plan_prefill(pruning, count, len(self.model.layers))
         runs = self._runs_for(len(query.ids), query.layout)
-        buffers, layer, layout = runs.buffers, planned.layer, query.layout
+        buffers, layout = runs.buffers, query.layout
 
         if visual is not kernels.visual:
             kernels.visual.copy_(visual)
@@ -132,9 +121,9 @@ class StaticEngine:
         runs.of(kernels.before, layer)()
         stay = count
         kept: Tensor | None
-        if planned.chooses:
+        if k < count:
             done("prefill")
-            kept = self._choose(runs, planned.k, query)
+            kept = self._choose(runs, k, query)
             done("scoring")
             stay = len(kept) if pruning.drop else count
         else:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flashvla_ros.vla.decoder import Cache, Rotary
+from flashvla_ros.vla.decoder import KeyValueCache, Rotary
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.query import Query
 
@@ -104,18 +104,11 @@ class LayerStates(NamedTuple):
 
 
 def run_before_pruning(
-    model: PrismaticVLM, hidden: Tensor, query: Query, rotary: Rotary, cache: Cache | None = None
+    model: PrismaticVLM, hidden: Tensor, query: Query, rotary: Rotary, cache: KeyValueCache | None = None
 ) -> tuple[Tensor, TokenStates]:
-    """Run the decoder's layers before ``pruning.layer``; also return what a method may look at.
+    """Run the decoder's layers before ``pruning.layer`` on the query's embedded rows [1, L, d].
 
-    No method sees the draft, so that it selects what it would select without one.
-
-    Args:
-        model: The network.
-        hidden: [1, L, d] embedded [BOS, N visual tokens, rest of the prompt, draft].
-        query: Whose prompt and draft these are.
-        rotary: Of the L positions.
-        cache: Takes the keys and values.
+    Also returns what a method may look at. None sees the draft, so that it selects what it would select without one.
     """
     layer, full = query.pruning.layer, query.layout.full
     count = hidden.shape[1] - len(query.ids) - query.layout.extra
@@ -130,12 +123,7 @@ def run_before_pruning(
 def token_states(model: PrismaticVLM, visual: Tensor, states: LayerStates, rotary: Rotary, query: Query) -> TokenStates:
     """Return what a method may look at in front of ``pruning.layer``.
 
-    Args:
-        model: The network.
-        visual: [1, N, d] output of the projector.
-        states: [1, L, d] of the layer before.
-        rotary: Of the L positions, and of any after them.
-        query: Gives layer, key and similarity.
+    `visual` is [1, N, d], the projector's output; `states` are of L rows, and `rotary` may have more positions.
     """
     layer, stop, length = query.pruning.layer, 1 + visual.shape[1], states.hidden.shape[1]
     cosines, sines = rotary

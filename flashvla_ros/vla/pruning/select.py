@@ -40,37 +40,25 @@ class Method:
     select: Selector
     source: str
     reads: str
-    reads_at_0: str
+    reads_at_0: str = "projector output"
     needs_attention: bool = False
     needs_frame: bool = False
     recordable: bool = True
     reads_text: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class PrefillPlan:
-    """What one prefill does with N visual tokens, whichever engine runs it.
+def plan_prefill(pruning: PruningSettings, count: int, depth: int) -> tuple[int, int]:
+    """Plan the prefill of `count` visual tokens in a decoder of `depth` layers, whichever engine runs it.
 
-    Attributes:
-        k: Number of tokens to keep.
-        layer: First decoder layer that may miss the others; 0 where all are kept.
-        chooses: Whether a method chooses which to keep.
-    """
-
-    k: int
-    layer: int
-    chooses: bool
-
-
-def plan_prefill(pruning: PruningSettings, count: int, depth: int) -> PrefillPlan:
-    """Plan the prefill of `count` visual tokens in a decoder of `depth` layers.
+    Returns:
+        Number of tokens to keep, and the first decoder layer that may miss the others; 0 where all are kept.
 
     Raises:
         SettingsError: ``pruning.layer`` is not a layer of this decoder.
     """
     check_layer(pruning, depth)
     k = count if pruning.method == "none" else kept_count(pruning.keep_ratio, count)
-    return PrefillPlan(k, pruning.layer if k < count else 0, k < count)
+    return k, pruning.layer if k < count else 0
 
 
 def all_kept(pruning: PruningSettings, visual: Tensor) -> Tensor | None:
@@ -151,13 +139,11 @@ METHODS: Mapping[str, Method] = {
         _by_score(lambda seen, settings: information_contribution(seen.attention, settings.rank)),
         "FlashVLA, arXiv 2505.21200",
         "self-attention output",
-        "projector output",
     ),
     "ics_hidden": Method(
         _by_score(lambda seen, settings: information_contribution(seen.hidden, settings.rank)),
         "TokenCarve, arXiv 2503.10501",
         "hidden state",
-        "projector output",
     ),
     "ics_values": Method(
         _by_score(_ics_values),
@@ -173,7 +159,7 @@ METHODS: Mapping[str, Method] = {
         needs_attention=True,
         reads_text=True,
     ),
-    "divprune": Method(_divprune, "DivPrune, arXiv 2503.02175", "projector output", "projector output"),
+    "divprune": Method(_divprune, "DivPrune, arXiv 2503.02175", "projector output"),
     "dart": Method(
         _dart,
         "DART, arXiv 2502.11494",
@@ -189,12 +175,7 @@ METHODS: Mapping[str, Method] = {
         needs_frame=True,
         recordable=False,  # without a frame before it keeps another number of tokens
     ),
-    "norm": Method(
-        _by_score(lambda seen, _settings: row_norm(seen.attention)),
-        "control",
-        "self-attention output",
-        "projector output",
-    ),
+    "norm": Method(_by_score(lambda seen, _settings: row_norm(seen.attention)), "control", "self-attention output"),
     "random": Method(_random, "control", "nothing", "nothing", recordable=False),  # drawn on the host each time
 }
 
