@@ -37,7 +37,7 @@ class StepperState:
     Attributes:
         memory: The gate's memory.
         inference: The last fresh result.
-        command: [T, D] the last command; None before the first.
+        command: [T, D] the rows of the last command that the robot was told; None before the first.
         command_s: Stamp of the observation that it answered.
         resting: True from a reset to the next command: the robot is taken to be at rest.
         dry_run: The last command was not sent.
@@ -61,6 +61,10 @@ class StepperState:
     step: int = 0
     calibration: CalibrationState = dataclasses.field(default_factory=CalibrationState)
     asked: Asked | None = None
+
+    def held(self, now_s: float, dt_s: float) -> FloatArray | None:
+        """Return the row [D] of the last command that is in force up to `now_s`; None before the first command."""
+        return None if self.command is None else in_force(self.command, now_s - self.command_s, dt_s)
 
 
 class Stepper:
@@ -139,11 +143,11 @@ class Stepper:
         if len(plans) > 1:
             action = blend.blended(plans, current.stamp_s, self.spec, settings.control.blend_decay)
         command, clamped, speed_scale = self._command(action, state, observation, settings)
-        held = self._held(state, observation.stamp_s)
+        held = state.held(current.stamp_s, self.spec.dt_s)
         self.state = StepperState(
             memory=memory,
             inference=inference,
-            command=command,
+            command=targets.told(settings.command.type, command),
             command_s=current.stamp_s,
             resting=False,
             dry_run=settings.control.dry_run,
@@ -198,13 +202,6 @@ class Stepper:
             asked=None,
         )
 
-    def held(self, now_s: float) -> FloatArray | None:
-        """Return the row [D] of the last command that is in force up to `now_s`; None before the first command."""
-        return self._held(self.state, now_s)
-
-    def _held(self, state: StepperState, now_s: float) -> FloatArray | None:
-        return None if state.command is None else in_force(state.command, now_s - state.command_s, self.spec.dt_s)
-
     def _draft(self, current: GateInput, settings: Settings) -> Draft | None:
         """Offer the last fresh action's tokens, unless another run or another instruction asked for them.
 
@@ -227,7 +224,7 @@ class Stepper:
     ) -> tuple[FloatArray, NDArray[np.bool_], float]:
         """Slow an action [T, D] down and keep it inside its limits; also where it was clamped, and the scale."""
         positions, elapsed_s = observation.positions, observation.stamp_s - state.command_s
-        reference = self._held(state, observation.stamp_s)
+        reference = state.held(observation.stamp_s, self.spec.dt_s)
         if reference is None or state.resting:
             reference, elapsed_s = safety.resting(self.spec, reference, positions), 0.0
         speed_scale = ramped(state.speed_scale, state.resting, elapsed_s, settings.control)

@@ -30,6 +30,11 @@ def check(command_type: str, spec: ActionSpec, positions: Mapping[str, float]) -
         )
 
 
+def told(command_type: str, command: FloatArray) -> FloatArray:
+    """Return the rows of a command [T, D] that the robot is told: all of a trajectory, the first of any other."""
+    return command if command_type == "JointTrajectory" else command[:1]
+
+
 def started_from(command_type: str, spec: ActionSpec) -> list[str]:
     """Return the joints whose targets are counted from where they are measured."""
     kinds: tuple[ActionKind, ...] = ()

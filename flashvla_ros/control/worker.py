@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from flashvla_ros.control import safety
+from flashvla_ros.control import safety, targets
 from flashvla_ros.control.mailbox import Mailbox
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
@@ -98,7 +98,7 @@ class Worker:
         self._state = State.WAITING
         self._stop: Stop | None = None
         self._since_s: float | None = None
-        self._published: tuple[FloatArray, float] | None = None  # last command, and when
+        self._published: tuple[FloatArray, float] | None = None  # rows of the last command, and when
         self._observation: Observation | None = None
         self.late = 0  # results dropped because their epoch had ended
         self.frozen = False  # a camera shows the same picture again and again, says the watchdog
@@ -300,7 +300,8 @@ class Worker:
                     self.late += 1
                     return
                 self._since_s = None
-                self._published = None if result.settings.control.dry_run else (result.command, self._clock())
+                sent = targets.told(result.settings.command.type, result.command)
+                self._published = None if result.settings.control.dry_run else (sent, self._clock())
                 self._state, self._stop = State.RUNNING, None
                 self._on_step(result)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, the robot stops and the thread lives on

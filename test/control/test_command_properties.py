@@ -60,7 +60,7 @@ def test_no_sequence_gives_a_command_outside_the_limits_or_a_motion_at_scale_0(s
             where = {}
         if random.random() < 0.2:
             stepper.reset(Reason.IMAGE_TIMEOUT)
-        before, held = stepper.state, stepper.held(1.0 + 0.1 * number)
+        before, held = stepper.state, stepper.state.held(1.0 + 0.1 * number, 0.1)
         observation = dataclasses.replace(make_observation(1.0 + 0.1 * number), pose=where)
         try:
             result = stepper.step(observation, values)

@@ -201,16 +201,34 @@ def test_the_change_at_a_new_chunk_is_told_and_stays_within_the_step() -> None:
     assert all(result.handover.size == 0 for result in run(Stepper(ScriptedPolicy(), SPEC), 3, with_values()))
 
 
+def step_limited(command_type: str) -> Settings:
+    named = {"action.names": ("a", "b"), "action.kinds": ("absolute", "gripper"), "limits.max_step": (1.5, 2.0)}
+    return Settings().with_values(named | {"command.type": command_type})
+
+
+def held_after(stepper: Stepper, *rows: int) -> list[float]:
+    """What the first dimension is told after so many time steps."""
+    return [float(stepper.state.held(1.0 + 0.1 * row, 0.1)[0]) for row in rows]  # type: ignore[index]
+
+
 def test_step_limits_count_from_the_row_in_force_not_from_the_end_of_the_last_chunk() -> None:
-    values = Settings().with_values(
-        {"action.names": ("a", "b"), "action.kinds": ("absolute", "gripper"), "limits.max_step": (1.5, 2.0)}
-    )
+    values = step_limited("JointTrajectory")
     stepper = Stepper(chunk_policy(4), JOINTS)
+    assert stepper.state.held(1.3, 0.1) is None
     stepper.step(make_observation(1.0), values)
-    assert stepper.held(1.3) is not None
-    assert [float(stepper.held(1.0 + 0.1 * rows)[0]) for rows in (0, 1, 2, 3, 4, 9)] == [1, 1, 2, 3, 4, 4]  # type: ignore[index]
+    assert held_after(stepper, 0, 1, 2, 3, 4, 9) == [1, 1, 2, 3, 4, 4]
     later = stepper.step(make_observation(1.4), values)  # the fourth row, 4, was in force; the new chunk starts at 1
     assert later.command[:, 0].tolist() == [2.5, 2.0, 3.0, 4.0]
+
+
+def test_of_a_chunk_only_rows_that_the_robot_was_told_are_in_force() -> None:
+    """After lost images the robot still stands at the first row: any command but a trajectory carries no other."""
+    values = step_limited("Float64MultiArray")
+    stepper = Stepper(chunk_policy(4), JOINTS)
+    stepper.step(make_observation(1.0), values)
+    assert held_after(stepper, 0, 1, 4, 9) == [1, 1, 1, 1]
+    later = stepper.step(make_observation(1.3), values)
+    assert later.command[:, 0].tolist() == [2.5, 4.0, 4.0, 4.0]
 
 
 # What no sequence may break.

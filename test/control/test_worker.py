@@ -463,6 +463,40 @@ def test_a_deviation_holds_until_a_reset_and_an_emergency_stop_outranks_it(rig: 
     assert rig.worker.state is State.RUNNING
 
 
+def chunk_worker(command_type: str) -> tuple[Worker, list[Stop], Callable[[float], None]]:
+    """A robot that was told the chunk 1 to 4 and does not report where it is, its stops, and what turns its clock."""
+    stops: list[Stop] = []
+    stepped = threading.Semaphore(0)
+    now_s = [100.0]
+    settings = Settings().with_values({"command.type": command_type})
+    worker = Worker(
+        Stepper(
+            ScriptedPolicy([[[row] for row in (1.0, 2.0, 3.0, 4.0)]], scale=1.0),
+            ActionSpec(("elbow",), (ActionKind.ABSOLUTE,), 0.1),
+        ),
+        lambda: settings,
+        on_step=lambda _: stepped.release(),
+        on_stop=stops.append,
+        on_fault=lambda error: pytest.fail(str(error)),
+        clock=lambda: now_s[0],
+    )
+    worker.start()
+    worker.post(make_observation(1.0))
+    assert stepped.acquire(timeout=LONG_S)
+    return worker, stops, lambda seconds: now_s.__setitem__(0, 100.0 + seconds)
+
+
+@pytest.mark.parametrize("command_type, row", [("JointTrajectory", 2.0), ("Float64MultiArray", 1.0)])
+def test_a_stop_holds_the_row_that_the_robot_was_told_last(command_type: str, row: float) -> None:
+    worker, stops, turn = chunk_worker(command_type)
+    turn(0.2)
+    assert worker.in_force is not None
+    assert worker.in_force.tolist() == [row]
+    worker.stop(Reason.IMAGE_TIMEOUT, "silent")
+    worker.close()
+    assert [stop.command.tolist() for stop in stops if stop.command is not None] == [[[row]]]
+
+
 def test_a_stop_starts_from_where_the_robot_is_now() -> None:
     stops: list[Stop] = []
     positions = {"elbow": 0.25}
