@@ -189,13 +189,19 @@ class Stepper:
         trial, decision = try_reuse(state.memory, measured, calibration, settings, self.spec.dt_s)
         return calibration, trial, measured, decision
 
-    def reset(self, cause: Reason = Reason.RESET) -> None:
-        """Forget what was seen and take the robot to be at rest; the gate gives `cause` as the next step's reason."""
+    def reset(self, cause: Reason = Reason.RESET, held: FloatArray | None = None) -> None:
+        """Forget what was seen and take the robot to be at rest.
+
+        Args:
+            cause: The gate gives it as the next step's reason.
+            held: [D] the row of the last command at which a stop ended it; None: it went on.
+        """
         state = self.state
         self.state = dataclasses.replace(
             state,
             memory=state.memory.forgotten(cause),
             inference=None,
+            command=state.command if held is None else held[np.newaxis],
             resting=True,
             plans=(),
             resets=state.resets + 1,

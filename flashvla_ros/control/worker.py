@@ -98,7 +98,8 @@ class Worker:
         self._state = State.WAITING
         self._stop: Stop | None = None
         self._since_s: float | None = None
-        self._published: tuple[FloatArray, float] | None = None  # rows of the last command, and when
+        self._published: tuple[FloatArray, float] | None = None  # rows of the last command or stop, and when
+        self._cut: FloatArray | None = None  # the row at which a stop ended the last trajectory
         self._observation: Observation | None = None
         self.late = 0  # results dropped because their epoch had ended
         self.frozen = False  # a camera shows the same picture again and again, says the watchdog
@@ -186,8 +187,13 @@ class Worker:
                 return
             self._new_epoch(cause)
             if not self._stop_is(cause):
-                positions = self._positions()
-                self._state, self._stop = State.STOPPED, Stop(cause, detail, self._stop_command(positions), positions)
+                positions, held, control = self._positions(), self._held(), self.settings.control
+                command = safety.stop_command(control.stop_action, self.spec, held, positions)
+                if self._state is State.RUNNING:
+                    self._cut = None if command is None else held
+                if command is not None:
+                    self._published = command, self._clock()
+                self._state, self._stop = State.STOPPED, Stop(cause, detail, command, positions)
                 self._on_stop(self._stop)
 
     @contextlib.contextmanager
@@ -243,9 +249,6 @@ class Worker:
         command, when_s = self._published
         return in_force(command, self._clock() - when_s, self._stepper.spec.dt_s)
 
-    def _stop_command(self, positions: Mapping[str, float]) -> FloatArray | None:
-        return safety.stop_command(self.settings.control.stop_action, self._stepper.spec, self._held(), positions)
-
     def _run(self) -> None:
         started_s = -float("inf")
         while self._wait_for_turn(started_s):
@@ -285,7 +288,7 @@ class Worker:
             self._since_s = self._clock()
         try:
             if cause is not None:
-                self._stepper.reset(cause)
+                self._stepper.reset(cause, self._cut)
             before = self._stepper.state
             result = self._stepper.step(observation, self.settings)
             if result.settings is not self.settings:  # no command leaves under settings that were replaced before it

@@ -463,7 +463,9 @@ def test_a_deviation_holds_until_a_reset_and_an_emergency_stop_outranks_it(rig: 
     assert rig.worker.state is State.RUNNING
 
 
-def chunk_worker(command_type: str) -> tuple[Worker, list[Stop], Callable[[float], None]]:
+def chunk_worker(
+    command_type: str, later: dict[str, Any] | None = None
+) -> tuple[Worker, list[Stop], Callable[[float], None]]:
     """A robot that was told the chunk 1 to 4 and does not report where it is, its stops, and what turns its clock."""
     stops: list[Stop] = []
     stepped = threading.Semaphore(0)
@@ -483,6 +485,7 @@ def chunk_worker(command_type: str) -> tuple[Worker, list[Stop], Callable[[float
     worker.start()
     worker.post(make_observation(1.0))
     assert stepped.acquire(timeout=LONG_S)
+    settings = settings.with_values(later or {})
     return worker, stops, lambda seconds: now_s.__setitem__(0, 100.0 + seconds)
 
 
@@ -495,6 +498,24 @@ def test_a_stop_holds_the_row_that_the_robot_was_told_last(command_type: str, ro
     worker.stop(Reason.IMAGE_TIMEOUT, "silent")
     worker.close()
     assert [stop.command.tolist() for stop in stops if stop.command is not None] == [[[row]]]
+
+
+def test_a_robot_that_stands_is_not_moved_by_another_stop_or_by_the_step_after_it() -> None:
+    """A trajectory ends where the first stop cut it off, however long ago its last row would have been due."""
+    worker, stops, turn = chunk_worker("JointTrajectory", {"control.ramp_s": 1.0})
+    turn(0.2)
+    worker.stop(Reason.IMAGE_TIMEOUT, "silent")
+    turn(5.0)
+    worker.stop(Reason.EMERGENCY_STOP, "button")
+    assert [stop.command.tolist() for stop in stops if stop.command is not None] == [[[2.0]], [[2.0]]]
+    worker.reset()
+    worker.post(make_observation(6.0))
+    end_s = time.monotonic() + LONG_S
+    while worker.in_force is None and time.monotonic() < end_s:
+        time.sleep(0.001)
+    assert worker.in_force is not None
+    assert worker.in_force.tolist() == [2.0]  # a ramp begins at a speed of 0
+    worker.close()
 
 
 def test_a_stop_starts_from_where_the_robot_is_now() -> None:
