@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from flashvla_ros.control import safety, targets
 from flashvla_ros.control.mailbox import Mailbox
 from flashvla_ros.control.step_result import StepResult
-from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.core.reasons import LATCHED, Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray, Observation
@@ -185,7 +185,8 @@ class Worker:
         with self._lock:
             if self._latched and (cause is not Reason.EMERGENCY_STOP or self._stop_is(cause)):
                 return
-            self._new_epoch(cause)
+            self._epoch += 1
+            self._reset_cause, self._since_s = cause, None
             if not self._stop_is(cause):
                 positions, held, control = self._positions(), self._held(), self.settings.control
                 command = safety.stop_command(control.stop_action, self.spec, held, positions)
@@ -235,11 +236,6 @@ class Worker:
     def _stop_is(self, cause: Reason) -> bool:
         return self._stop is not None and self._stop.cause is cause
 
-    def _new_epoch(self, cause: Reason) -> None:
-        self._epoch += 1
-        self._reset_cause = cause
-        self._since_s = None
-
     def _observed(self) -> Mapping[str, float]:
         return self._observation.positions if self._observation else {}
 
@@ -279,6 +275,25 @@ class Worker:
             self._closed.wait(min(remaining_s, _PACE_SLICE_S))
         return False
 
+    def _hand_on(self, epoch: int, before: StepperState, result: StepResult) -> bool:
+        """Hand on a result, if its epoch still lasts; False where its settings were replaced before that."""
+        with self._lock:
+            if epoch == self._epoch:
+                if result.settings is not self.settings:
+                    return False
+                self.before_command()
+                self._refuse_old(result)
+            if epoch != self._epoch:
+                self._stepper.state = before  # as if never tried: its command was not published
+                self.late += 1
+                return True
+            self._since_s = None
+            sent = targets.told(result.settings.command.type, result.command)
+            self._published = None if result.settings.control.dry_run else (sent, self._clock())
+            self._state, self._stop = State.RUNNING, None
+            self._on_step(result)
+            return True
+
     def _answer(self, epoch: int, observation: Observation) -> None:
         """Run one step and hand on its result, if its epoch still lasts."""
         with self._lock:
@@ -289,24 +304,10 @@ class Worker:
         try:
             if cause is not None:
                 self._stepper.reset(cause, self._cut)
-            before = self._stepper.state
-            result = self._stepper.step(observation, self.settings)
-            if result.settings is not self.settings:  # no command leaves under settings that were replaced before it
+            before, result = self._stepper.state, None
+            while result is None or not self._hand_on(epoch, before, result):
                 self._stepper.state = before
                 result = self._stepper.step(observation, self.settings, tried=result)
-            with self._lock:
-                if epoch == self._epoch:
-                    self.before_command()
-                    self._refuse_old(result)
-                if epoch != self._epoch:
-                    self._stepper.state = before  # as if never tried: its command was not published
-                    self.late += 1
-                    return
-                self._since_s = None
-                sent = targets.told(result.settings.command.type, result.command)
-                self._published = None if result.settings.control.dry_run else (sent, self._clock())
-                self._state, self._stop = State.RUNNING, None
-                self._on_step(result)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, the robot stops and the thread lives on
             with self._lock:
                 if epoch == self._epoch:

@@ -336,6 +336,36 @@ def test_settings_replaced_while_the_model_runs_are_in_force_for_its_command(rig
     assert rig.policy.calls == calls + 1  # the model is not asked twice
 
 
+NARROW = {"limits.upper": (0.001, 1.0, 1.0, 1.0)}
+
+
+def test_settings_replaced_while_the_model_is_asked_again_are_in_force_too(make_rig: Callable[..., Rig]) -> None:
+    def change(call: int) -> None:
+        if call in (1, 2):
+            values = {"pruning.keep_ratio": 0.25} if call == 1 else NARROW
+            rig.settings = rig.worker.settings.with_values(values)
+
+    rig = make_rig(fail=change)
+    rig.step(2)
+    assert rig.steps[1].settings is rig.settings
+    assert rig.steps[1].command[0, 0] == 0.001
+
+
+def test_settings_replaced_while_a_finished_step_waits_are_in_force_for_its_command(rig: Rig) -> None:
+    rig.step()
+    rig.hang()
+    with rig.worker.changing(rig.worker.settings):
+        rig.go.set()
+        end_s = time.monotonic() + LONG_S
+        while rig.worker._stepper.state.step < 2 and time.monotonic() < end_s:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        rig.settings = rig.worker.settings.with_values(NARROW)
+    rig.wait(rig.steps, 2)
+    assert rig.steps[1].settings is rig.settings
+    assert rig.steps[1].command[0, 0] == 0.001
+
+
 def test_other_pruning_while_the_model_runs_asks_it_again(rig: Rig) -> None:
     rig.step()
     calls = rig.policy.calls
