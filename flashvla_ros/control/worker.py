@@ -124,7 +124,7 @@ class Worker:
     def running_since_s(self) -> float | None:
         """When the model that runs was asked, or the step in progress began, on the worker's clock; None: neither."""
         since_s, asked = self._since_s, self._stepper.state.asked
-        if asked is None or self._state is not State.RUNNING:
+        if asked is None or asked.answer.done() or self._state is not State.RUNNING:
             return since_s
         return asked.since_s if since_s is None else min(since_s, asked.since_s)
 

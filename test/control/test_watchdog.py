@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -204,6 +205,26 @@ def test_a_model_that_hangs_stops_the_robot_and_its_late_result_is_dropped(bench
     assert bench.stepped.acquire(timeout=LONG_S)
     assert bench.worker.late == 1
     assert not bench.stepped.acquire(blocking=False)
+
+
+def test_a_model_that_was_asked_ahead_is_timed_until_its_answer_is_there() -> None:
+    chunk = [[row / 10, 0.0, 0.0, 1.0] for row in range(8)]
+    policy = ScriptedPolicy([chunk], before=lambda _: bench._before(0))
+    executor = ThreadPoolExecutor(1, "test-prefetch")
+    stepper = Stepper(policy, SPEC, clock=lambda: bench.now_s, executor=executor)
+    bench = Bench(stepper, {"gate.mode": "off", "control.prefetch": 7})
+    bench.step()
+    bench.go.clear()
+    bench.now_s += 0.1
+    bench.step()  # asks for the next chunk
+    bench.now_s += 1.0
+    assert bench.worker.running_since_s == pytest.approx(100.1)
+    bench.go.set()
+    asked = stepper.state.asked
+    assert asked is not None
+    asked.answer.result(LONG_S)
+    assert bench.look_after(1.1) == []  # a slow camera, or control.rate_hz, is no slow model
+    bench.worker.close()
 
 
 def test_a_model_that_hangs_at_its_first_step_is_noticed_too(bench: Bench) -> None:
