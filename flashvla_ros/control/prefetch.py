@@ -135,5 +135,5 @@ class Ahead:
             return cls(meanwhile)
         age_s = last.source.stamp_s + measured.age_s - asked.source.stamp_s
         if elapsed_rows(age_s, last.dt_s) >= len(asked.answer.result().action):
-            return cls(dataclasses.replace(decision, reason=Reason.CHUNK_END))  # it has ended before it came
+            return cls(report(memory, measured, Reason.CHUNK_END, settings.gate))  # it has ended before it came
         return cls(dataclasses.replace(decision, reason=asked.reason, age_s=age_s, reused_in_a_row=0), taken=asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,20 @@ def test_an_answer_that_has_ended_before_it_came_is_not_followed() -> None:
     result = stepper.step(make_observation(2.0), values(), answered=True)
     assert (result.decision.reason, result.decision.age_s) == ("chunk_end", 0.0)
     assert policy.requests[-1].observation.stamp_s == 2.0
+
+
+def test_a_chunk_that_is_made_in_place_of_one_that_has_ended_begins_at_its_first_row() -> None:
+    """The gate itself would have followed the last chunk, which is longer."""
+    policy = ScriptedPolicy(answer=lambda request, made: cut(by_stamp(request, made), 2 if policy.requests[1:] else 8))
+    stepper = Stepper(policy, SPEC)
+    run(stepper, range(1, 7), values(), lambda _: False)
+    result = stepper.step(make_observation(0.8), values(0), answered=True)
+    assert (result.decision.reason, result.decision.age_s, result.decision.reused_in_a_row) == ("chunk_end", 0.0, 0)
+    assert (result.chunk_row, result.command[0, 0]) == (0, pytest.approx(8.0))
+
+
+def cut(inference: Inference, rows: int) -> Inference:
+    return dataclasses.replace(inference, action=inference.action[:rows], normalized=inference.normalized[:rows])
 
 
 @pytest.mark.parametrize(
