@@ -64,3 +64,21 @@ def test_a_joint_that_is_moved_away_and_back_once_is_not_disputed():
     for now_s, at in enumerate((0.0, 1.0, 0.0, 1.0)):
         state.update(0.01 * now_s, {"elbow": float(at)})
     assert state.disputed(0.04) == []
+
+
+def test_a_rotation_that_is_written_in_two_ways_in_turn_is_not_disputed():
+    """A hand that points straight down has qw near 0: drivers that keep qw positive turn every sign at each tremble."""
+    state = RobotState()
+    for index in range(40):
+        sign = (-1.0) ** index
+        pose = {"x": 0.5, "rx": sign * 0.8, "rz": -sign * 0.8, "qx": sign, "qw": 1e-4}  # Euler angles near a pole
+        state.update(0.02 * index, pose)
+    assert state.positions(0.8, 1.0) == pose
+    assert state.disputed(0.8) == []
+
+
+def test_places_beyond_all_numbers_are_taken_in():
+    state = RobotState()
+    for index in range(10):
+        state.update(0.1 * index, {"elbow": 1.7e308 * (-1) ** index})
+    assert state.positions(1.0, 1.0) == {"elbow": -1.7e308}
