@@ -12,6 +12,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.types import ActionSpec, FloatArray
+from flashvla_ros.messages.pose import in_frame
 
 COMMAND_TYPES: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (TwistStamped, PoseStamped, JointTrajectory, Float64MultiArray)
@@ -30,10 +31,9 @@ def values_of(message: Any, spec: ActionSpec, frame: str = "") -> FloatArray:
     Raises:
         ActionError: It has other joints or another size than `spec`, rows due at other times, or another frame.
     """
-    if frame and isinstance(message, TwistStamped | PoseStamped):
+    if frame and isinstance(message, TwistStamped | PoseStamped) and not in_frame(message, frame):
         given = message.header.frame_id
-        if given.lstrip("/") not in ("", frame):
-            raise ActionError(f"a command cannot be judged: its frame is {given!r}, but command.frame_id is {frame!r}")
+        raise ActionError(f"a command cannot be judged: its frame is {given!r}, but command.frame_id is {frame!r}")
     if isinstance(message, TwistStamped):
         linear, angular = message.twist.linear, message.twist.angular
         return np.array([[linear.x, linear.y, linear.z, angular.x, angular.y, angular.z]])

@@ -10,6 +10,12 @@ from flashvla_ros.core.rotations import euler_of, normalised
 from flashvla_ros.core.types import POSE_NAMES
 
 
+def in_frame(message: Any, frame: str) -> bool:
+    """Return whether a message is in a frame, or in none; a slash in front, as ROS 1 had it, means nothing."""
+    given: str = message.header.frame_id
+    return given.lstrip("/") in ("", frame.lstrip("/"))
+
+
 def pose_values(message: Any, frame: str) -> dict[str, float]:
     """Return a pose by the names of its dimensions, its rotation both as Euler angles and as a unit quaternion.
 
@@ -20,7 +26,7 @@ def pose_values(message: Any, frame: str) -> dict[str, float]:
     Raises:
         ObservationError: It is in another frame or not finite, or its quaternion is no rotation.
     """
-    if message.header.frame_id.lstrip("/") not in ("", frame):
+    if not in_frame(message, frame):
         raise ObservationError(
             f"end_effector_pose: its frame is {message.header.frame_id!r}, but command.frame_id is {frame!r}: "
             f"publish it in that frame"

@@ -50,6 +50,7 @@ def test_a_command_in_another_frame_is_none(command_type: str) -> None:
         message = message_of(command_type, np.zeros((1, SIZES[command_type])), SPEC, Header(frame_id=frame))
         if passes:
             assert values_of(message, SPEC, "base").shape == (1, SIZES[command_type])
+            assert values_of(message, SPEC, "/base").shape == (1, SIZES[command_type])
         else:
             with pytest.raises(ActionError, match="its frame is 'tool0', but command.frame_id is 'base'"):
                 values_of(message, SPEC, "base")

@@ -26,6 +26,7 @@ def pose(frame: str = "base", place: tuple = (0.1, -0.2, 0.3), turn: tuple = qua
 @pytest.mark.parametrize("frame", ["base", "/base", ""])
 def test_a_pose_has_the_names_of_its_dimensions(frame: str) -> None:
     values = pose_values(pose(frame), "base")
+    assert pose_values(pose(frame), "/base") == values
     assert list(values) == ["x", "y", "z", "rx", "ry", "rz", "qx", "qy", "qz", "qw"]
     assert list(values.values()) == pytest.approx([0.1, -0.2, 0.3, *ANGLES, *quaternion_of(*ANGLES)])
 
