@@ -17,6 +17,12 @@ from flashvla_ros.core.settings import Settings, find
 
 _COMPARED = ("pruning.", "decode.", "gate.")  # what decides which action is commanded, apart from the robot's limits
 _CALIBRATED = ("gate.delta", "gate.max_angle_deg", "gate.max_reuse")  # not used where the thresholds move by themselves
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "checkpoint"), str),
+    **dict.fromkeys(("tasks", "failures"), list),
+    **dict.fromkeys(("risk", "confidence", "bound"), (int, float)),
+    "settings": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +70,9 @@ class Certificate:
         """
         content = read_json(path, SettingsError)
         try:
-            values = {**content, **{name: tuple(content[name]) for name in ("tasks", "failures")}}
-            found = cls(**values)
+            if wrong := [name for name, kind in _TYPES.items() if not isinstance(content[name], kind)]:
+                raise ValueError(f"its {wrong[0]} is {content[wrong[0]]!r}")
+            found = cls(**content | {name: tuple(map(str, content[name])) for name in ("tasks", "failures")})
             if not 0 <= found.induced <= found.episodes or not found.bound <= found.risk:
                 raise ValueError("its bound exceeds its risk")
         except (KeyError, TypeError, ValueError) as error:

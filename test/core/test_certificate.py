@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from flashvla_ros.core.certificate import Certificate, compared
+from flashvla_ros.core.certificate import Certificate, certification, compared, shipped
 from flashvla_ros.core.settings import Settings
 
 
@@ -29,3 +32,29 @@ def test_settings_that_decide_the_action_must_be_those_that_were_played(changes,
         False,
         "not certified: the certificate is of another checkpoint (ab12)",
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": ["gate.delta"]}, "its settings is ['gate.delta']"),
+        ({"checkpoint": 7}, "its checkpoint is 7"),
+        ({"confidence": "high"}, "its confidence is 'high'"),
+        ({"tasks": "door-open"}, "its tasks is 'door-open'"),
+        ({"bound": 0.5}, "its bound exceeds its risk"),
+    ],
+)
+def test_a_file_whose_values_are_of_another_type_is_no_certificate(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    file = tmp_path / "certificate.json"
+    sound = Certificate("guarded", "ab12", {}, ("door-open",), "", "0.1.0", "", 150, 2, 0.05, 0.95, 0.041, "cpu")
+    sound.write(file)
+    assert Certificate.read(file) == sound
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    settings = Settings().with_values({"evidence.certificate": str(file)})
+    assert certification(settings, "ab12") == (
+        False,
+        f"not certified: {file} is no certificate of flashvla-ros certify: {words}",
+    )
+    assert shipped(tmp_path) == {}
