@@ -132,17 +132,20 @@ class CalibrationState:
         """Return what :meth:`packed` packed.
 
         Raises:
-            ValueError: It is of another size, or not finite.
+            ValueError: It is of another size, not finite, or counts what cannot be.
         """
         array = np.asarray(values, dtype=np.float64)
         parts = np.cumsum([len(_SCALARS), len(LEVELS), len(LEVELS), UNLEARNT.size])
-        if len(array) != parts[-1] or not np.isfinite(array).all():
+        if array.shape != (parts[-1],) or not np.isfinite(array).all():
             raise ValueError("not a state of this version's calibration")
-        scalars = dict(zip(_SCALARS, array.tolist(), strict=False))
-        counts = {name: int(value) for name, value in scalars.items() if name != "permissiveness"}
-        _, wealth, alarm, learnt = np.split(array, parts[:-1])
+        scalars, wealth, alarm, learnt = np.split(array, parts[:-1])
+        counts = dict(zip(_SCALARS[1:], map(int, scalars[1:]), strict=True))
         learnt = learnt.reshape(UNLEARNT.shape)
-        return cls(scalars["permissiveness"], **counts, wealth=wealth, alarm=alarm, learnt=learnt, claim=claim)
+        state = cls(float(scalars[0]), **counts, wealth=wealth, alarm=alarm, learnt=learnt, claim=claim)
+        in_order = 0 <= state.off <= state.audits <= state.chances <= state.coins
+        if not in_order or not 0 <= state.certified <= len(LEVELS) or state.permissiveness > 1.0 or state.steps < 0:
+            raise ValueError("its counts contradict each other")
+        return state
 
 
 _SCALARS = ("permissiveness", "coins", "steps", "chances", "audits", "off", "certified")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,10 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.gate.calibration import CalibrationState
 
 LEARNT = CalibrationState(0.42, coins=7, steps=90, chances=7, audits=2, off=1, certified=3, claim="open the drawer")
+CONTRADICTIONS = [
+    dataclasses.replace(LEARNT, **change).packed().tolist()
+    for change in ({"off": 3}, {"off": -1}, {"audits": 8}, {"certified": 21}, {"permissiveness": 1.5}, {"steps": -1})
+]
 # Saves states without end, as a node that learns would, and says when it has begun.
 WRITER = """
 import itertools, sys
@@ -49,6 +54,7 @@ def test_what_was_saved_is_taken_up(tmp_path: Path) -> None:
         ({"version": 99}, "of another version"),
         ({"state": [1.0]}, "holds no calibration"),
         ({"claim": None, "state": None}, "holds no calibration"),
+        *(({"state": other}, "its counts contradict each other") for other in CONTRADICTIONS),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_in_one_line(
