@@ -76,7 +76,7 @@ class CommandBounds:
         turned = target.copy()
         for index in self.angles:
             if not math.isnan(before[index]):
-                turned[index] += TURN * round((before[index] - target[index]) / TURN)
+                turned[index] += TURN * np.round((before[index] - target[index]) / TURN)
         return turned
 
 
@@ -195,8 +195,8 @@ def _keep_step(
         left, known = bounds.left(before), ~np.isnan(before)
         # On its way back into the range a slowed action stops short of it.
         slow = left & (np.minimum(before, row) <= asked) & (asked <= np.maximum(before, row))
-        target = np.where(left, np.where(slow, asked, row), bounds.nearest_turn(row, before))
         with np.errstate(over="ignore"):
+            target = np.where(left, np.where(slow, asked, row), bounds.nearest_turn(row, before))
             reached = np.clip(target, before - step, before + step)
         row[:] = np.where(left, reached, np.where(known & (reached != target), bounds.inside(reached), row))
         before = row

@@ -27,6 +27,7 @@ MIXED = ActionSpec(("x", "speed", "elbow", "gripper"), (DELTA, VELOCITY, ABSOLUT
 EULER = ActionSpec(("x", "y", "z", "rx", "ry", "rz"), (ABSOLUTE,) * 6, 0.1)
 QUATERNION = ActionSpec(("x", "y", "z", "qx", "qy", "qz", "qw"), (ABSOLUTE,) * 7, 0.1)
 JOINT = ActionSpec(("elbow",), (ABSOLUTE,), 0.1)
+EULER_NAMES = {"action.names": EULER.names, "action.kinds": ("absolute",) * 6}
 UNLIMITED = LimitsSettings()
 finite = st.floats(-1e3, 1e3)
 
@@ -53,6 +54,13 @@ def test_half_the_speed_is_half_of_every_motion_and_half_the_way_and_leaves_the_
     slow = scaled(action, np.array([0.0, 0.0, 0.5, 0.0]), 0.5, UNLIMITED, MIXED)
     np.testing.assert_allclose(slow, [[0.2, 1.0, 0.75, 1.0], [0.2, 1.0, 0.875, -1.0]])
     assert scaled(action, np.full(4, np.nan), 1.0, UNLIMITED, MIXED) is action
+
+
+def test_angles_beyond_all_numbers_are_no_programming_error() -> None:
+    policy = ScriptedPolicy([np.outer((1.0, -1.0), [0.0, 0.0, 0.0, 1.7e308, 0.0, 0.0])], scale=1.0)
+    at = dataclasses.replace(make_observation(1.0), pose=dict.fromkeys(EULER.names, 0.0))
+    values = Settings().with_values(EULER_NAMES | {"limits.max_step": [0.1] * 3 + [1e9] * 3, "gate.mode": "off"})
+    assert np.isfinite(Stepper(policy, EULER).step(at, values).command).all()  # nothing bounds them
 
 
 def test_an_absolute_dimension_that_nobody_has_measured_is_not_moved_slowly() -> None:

@@ -58,6 +58,8 @@ def test_everything_of_gate_and_pruning_is_dynamic():
         ("gate.delta", True, "gate.delta must be of type float, got True"),
         ("gate.delta", "much", "gate.delta must be of type float, got 'much'"),
         ("gate.max_reuse", 1.0, "gate.max_reuse must be of type int, got 1.0"),
+        ("gate.delta", 10**400, "gate.delta must be of type float, got 1000"),
+        ("limits.max_step", [10**400] * 4, "limits.max_step must be of type float_array, got [1000"),
         ("gate.mode", "papr", "gate.mode must be one of off, paper, guarded, got 'papr'"),
         ("limits.max_step", [0.1, -1.0, 0.1, 0.1], "limits.max_step must be at least 0"),
         ("limits.lower", [0.0], "limits.lower must have 4 values"),
