@@ -11,7 +11,7 @@ from flashvla_ros.core.types import ActionSpec, FloatArray
 
 
 class DeviationWatch:
-    """Compares absolute dimensions with where the robot is. A deviation counts once it has lasted.
+    """Compares absolute dimensions with where the robot is. A deviation counts once it has lasted. Any thread may look.
 
     Args:
         spec: What the dimensions mean.
@@ -33,9 +33,13 @@ class DeviationWatch:
             control: ``max_deviation`` and ``deviation_time_s``.
         """
         found = {} if command is None else self._found(command, positions, control.max_deviation)
-        self._since_s = {name: self._since_s.get(name, now_s) for name in found}
-        lasting = [name for name, since_s in self._since_s.items() if now_s - since_s >= control.deviation_time_s]
-        return "; ".join(f"{found[name]} for {now_s - self._since_s[name]:.2f} s" for name in lasting)
+        before_s = self._since_s  # other threads look too, and replace it
+        since_s = self._since_s = {name: before_s.get(name, now_s) for name in found}
+        return "; ".join(
+            f"{words} for {now_s - since_s[name]:.2f} s"
+            for name, words in found.items()
+            if now_s - since_s[name] >= control.deviation_time_s
+        )
 
     def _found(self, command: FloatArray, positions: Mapping[str, float], allowed: tuple[float, ...]) -> dict[str, str]:
         found = {}

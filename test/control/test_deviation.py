@@ -31,6 +31,21 @@ def test_a_deviation_must_last_and_starts_anew_after_the_robot_has_come_back() -
     assert words == "x is at 0.7 and was commanded to 0.5 (control.max_deviation is 0.1) for 0.60 s"
 
 
+def test_another_thread_that_looks_meanwhile_disturbs_nothing() -> None:
+    """The watchdog looks from three threads: its own, the executor's and, before a command, the worker's."""
+    watch = DeviationWatch(POSE)
+
+    class Disturbed:
+        max_deviation = CONTROL.max_deviation
+
+        @property
+        def deviation_time_s(self) -> float:
+            assert watch.look(1.0, None, {}, CONTROL) == ""
+            return 0.0
+
+    assert "x is at 0.7" in watch.look(1.0, HOME, at(x=0.7), Disturbed())  # type: ignore[arg-type]
+
+
 def test_dimensions_with_0_are_not_watched_and_angles_go_round() -> None:
     watch = DeviationWatch(POSE)
     for now_s in (0.0, 1.0):
