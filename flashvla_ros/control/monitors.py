@@ -76,7 +76,9 @@ class SignMonitor:
         self.signs = Signs()
 
     def add(self, stamp_s: float, command: FloatArray, confidence: float, window_s: float) -> Signs:
-        """Take the command [T, D] of one step; returns what the window says."""
+        """Take the command [T, D] of one step; returns what the window says. A jump back of the clock empties it."""
+        if self._seen and stamp_s < self._seen[-1][0]:
+            self.reset()
         row = command[0, self._watched]
         before = row if self._before is None else self._before
         motion, self._before = np.where(self._absolute, row - before, row), row

@@ -45,6 +45,16 @@ def test_absolute_targets_are_watched_by_their_change():
     assert watch([(0.1 * min(number, 3), 0.0) for number in range(10)], JOINTS).still_s == pytest.approx(0.6)
 
 
+def test_a_clock_that_jumps_back_leaves_nothing_of_the_time_before():
+    monitor, command = SignMonitor(DELTAS), np.array([[0.01, 0.0, 0.0, 0.0]])
+    for number in range(10):
+        monitor.add(1000.0 + 0.1 * number, command * (-1) ** number, 0.1, 2.0)
+    assert monitor.signs.reversals == 1.0
+    for number in range(5):
+        signs = monitor.add(10.0 + 0.1 * number, command, 0.9, 2.0)
+    assert (signs.reversals, signs.still_s, signs.confidence) == (0.0, 0.0, 0.9)
+
+
 def test_standing_and_small_noise_say_nothing_of_direction():
     signs = watch([(0.01, 0.0)] * 2 + [(1e-5 * (-1) ** number, 0.0) for number in range(20)], window_s=1.0)
     assert math.isnan(signs.reversals)
