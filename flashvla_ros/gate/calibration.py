@@ -28,6 +28,7 @@ import numpy as np
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import CalibrationSettings, PruningSettings, Settings
 from flashvla_ros.core.types import FloatArray
+from flashvla_ros.gate.chunk import elapsed_rows
 from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, report
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.score import (
@@ -191,7 +192,7 @@ def try_reuse(
         least = math.sqrt(predicted_risk(found, allowed, state.learnt))
     reason = _verdict(least, memory, measured, state, settings)
     still = comparison.either_small or settings.control.dry_run or settings.control.speed_scale == 0.0
-    row = _row(memory.last, measured.age_s, dt_s)
+    row = min(elapsed_rows(measured.age_s, dt_s), len(memory.last.motion) - 1) if memory.last else 0
     return Trial(least, reason, not still, memory.last, row, found), report(memory, measured, reason, in_force)
 
 
@@ -213,12 +214,6 @@ def _verdict(
     if memory.reused_in_a_row >= cap_of(state.permissiveness, allowed):
         return Reason.MAX_REUSE
     return Reason.ANGLE if angle_decides(measured.comparison, allowed) else Reason.OVERLAP
-
-
-def _row(candidate: FreshResult | None, age_s: float, dt_s: float) -> int:
-    if candidate is None:
-        return 0
-    return min(max(round(age_s / dt_s), 0), len(candidate.motion) - 1)
 
 
 def is_off(trial: Trial, fresh: FreshResult, settings: Settings) -> bool:

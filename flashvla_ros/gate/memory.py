@@ -132,20 +132,12 @@ class GateMemory:
             motion=motion or past.motion.after(current.frame, current.stamp_s),
         )
 
-    def after_following(self, current: GateInput, motion: scene.SceneMotion | None = None) -> GateMemory:
-        """Return the memory after a row of the last chunk was followed, open loop."""
-        motion = motion or self.motion.after(current.frame, current.stamp_s)
-        return dataclasses.replace(self, seen_s=current.stamp_s, motion=motion)
-
-    def after_reuse(self, current: GateInput, motion: scene.SceneMotion | None = None) -> GateMemory:
-        """Return the memory after the last fresh action was used again: counted, not remembered."""
-        return dataclasses.replace(
-            self.after_following(current, motion), reused_in_a_row=self.reused_in_a_row + 1, fresh_since_reuse=0
-        )
-
     def after_step_without_model(
         self, reason: Reason, current: GateInput, motion: scene.SceneMotion | None = None
     ) -> GateMemory:
-        """Return the memory after a step that `reason` decided, one of :data:`WITHOUT_MODEL`."""
-        after = self.after_reuse if reason is Reason.REUSE else self.after_following
-        return after(current, motion)
+        """Return the memory after a step that one of :data:`WITHOUT_MODEL` decided: counted, not remembered."""
+        motion = motion or self.motion.after(current.frame, current.stamp_s)
+        after = dataclasses.replace(self, seen_s=current.stamp_s, motion=motion)
+        if reason is not Reason.REUSE:  # a row of the last chunk was followed, open loop
+            return after
+        return dataclasses.replace(after, reused_in_a_row=self.reused_in_a_row + 1, fresh_since_reuse=0)

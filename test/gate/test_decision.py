@@ -73,11 +73,11 @@ GUARDED = [
     (Reason.CLOCK_JUMP, steady(), shown(math.nan), {}),
     (Reason.STALE_GAP, steady(), shown(2.2), {"max_age_s": 60.0}),
     (Reason.TOO_FEW_FRESH, remembering(fresh(shown(1.1))), shown(1.2), {}),
-    (Reason.MAX_REUSE, steady().after_reuse(shown(1.2)), shown(1.3), {"max_reuse": 1}),
+    (Reason.MAX_REUSE, steady().after_step_without_model(Reason.REUSE, shown(1.2)), shown(1.3), {"max_reuse": 1}),
     (Reason.MAX_REUSE, steady(), shown(1.2), {"max_reuse": 0}),
     (
         Reason.FRESH_BETWEEN,
-        steady().after_reuse(shown(1.2)).after_fresh(fresh(shown(1.3)), GateSettings()),
+        steady().after_step_without_model(Reason.REUSE, shown(1.2)).after_fresh(fresh(shown(1.3)), GateSettings()),
         shown(1.4),
         {"fresh_between": 2},
     ),
