@@ -9,25 +9,24 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Hands the newest item from any number of posting threads to one taking thread."""
+    """Hands the newest item from any number of posting threads to one taking thread.
+
+    Attributes:
+        dropped: Items that were replaced by a newer one before they were taken.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._item: T | None = None
-        self._dropped = 0
+        self.dropped = 0
         self._closed = False
-
-    @property
-    def dropped(self) -> int:
-        """Items that were replaced by a newer one before they were taken."""
-        return self._dropped
 
     def post(self, item: T) -> None:
         """Leave an item; nothing happens once the mailbox is closed."""
         with self._changed:
             if self._closed:
                 return
-            self._dropped += self._item is not None
+            self.dropped += self._item is not None
             self._item = item
             self._changed.notify()
 

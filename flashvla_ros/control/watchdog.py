@@ -78,7 +78,7 @@ class Watchdog:
                 f"{control.inference_timeout_s:g}): its late result will be dropped",
             )
         if control.max_deviation:
-            wrong = self._deviation.look(now_s, self._worker.in_force, self._worker.positions, control)
+            wrong = self._deviation.look(now_s, self._worker.in_force, self._worker.positions(), control)
             if wrong:
                 self._worker.stop(Reason.DEVIATION, f"{wrong}; holds until ~/reset is called")
         if self._worker.state is State.RUNNING and self._arrived_s:

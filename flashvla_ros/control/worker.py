@@ -20,7 +20,7 @@ from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.core.reasons import LATCHED, Reason
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionSpec, FloatArray, Observation
+from flashvla_ros.core.types import FloatArray, Observation
 from flashvla_ros.gate.chunk import in_force
 
 _PACE_SLICE_S = 0.05  # a new control.rate_hz is noticed within this time
@@ -58,6 +58,15 @@ class Worker:
 
     Callbacks are called with the worker's lock held, so that they never overlap: `on_step` and `on_stop` publish.
 
+    Attributes:
+        spec: What the dimensions of a command mean.
+        state: What the robot gets at present.
+        stopped_by: The stop in force, None where there is none.
+        late: Results that were dropped because their epoch had ended.
+        frozen: A camera shows the same picture again and again, says the watchdog.
+        held: No guard would pass a command on.
+        before_command: Stops the robot where that is due.
+
     Args:
         stepper: The control step; nobody else may use it while the worker lives.
         settings: Returns those in force, whose holder replaces them as a whole, and within :meth:`changing`.
@@ -85,25 +94,25 @@ class Worker:
         self._settings = settings
         self._stepper = stepper
         self._on_step, self._on_stop, self._on_fault = on_step, on_stop, on_fault
-        self._positions = positions or self._observed
+        self.positions = positions or self._observed
         self._clock = clock
         self._stamp_clock = stamp_clock
-        self.before_command: Callable[[], None] = lambda: None  # stops the robot where that is due
+        self.before_command: Callable[[], None] = lambda: None
         self._mailbox: Mailbox[tuple[int, Observation]] = Mailbox()
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flashvla-worker", daemon=True)
         self._epoch = 0
         self._reset_cause: Reason | None = None  # of a reset that the thread has yet to do
-        self._state = State.WAITING
-        self._stop: Stop | None = None
+        self.spec = stepper.spec
+        self.state = State.WAITING
+        self.stopped_by: Stop | None = None
         self._since_s: float | None = None
         self._published: tuple[FloatArray, float] | None = None  # rows of the last command or stop, and when
         self._cut: FloatArray | None = None  # the row at which a stop ended the last trajectory
         self._observation: Observation | None = None
-        self.late = 0  # results dropped because their epoch had ended
-        self.frozen = False  # a camera shows the same picture again and again, says the watchdog
-        self.held = False  # no guard would pass a command on
+        self.late = 0
+        self.frozen = self.held = False
 
     @property
     def settings(self) -> Settings:
@@ -111,44 +120,24 @@ class Worker:
         return self._settings()
 
     @property
-    def state(self) -> State:
-        """What the robot gets at present."""
-        return self._state
-
-    @property
-    def stopped_by(self) -> Stop | None:
-        """The stop in force, None where there is none."""
-        return self._stop
-
-    @property
     def running_since_s(self) -> float | None:
         """When the model that runs was asked, or the step in progress began, on the worker's clock; None: neither."""
         since_s, asked = self._since_s, self._stepper.state.asked
-        if asked is None or asked.answer.done() or self._state is not State.RUNNING:
+        if asked is None or asked.answer.done() or self.state is not State.RUNNING:
             return since_s
         return asked.since_s if since_s is None else min(since_s, asked.since_s)
-
-    @property
-    def spec(self) -> ActionSpec:
-        """What the dimensions of a command mean."""
-        return self._stepper.spec
-
-    @property
-    def positions(self) -> Mapping[str, float]:
-        """Where the robot is, by the name of a dimension."""
-        return self._positions()
 
     @property
     def in_force(self) -> FloatArray | None:
         """The row [D] of the last command that the robot should be following; None where none is in force."""
         with self._lock:
-            return self._held() if self._state is State.RUNNING else None
+            return self._held() if self.state is State.RUNNING else None
 
     @property
     def commanded_s(self) -> float | None:
         """When the command in force was handed on, on the worker's clock; None where none is in force."""
         with self._lock:
-            return self._published[1] if self._published is not None and self._state is State.RUNNING else None
+            return self._published[1] if self._published is not None and self.state is State.RUNNING else None
 
     @property
     def dropped(self) -> int:
@@ -188,14 +177,14 @@ class Worker:
             self._epoch += 1
             self._reset_cause, self._since_s = cause, None
             if not self._stop_is(cause):
-                positions, held, control = self._positions(), self._held(), self.settings.control
+                positions, held, control = self.positions(), self._held(), self.settings.control
                 command = safety.stop_command(control.stop_action, self.spec, held, positions)
-                if self._state is State.RUNNING:
+                if self.state is State.RUNNING:
                     self._cut = None if command is None else held
                 if command is not None:
                     self._published = command, self._clock()
-                self._state, self._stop = State.STOPPED, Stop(cause, detail, command, positions)
-                self._on_stop(self._stop)
+                self.state, self.stopped_by = State.STOPPED, Stop(cause, detail, command, positions)
+                self._on_stop(self.stopped_by)
 
     @contextlib.contextmanager
     def changing(self, settings: Settings) -> Iterator[None]:
@@ -203,7 +192,7 @@ class Worker:
         with self._lock:
             if settings.control.dry_run and not self.settings.control.dry_run:
                 self.discard()  # a step under way may have been made to be sent
-                if self._state is State.RUNNING:
+                if self.state is State.RUNNING:
                     self.stop(Reason.DRY_RUN, "control.dry_run is true: commands are computed and not sent")
                 self._published = None  # whatever else may command it now, a stop of ours must not
             yield
@@ -215,8 +204,8 @@ class Worker:
         """
         with self._lock:
             if self._latched:
-                self._state, self._stop = State.WAITING, None
-            elif self._state is State.RUNNING:
+                self.state, self.stopped_by = State.WAITING, None
+            elif self.state is State.RUNNING:
                 self.stop(Reason.RESET, "asked for on ~/reset")
             self.discard()
             self._reset_cause = Reason.RESET
@@ -231,10 +220,10 @@ class Worker:
 
     @property
     def _latched(self) -> bool:
-        return self._stop is not None and self._stop.cause in LATCHED
+        return self.stopped_by is not None and self.stopped_by.cause in LATCHED
 
     def _stop_is(self, cause: Reason) -> bool:
-        return self._stop is not None and self._stop.cause is cause
+        return self.stopped_by is not None and self.stopped_by.cause is cause
 
     def _observed(self) -> Mapping[str, float]:
         return self._observation.positions if self._observation else {}
@@ -243,7 +232,7 @@ class Worker:
         if self._published is None:
             return None
         command, when_s = self._published
-        return in_force(command, self._clock() - when_s, self._stepper.spec.dt_s)
+        return in_force(command, self._clock() - when_s, self.spec.dt_s)
 
     def _run(self) -> None:
         started_s = -float("inf")
@@ -290,7 +279,7 @@ class Worker:
             self._since_s = None
             sent = targets.told(result.settings.command.type, result.command)
             self._published = None if result.settings.control.dry_run else (sent, self._clock())
-            self._state, self._stop = State.RUNNING, None
+            self.state, self.stopped_by = State.RUNNING, None
             self._on_step(result)
             return True
 
