@@ -48,14 +48,10 @@ class DecoderSize:
         """Return the FLOPs that `tokens` visual tokens cost in one layer."""
         return tokens * (4 * self.width**2 + 2 * self.width * self.inner) + 2 * tokens**2 * self.width
 
-    def visual_flops(self, tokens: int, kept: int, layer: int) -> int:
-        """Return the FLOPs of one prefill that sees `tokens` tokens before `layer` and `kept` from there on."""
-        before = min(layer, self.layers)
-        return before * self.layer_flops(tokens) + (self.layers - before) * self.layer_flops(kept)
-
     def visual_share(self, tokens: int, kept: int, layer: int) -> float:
-        """Return :meth:`visual_flops` as a share of the prefill that drops nothing."""
-        return self.visual_flops(tokens, kept, layer) / self.visual_flops(tokens, tokens, layer)
+        """Return the FLOPs of a prefill with `kept` tokens from `layer` on, as a share of one that drops nothing."""
+        before, dense = min(layer, self.layers), self.layer_flops(tokens)
+        return (before * dense + (self.layers - before) * self.layer_flops(kept)) / (self.layers * dense)
 
 
 @dataclasses.dataclass(frozen=True)

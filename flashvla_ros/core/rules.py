@@ -95,16 +95,10 @@ def deviation_is_absolute(max_deviation: Sequence[float], names: Sequence[str], 
             )
 
 
-def one_policy(remote: str, checkpoint: str) -> None:
-    """Require that at most one source names the policy."""
-    if remote and checkpoint:
-        raise SettingsError("model.remote and model.checkpoint both name a policy: give one of them")
-
-
-def one_robot_model(urdf: str, robot_description: bool) -> None:
-    """Require that at most one source names the robot's model."""
-    if urdf and robot_description:
-        raise SettingsError("limits.urdf and limits.robot_description both name a URDF: give one of them")
+def not_both(sources: Mapping[str, object], what: str) -> None:
+    """Require that at most one of two parameters names the same thing."""
+    if all(sources.values()):
+        raise SettingsError(f"{' and '.join(sources)} both name {what}: give one of them")
 
 
 def gripper_is_declared(action: Sequence[float], command: Sequence[float]) -> None:

@@ -593,8 +593,9 @@ class Settings:
         rules.positions_meet(command, joint, workspace, names, kinds)
         rules.deviation_is_absolute(self.control.max_deviation, names, kinds)
         rules.gripper_is_declared(self.action.gripper, self.command.gripper)
-        rules.one_policy(self.model.remote, self.model.checkpoint)
-        rules.one_robot_model(limits.urdf, limits.robot_description)
+        model = self.model
+        rules.not_both({"model.remote": model.remote, "model.checkpoint": model.checkpoint}, "a policy")
+        rules.not_both({"limits.urdf": limits.urdf, "limits.robot_description": limits.robot_description}, "a URDF")
         rules.prefetch_is_uncalibrated(self.control.prefetch, self.gate.calibration)
         rules.slowest_step_is_answered(self.control.max_image_age_s, self.control.inference_timeout_s)
 
