@@ -26,15 +26,9 @@ def lasting(plans: Plans, now_s: float, dt_s: float) -> Plans:
 def renewed(
     plans: Plans, plan: Plan | None, memory: GateMemory, current: GateInput, settings: Settings, dt_s: float
 ) -> Plans:
-    """Return the plans to blend at a step, with the one that begins, where one does; none unless asked for.
+    """Return the plans to blend at a step, with the `plan` that begins, where one does; none unless asked for.
 
-    Args:
-        plans: Of the step before.
-        plan: Begins at this step; None: the newest goes on.
-        memory: Of the step before: plans of another run are forgotten with it.
-        current: The observation in hand.
-        settings: In force.
-        dt_s: Spacing of the rows.
+    `plans` and `memory` are of the step before; plans of another run are forgotten with the memory.
     """
     if settings.control.blend == "none":
         return ()

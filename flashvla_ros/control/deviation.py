@@ -11,11 +11,7 @@ from flashvla_ros.core.types import ActionSpec, FloatArray
 
 
 class DeviationWatch:
-    """Compares absolute dimensions with where the robot is. A deviation counts once it has lasted. Any thread may look.
-
-    Args:
-        spec: What the dimensions mean.
-    """
+    """Compares absolute dimensions with where the robot is; any thread may look. A deviation counts once it lasted."""
 
     def __init__(self, spec: ActionSpec) -> None:
         self._spec = spec

@@ -95,12 +95,10 @@ def bounds_of(limits: LimitsSettings, spec: ActionSpec) -> CommandBounds:
     for axis, name in enumerate(POSITION_NAMES):
         if name in spec.names:
             index = spec.names.index(name)
-            place_lower[index] = max(
-                place_lower[index], limits.workspace_lower[axis] if limits.workspace_lower else -np.inf
-            )
-            place_upper[index] = min(
-                place_upper[index], limits.workspace_upper[axis] if limits.workspace_upper else np.inf
-            )
+            if limits.workspace_lower:
+                place_lower[index] = max(place_lower[index], limits.workspace_lower[axis])
+            if limits.workspace_upper:
+                place_upper[index] = min(place_upper[index], limits.workspace_upper[axis])
     confined = []
     for index, kind in enumerate(spec.kinds):
         if kind is ActionKind.ABSOLUTE:
@@ -182,12 +180,8 @@ def _keep_step(
 ) -> None:
     """Shorten the rows of a command [T, D], an action's nearest points of the range, to the steps that they may take.
 
-    Args:
-        command: Changed in place.
-        action: [T, D] as it was asked for.
-        start: [D] where the first row counts from; NaN where that is unknown.
-        bounds: Of each dimension.
-        spans_s: [T] time from the row before to each row.
+    They are changed in place. The first row counts from `start` [D], NaN where that is unknown; `spans_s` [T] is the
+    time from the row before.
     """
     before = start
     for row, asked, span_s in zip(command, action, spans_s, strict=True):

@@ -57,9 +57,6 @@ class SignMonitor:
     """Watches the commands of one run.
 
     It looks at the end effector's position where the action has one, at all joints otherwise: at one unit.
-
-    Args:
-        spec: What the dimensions of a command mean.
     """
 
     def __init__(self, spec: ActionSpec) -> None:

@@ -113,15 +113,9 @@ class Ahead:
         settings: Settings,
         answered: bool | None,
     ) -> Ahead:
-        """Return what becomes of a step.
+        """Return what becomes of a step, with the run of the model under way, which is `asked`.
 
-        Args:
-            decision: The gate's.
-            memory: What it remembers.
-            measured: What it judged by.
-            asked: The run of the model under way.
-            settings: In force.
-            answered: Whether its answer is there, as a recording says; None: see.
+        Whether it is `answered` a recording says; None: see.
         """
         last = memory.last
         if last is None or not may_follow(memory, measured, settings.gate):

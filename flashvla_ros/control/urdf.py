@@ -56,10 +56,7 @@ def read_urdf(path: str) -> str:
 def limits_of(text: str, source: str, spec: ActionSpec) -> tuple[dict[str, list[float]], list[str]]:
     """Return the parameters that a URDF sets for an action, by name, and what it leaves open, in sentences.
 
-    Args:
-        text: A URDF.
-        source: Where it comes from, for the error.
-        spec: The action, whose joints must be in it.
+    Errors name the `source` of the text.
 
     Raises:
         SettingsError: It is no URDF, lacks a joint of the action, or has no usable limits for one.
@@ -99,11 +96,8 @@ def check_names(spec: ActionSpec, known: Collection[str], what: str) -> None:
 def joint_limits(text: str, source: str) -> dict[str, JointLimits]:
     """Return the limits of every joint that moves, by its name.
 
-    A joint whose limits are not usable is there with its fault: it matters only where an action moves it.
-
-    Args:
-        text: A URDF.
-        source: Where it comes from, for the error.
+    A joint whose limits are not usable is there with its fault: it matters only where an action moves it. Errors name
+    the `source` of the text.
 
     Raises:
         SettingsError: It is no URDF, or two joints have one name.

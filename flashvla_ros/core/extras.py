@@ -57,11 +57,9 @@ def remedy(extra: str) -> str:
 
 
 def refusal(error: Exception, what: str) -> str:
-    """Return the one line that says what the user can mend; empty for a fault of this package.
+    """Return the one line that says what the user can mend where `what`, a command or a node, was stopped.
 
-    Args:
-        error: What stopped `what`.
-        what: A command or a node.
+    It is empty for a fault of this package.
     """
     if isinstance(error, FlashVLAError):
         return str(error)

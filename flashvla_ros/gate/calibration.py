@@ -171,14 +171,8 @@ def try_reuse(
 ) -> tuple[Trial, GateDecision]:
     """Decide one step at the permissiveness of `state`.
 
-    The guards of the gate are never relaxed: λ decides among steps that they allow.
-
-    Args:
-        memory: What the gate remembers of the steps before.
-        measured: What the step is judged on.
-        state: Of this step, see :func:`entering`.
-        settings: In force.
-        dt_s: Spacing of a chunk's rows.
+    The guards of the gate are never relaxed: λ decides among steps that they allow. The rows of a chunk are `dt_s`
+    apart.
     """
     allowed, comparison = settings.calibration, measured.comparison
     in_force = thresholds(state.permissiveness, settings.gate, allowed)

@@ -120,13 +120,7 @@ class GateMeasurements:
 
 
 def decide(memory: GateMemory, current: GateInput, settings: GateSettings) -> GateDecision:
-    """Decide one step.
-
-    Args:
-        memory: What the gate remembers of the steps before.
-        current: The observation in hand.
-        settings: Mode and thresholds of this step.
-    """
+    """Decide one step."""
     measured = measure(memory, current, settings)
     return report(memory, measured, judge(memory, measured, settings), settings)
 
@@ -154,14 +148,9 @@ def measure(
     comparison: FreshComparison | None = None,
     scene: SceneChange | None = None,
 ) -> GateMeasurements:
-    """Return what a step is judged on.
+    """Return what a step is judged on; of the settings, those of scene, gripper, stillness and gap count.
 
-    Args:
-        memory: What the gate remembers of the steps before.
-        current: The observation in hand.
-        settings: Those of scene, gripper, stillness and gap count.
-        comparison: The memory's two fresh results, if they have been compared already.
-        scene: The frame in hand and the frame of the last fresh result, if they have.
+    The memory's two fresh results, and the two frames, may have been compared already.
     """
     last, previous = memory.last, memory.previous
     interrupted_by = memory.interrupted_by(current, settings.stale_gap_s)

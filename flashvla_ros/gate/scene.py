@@ -115,16 +115,8 @@ class SceneChange:
 def compare(motion: SceneMotion, fresh: Signature, frame: Signature, age_s: float, gate: GateSettings) -> SceneChange:
     """Count the patches of `frame` that jumped away from `fresh`, the frame of the last fresh result.
 
-    Args:
-        motion: Running rate of change up to the observation before this one.
-        fresh: Signature of the last fresh result's frame.
-        frame: Signature of the frame in hand.
-        age_s: Time between the two.
-        gate: Thresholds; a patch changed where it differs by more than max(scene_floor, scene_factor * expected).
-
-    Returns:
-        The greatest expected change in grey levels of 255, the number of changed patches, every one where the cameras
-        are not the same, and the mean change.
+    A patch changed where it differs by more than max(scene_floor, scene_factor * expected), by what `motion`, up to the
+    observation before this one, lets expect `age_s` later. Where the cameras are not the same, every patch changed.
     """
     if fresh.shape != frame.shape:
         return SceneChange(math.nan, frame.shape[0] * GRID * GRID)

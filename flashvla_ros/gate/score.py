@@ -75,13 +75,7 @@ def cap_of(level: float, allowed: CalibrationSettings) -> int:
 
 
 def need(comparison: FreshComparison, reused_in_a_row: int, allowed: CalibrationSettings) -> float:
-    """Return the least λ that reuses at a step which the most permissive thresholds would reuse.
-
-    Args:
-        comparison: The last two fresh results, compared.
-        reused_in_a_row: Reused steps since the last fresh one.
-        allowed: The most permissive thresholds.
-    """
+    """Return the least λ that reuses at a step which the most permissive thresholds would reuse."""
     return max(_overlap_need(comparison, allowed), _angle_need(comparison, allowed)) + AGEING * reused_in_a_row
 
 
