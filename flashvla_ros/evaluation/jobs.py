@@ -116,13 +116,17 @@ def play(job: Job, on_step: Callable[[StepResult], None], rule: Policy | None = 
     policy: Any = policy_of(job.settings.model)
     config = policy.model.config
     # Images of the size that the policy sees, so that none is resized on the way.
-    world = _world(job, config.towers[0].image_size, config.num_images_in_input)
+    shown = config.towers[0].image_size, job.render, config.num_images_in_input
+    if (key := (is_libero(job.plan.task.name), *shown)) not in _WORLDS:
+        from flashvla_ros.sim.world import make_world  # in the workers only, which need MuJoCo
+
+        _WORLDS[key] = make_world(job.plan.task.name, *shown)
     if job.open_loop:
         policy = TapePolicy(
             _tape(dataclasses.replace(job, open_loop=False, plan=_other_start(job.plan))), job.settings.action.dt_s
         )
     stepper = Stepper(rule or policy, ActionSpec.of(job.settings.action))
-    return roll_out(world, stepper, job.plan, job.settings, on_step, free_running=job.free_running)
+    return roll_out(_WORLDS[key], stepper, job.plan, job.settings, on_step, free_running=job.free_running)
 
 
 def close_worlds() -> None:
@@ -164,15 +168,6 @@ def policy_of(settings: ModelSettings) -> Any:
     policy = load(settings)
     policy.warm_up(Settings().pruning)
     return policy
-
-
-def _world(job: Job, size: int, cameras: int) -> Any:
-    from flashvla_ros.sim.worlds import make_world
-
-    key = (is_libero(job.plan.task.name), size, job.render, cameras)
-    if key not in _WORLDS:
-        _WORLDS[key] = make_world(job.plan.task.name, size, job.render, cameras)
-    return _WORLDS[key]
 
 
 _OF_OUTCOME = {field.name for field in dataclasses.fields(Outcome)} & {f.name for f in dataclasses.fields(Record)}

@@ -11,7 +11,7 @@ from std_msgs.msg import Header, String
 
 from flashvla_ros.nodes import interfaces
 from flashvla_ros.sim.description import ROOT, LinkPose
-from flashvla_ros.sim.worlds import AnyWorld
+from flashvla_ros.sim.world import AnyWorld
 
 try:
     from tf2_msgs.msg import TFMessage

@@ -69,7 +69,7 @@ class RobotNode(StoppableNode):
         """
         # Both import MuJoCo, and run_node tells in one line where it is missing.
         from flashvla_ros.nodes.robot_frames import RobotFrames
-        from flashvla_ros.sim.worlds import make_world
+        from flashvla_ros.sim.world import make_world
 
         super().__init__("robot", **options)
         self.settings = settings = _settings(self)

@@ -14,7 +14,7 @@ from flashvla_ros.sim.settings import METRES_PER_UNIT, RobotSettings
 from flashvla_ros.sim.tasks import Task, find_task, task_for_instruction
 
 if TYPE_CHECKING:
-    from flashvla_ros.sim.worlds import AnyWorld
+    from flashvla_ros.sim.world import AnyWorld
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,19 +182,14 @@ PERTURBATIONS: Mapping[str, type[Perturbation]] = {
 }
 
 
-def find_perturbation(name: str) -> type[Perturbation]:
-    """Return the class of a perturbation, or raise :class:`SimulationError` with the names that are close to it."""
-    if name not in PERTURBATIONS:
-        raise SimulationError(unknown_name("perturbation", name, PERTURBATIONS))
-    return PERTURBATIONS[name]
-
-
 def can_perturb(task: Task, perturbation: str) -> bool:
     """Say whether a perturbation makes sense for a task: an instruction can only change where the scene has others.
 
     LIBERO's scenes are disturbed by suites of their own, such as ``libero_object_swap``; here only what is not in them.
+    An unknown name raises :class:`SimulationError` with those that are close to it.
     """
-    find_perturbation(perturbation)
+    if perturbation not in PERTURBATIONS:
+        raise SimulationError(unknown_name("perturbation", perturbation, PERTURBATIONS))
     if is_libero(task.name):
         return perturbation in ANYWHERE
     return perturbation != INSTRUCTION_SWITCH or len(scene_tasks(task.scene)) > 1

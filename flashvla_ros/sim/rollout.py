@@ -21,11 +21,11 @@ from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Observation
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
-from flashvla_ros.sim.perturbation import Perturbation, find_perturbation
+from flashvla_ros.sim.perturbation import PERTURBATIONS, Perturbation
 from flashvla_ros.sim.settings import RobotSettings
 
 if TYPE_CHECKING:
-    from flashvla_ros.sim.worlds import AnyWorld
+    from flashvla_ros.sim.world import AnyWorld
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def roll_out(
         free_running: Let the robot go on while the model thinks.
     """
     tick_s = settings.action.dt_s
-    episode, perturbation = Episode(world, plan), find_perturbation(plan.perturbation)(plan)
+    episode, perturbation = Episode(world, plan), PERTURBATIONS[plan.perturbation](plan)
     stepper.reset()
     robot = _Robot(world, settings)
     assembler: Assembler | None = None
@@ -123,7 +123,8 @@ def roll_out(
                 ready = max(free_at, step) + result.step_s / tick_s if free_running else float(step)
                 free_at = ready if free_running else 0.0
                 robot.receive(result.command[0], ready + perturbation.delay_steps)
-                answers.append(_Answer(_without_image(result), step, ready))
+                seen = dataclasses.replace(result.observation, images={})
+                answers.append(_Answer(dataclasses.replace(result, observation=seen), step, ready))
                 if on_step is not None:
                     on_step(result)
             episode.step(robot.action(step + 1))
@@ -156,10 +157,6 @@ class _Robot:
         still = now - 1 - self._arrived > self._patience
         velocity = np.zeros(self._axes) if still else self._motion / self._tick_s
         return action_from_command(velocity, self._gripped, self._tick_s, self._unit)
-
-
-def _without_image(result: StepResult) -> StepResult:
-    return dataclasses.replace(result, observation=dataclasses.replace(result.observation, images={}))
 
 
 def _outcome(

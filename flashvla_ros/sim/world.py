@@ -1,4 +1,4 @@
-"""The simulated world: Meta-World's arm in the scene of a task, with its cameras."""
+"""The simulated world: Meta-World's arm in the scene of a task, with its cameras; and which world a task is of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
-from flashvla_ros.sim.libero.protocol import CAMERAS
+from flashvla_ros.sim.libero.protocol import CAMERAS, is_libero
+from flashvla_ros.sim.libero.world import LiberoWorld
 from flashvla_ros.sim.scene import Camera, Scene
 from flashvla_ros.sim.settings import ACTION_SIZE, CAMERA, METRES_PER_UNIT, SIZE_LIMITS
 from flashvla_ros.sim.tasks import find_task
@@ -113,3 +114,11 @@ class World:
             scene.close()
         self._scenes.clear()
         self._scene = None
+
+
+AnyWorld = World | LiberoWorld
+
+
+def make_world(task: str, image_size: int, render: str, cameras: int) -> AnyWorld:
+    """Return the world of a task; `render` is how LIBERO's images are made, whose official ones have their own size."""
+    return LiberoWorld(image_size, render, cameras) if is_libero(task) else World(image_size, cameras=cameras)

@@ -14,7 +14,7 @@ from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.sim.perturbation import JUMP_M, PERTURBATIONS, find_perturbation, plan_episode
+from flashvla_ros.sim.perturbation import JUMP_M, PERTURBATIONS, plan_episode
 from flashvla_ros.sim.rollout import Outcome, roll_out
 from flashvla_ros.sim.tasks import TASKS
 
@@ -92,7 +92,7 @@ def test_a_late_command_moves_the_robot_later(world: World) -> None:
         roll_out(world, Stepper(policy, SPEC), plan, OFF, lambda _: hand.append(world.scene.state.hand[2]))
         return hand
 
-    delay = find_perturbation("latency")(plan_episode("drawer-close", SEED, "latency")).delay_steps
+    delay = PERTURBATIONS["latency"](plan_episode("drawer-close", SEED, "latency")).delay_steps
     punctual, late = heights("none"), heights("latency")
     assert delay in (1, 2)
     assert punctual[delay] - late[delay] > 1e-3

@@ -189,7 +189,7 @@ def test_a_machine_that_cannot_render_is_told_which_packages_to_install() -> Non
     assert "libegl1" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["flashvla_ros.nodes.robot_frames", "flashvla_ros.sim.worlds"])
+@pytest.mark.parametrize("module", ["flashvla_ros.nodes.robot_frames", "flashvla_ros.sim.world"])
 def test_rendering_is_headless_whatever_is_imported_first(module: str) -> None:
     code = f"import {module}, mujoco.gl_context; print(mujoco.gl_context.GLContext.__module__)"
     environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}

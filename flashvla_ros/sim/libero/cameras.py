@@ -14,7 +14,6 @@ from flashvla_ros.sim.libero.protocol import CAMERAS
 from flashvla_ros.sim.simulator import mujoco, plain_renderer, renderer
 
 OFFICIAL, FAST = "official", "fast"
-RENDERS = (OFFICIAL, FAST)
 _RENDERED = 256  # side of robosuite's pictures in the official evaluation
 _CELL_M = 0.006  # of visual meshes in fast pictures: corners within one cell become one
 _FEW_FACES = 800  # a mesh that is not worth the trouble
@@ -61,17 +60,11 @@ class LiberoCameras:
         if self._count > 1:
             return self._shrunk(_near() if name == CAMERAS[0] else name, size)
         rows = round(size * _SCENE_SHARE)
-        scene, wrist = (
-            self._shrunk(_near(), rows, _SCENE_ROWS),
-            self._shrunk(CAMERAS[1], size - rows, _WRIST_ROWS),
-        )
-        return np.concatenate([scene, wrist])
+        scene = self._shrunk(_near(), rows, _SCENE_ROWS)
+        return np.concatenate([scene, self._shrunk(CAMERAS[1], size - rows, _WRIST_ROWS)])
 
     def _raw(self, camera: Any) -> ImageArray:
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
-        if self._fast:
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderer.scene.flags[flag] = 0
         return self._renderer.render()
 
     def _shrunk(self, camera: Any, rows: int, share: float = 1.0) -> ImageArray:
