@@ -20,17 +20,11 @@ PAPER: Mapping[str, Value] = {"pruning.method": "ics", "pruning.keep_ratio": 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One row of the table.
-
-    Attributes:
-        name: Of the row.
-        values: The parameters that make it.
-        draft: Share of a draft's tokens that the model confirms, 0 or 1; None: no draft.
-    """
+    """One row of the table: its name, and the parameters that make it."""
 
     name: str
     values: Mapping[str, Value]
-    draft: int | None = None
+    draft: int | None = None  # share of a draft's tokens that the model confirms, 0 or 1; None: no draft
 
     def settings(self, base: Settings) -> Settings:
         """Return `base` with this row's parameters."""
@@ -48,9 +42,9 @@ def table(visual_tokens: int, *, drafts: bool = True) -> list[Configuration]:
     paper = next(row for row in rows if row.name == paper_name(visual_tokens))
     for row in (dense, paper) if drafts else ():
         rows += [Configuration(draft_name(row.name, share), row.values, share) for share in (1, 0)]
-    others = [method for method in find("pruning.method").choices if method not in ("none", "ics")]
-    for method in others:
-        rows.append(Configuration(_name(method, 0.625, 2, visual_tokens), {**PAPER, "pruning.method": method}))
+    for method in find("pruning.method").choices:
+        if method not in ("none", "ics"):
+            rows.append(Configuration(_name(method, 0.625, 2, visual_tokens), {**PAPER, "pruning.method": method}))
     return rows
 
 

@@ -48,13 +48,7 @@ def load_subject(name: str, settings: ModelSettings) -> VLAPolicy:
 
 
 def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size: int = 7) -> OpenVLAPolicy:
-    """Build a policy of random weights straight on its device, with OpenVLA's prompt.
-
-    Args:
-        config: Sizes.
-        settings: Device, type, attention and threads.
-        action_size: Dimensions of an action.
-    """
+    """Build a policy of random weights straight on its device, with OpenVLA's prompt."""
     statistics = {"q01": [-1.0] * action_size, "q99": [1.0] * action_size, "mask": [True] * action_size}
     config = dataclasses.replace(config, norm_stats={_STATISTICS: {"action": statistics}})
     backend = Backend.resolve(settings)

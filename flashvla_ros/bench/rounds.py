@@ -115,15 +115,7 @@ class Speedup:
 
 
 def model_row(name: str, series: Series, plain: Series, works: Mapping[str, Work], roofline: Roofline) -> Row:
-    """Return the row of a configuration that runs the model at every step.
-
-    Args:
-        name: Of the configuration.
-        series: Its rounds.
-        plain: Those of the baseline.
-        works: Stage name to its work; may be empty.
-        roofline: Of the device.
-    """
+    """Return the row of a configuration that runs the model at every step; `works` is stage name to work, or empty."""
     last = series.inferences[-1]
     row = times(name, series, plain) | {
         "kept": last.visual_tokens if last.kept is None else len(last.kept),

@@ -28,18 +28,11 @@ _DT_S = 0.1  # between two frames
 
 @dataclasses.dataclass(frozen=True)
 class TraceStep:
-    """One control step.
+    """One control step; for `agreeing` and `tokens` see the module."""
 
-    Attributes:
-        mode: Of the gate: ``guarded`` or ``paper``.
-        fresh: Whether the model was run.
-        agreeing: See the module; None where nothing came before, and on a reused step.
-        tokens: Tokens of an action.
-    """
-
-    mode: str
-    fresh: bool
-    agreeing: int | None
+    mode: str  # of the gate: guarded or paper
+    fresh: bool  # the model was run
+    agreeing: int | None  # None where nothing came before, and on a reused step
     tokens: int
 
 

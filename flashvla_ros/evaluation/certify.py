@@ -27,27 +27,16 @@ Start = tuple[str, int]  # task and seed
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-    """What one candidate came to.
-
-    Attributes:
-        candidate: Its mode.
-        planned: n, starts that were planned.
-        played: Those that were played: fewer where it could not be certified any more.
-        failures: Starts at which it failed.
-        induced: Those of them that the reference mastered.
-        bound: Upper end of the interval of the share of induced failures.
-        reuse_rate: Share of its control steps that reused an action.
-        certified: Every start was played, and the bound is within the risk.
-    """
+    """What one candidate came to; fewer starts than planned were played where it could not be certified any more."""
 
     candidate: Mode
     planned: int
     played: int
     failures: tuple[Start, ...]
-    induced: tuple[Start, ...]
-    bound: float
-    reuse_rate: float
-    certified: bool
+    induced: tuple[Start, ...]  # failures at starts that the reference mastered
+    bound: float  # upper end of the interval of the share of induced failures
+    reuse_rate: float  # share of its control steps that reused an action
+    certified: bool  # every start was played, and the bound is within the risk
 
     @property
     def episodes(self) -> int:
@@ -56,16 +45,9 @@ class Trials:
 
 
 class Certification:
-    """Tries candidates, one after the other.
+    """Tries candidates, one after the other, each against the risk of induced failures with that confidence.
 
-    Args:
-        evaluation: Tasks, seeds and checkpoint; its first mode is the reference, the others are the candidates from
-            the safest on.
-        checkpoint: Fingerprint of the weights.
-        ledger: Finished episodes; open.
-        run: Runs jobs and yields their records in the same order.
-        risk: Largest share of induced failures.
-        confidence: Of the bound.
+    The evaluation's first mode is the reference, the others are the candidates from the safest on. The ledger is open.
     """
 
     def __init__(
@@ -87,9 +69,7 @@ class Certification:
     def tries(self, batch: int, on_episodes: Callable[[int], object]) -> Iterator[Trials]:
         """Yield each candidate's trials, up to the first that is not certified.
 
-        Args:
-            batch: Starts that are played at once.
-            on_episodes: Gets the number of starts that were finished.
+        So many starts are played at once, and `on_episodes` gets the number of those that were finished.
         """
         reference, *candidates = self._evaluation.modes
         for candidate in candidates:

@@ -29,21 +29,13 @@ _TICKS_IN_A_SECOND = 100_000  # latencies are kept in steps of 10 µs
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One episode.
+    """One episode."""
 
-    Attributes:
-        settings: Complete, with the checkpoint's folder.
-        plan: What is asked, and what disturbs it.
-        free_running: Let the robot go on while the model thinks.
-        render: How LIBERO's images are made.
-        open_loop: Play an episode of the model from another start again, without looking.
-    """
-
-    settings: Settings
+    settings: Settings  # complete, with the checkpoint's folder
     plan: EpisodePlan
-    free_running: bool = False
-    render: str = "official"
-    open_loop: bool = False
+    free_running: bool = False  # the robot goes on while the model thinks
+    render: str = "official"  # how LIBERO's images are made
+    open_loop: bool = False  # an episode of the model from another start is played again, without looking
 
     def key(self, checkpoint: str) -> str:
         """Return 20 hexadecimal digits that two episodes share only if they are the same one.

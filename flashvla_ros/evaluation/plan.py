@@ -24,20 +24,14 @@ Run = Callable[[list[Job]], Iterator[Record]]  # runs jobs and yields their reco
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is to be played: every perturbation x mode x task x seed that makes sense.
-
-    Attributes:
-        overrides: Parameters that the user gives for every mode.
-        presets: Those that go before them, such as what LIBERO's protocol fixes.
-        render: How LIBERO's images are made.
-    """
+    """What is to be played: every perturbation x mode x task x seed that makes sense."""
 
     checkpoint: Path
     modes: tuple[Mode, ...]
     tasks: tuple[str, ...]
     perturbations: tuple[str, ...]
     seeds: range
-    overrides: dict[str, Any]
+    overrides: dict[str, Any]  # parameters that the user gives for every mode
     free_running: bool
     presets: dict[str, Any] = dataclasses.field(default_factory=dict)
     render: str = "official"
@@ -60,13 +54,9 @@ class Evaluation:
 
 
 def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -> list[Cell]:
-    """Play the episodes that are not in the ledger yet and return all.
+    """Play the episodes that the ledger at `path` does not have yet, and return all.
 
-    Args:
-        evaluation: What is to be played.
-        checkpoint: Fingerprint of the checkpoint's files.
-        path: The ledger's file; None keeps the episodes in memory alone.
-        run: Runs the jobs that are left.
+    `checkpoint` is the fingerprint of its files; without a path the episodes are kept in memory alone.
     """
     keys: dict[tuple[str, str, str, int], str] = {}
     jobs: dict[str, Job] = {}

@@ -17,11 +17,7 @@ _COLOURS = ("#346ba4", "#c8552d", "#388e3c", "#7b5aa6", "#8a6d1d")
 
 
 def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw one panel for each perturbation and one colour for each checkpoint.
-
-    Args:
-        results: Contents of evaluations' JSON files.
-        path: Picture to write, of a kind that its suffix names.
+    """Draw evaluations into a picture of the kind that its suffix names: a panel for each perturbation.
 
     Raises:
         FlashVLAError: It cannot be written.

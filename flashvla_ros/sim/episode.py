@@ -19,23 +19,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodePlan:
-    """What is asked of the robot in one episode.
+    """What is asked of the robot in one episode."""
 
-    Attributes:
-        task: At whose start the scene is put.
-        instruction: In force from the first step.
-        max_steps: Control steps that an instruction may take.
-        switch_instruction: In force from `switch_step` on; empty: none.
-        perturbation: What disturbs the episode, a name of :mod:`flashvla_ros.sim.perturbation`.
-    """
-
-    task: Task
+    task: Task  # at whose start the scene is put
     seed: int
     instruction: str
-    max_steps: int
-    switch_instruction: str = ""
+    max_steps: int  # control steps that an instruction may take
+    switch_instruction: str = ""  # in force from `switch_step` on; empty: none
     switch_step: int = 0
-    perturbation: str = "none"
+    perturbation: str = "none"  # a name of :mod:`flashvla_ros.sim.perturbation`
 
     @classmethod
     def from_settings(cls, settings: RobotSettings, episode: int) -> EpisodePlan:

@@ -85,13 +85,7 @@ def roll_out(
     the robot node allows. The model takes the newest image as soon as it is free. Rendering is the camera's work and
     costs no time.
 
-    Args:
-        world: Is reset to the plan's start.
-        stepper: Is reset too; its policy sees no difference from a robot on the bench.
-        plan: What is asked.
-        settings: In force throughout; ``action.dt_s`` is the length of a control step.
-        on_step: Sees every control step, such as a recorder of videos.
-        free_running: Let the robot go on while the model thinks.
+    World and stepper are reset first, and the settings hold throughout. `on_step` sees every control step.
     """
     tick_s = settings.action.dt_s
     episode, perturbation = Episode(world, plan), PERTURBATIONS[plan.perturbation](plan)

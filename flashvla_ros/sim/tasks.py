@@ -17,21 +17,13 @@ HOLD_STEPS = 5  # success must last this long; Meta-World counts a single step
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row of the table.
+    """One row of the table; tasks of the same scene share one MuJoCo model."""
 
-    Attributes:
-        name: Meta-World's name without its version.
-        instruction: What the policy is told.
-        scene: Tasks with the same scene share one MuJoCo model.
-        max_steps: Control steps after which the episode has failed.
-        hold_steps: Steps that success must last.
-    """
-
-    name: str
+    name: str  # Meta-World's, without its version
     instruction: str
     scene: str
-    max_steps: int = 250
-    hold_steps: int = HOLD_STEPS
+    max_steps: int = 250  # control steps after which the episode has failed
+    hold_steps: int = HOLD_STEPS  # that success must last
 
     @property
     def environment(self) -> str:

@@ -24,15 +24,11 @@ _BASE_LINKS = tuple(f"robot0_link{index}" for index in range(4))  # hidden in fa
 
 
 class LiberoCameras:
-    """The cameras of one scene; owns an OpenGL context.
+    """The cameras of one scene, as many as the checkpoint sees, 1 or 2; owns an OpenGL context.
 
-    Args:
-        model: MuJoCo's.
-        data: MuJoCo's.
-        render: official: what OpenVLA's evaluation shows, 224 pixels a side; fast: coarser visual meshes, no shadows,
-            no multisampling, the scene from nearer by, and in a single picture the wrist's view below it.
-        size: Side of a fast picture.
-        count: Cameras that the checkpoint sees, 1 or 2.
+    Official pictures are those of OpenVLA's evaluation, 224 pixels a side. Fast ones, `size` pixels a side, have
+    coarser visual meshes, no shadows, no multisampling, the scene from nearer by, and where there is only one, the
+    wrist's view below it.
     """
 
     def __init__(self, model: Any, data: Any, render: str, size: int, count: int) -> None:

@@ -26,16 +26,11 @@ PERMUTED = "_permuted"  # this package's own suffix: objects swap their places
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """One row of LIBERO's suites.
-
-    Attributes:
-        tasks: How many there are.
-        max_steps: Control steps after which an episode has failed.
-    """
+    """One row of LIBERO's suites."""
 
     name: str
-    tasks: int
-    max_steps: int
+    tasks: int  # how many there are
+    max_steps: int  # control steps after which an episode has failed
 
 
 SUITES: Mapping[str, Suite] = {
