@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.read is not None:
         results = read_results(args.read)
     else:
-        from flashvla_ros.bench.run import measure_all
+        from flashvla_ros.bench.run import Session
 
-        results = measure_all(args)
+        results = Session(args).run()
 
     print(text(results))
     if args.json is not None:

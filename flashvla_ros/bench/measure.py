@@ -166,7 +166,7 @@ def count_stages(policy: VLAPolicy, request: Request) -> dict[str, Work]:
 
 @dataclasses.dataclass
 class Roofline:
-    """Best rates seen so far; :meth:`probe` is called in every round, so that it meets the machine's good moments too.
+    """Best rates seen so far; a :class:`Prober` goes on looking, so that it meets the machine's good moments too.
 
     Attributes:
         flops_per_s: Of a square matrix product in the type of the weights.
@@ -226,12 +226,6 @@ class Prober:
         return time.perf_counter() - started_s
 
 
-def spec_of_size(size: int) -> ActionSpec:
-    """Return an action of `size` dimensions whose last one is a gripper."""
-    kinds = (ActionKind.DELTA,) * (size - 1) + (ActionKind.GRIPPER,)
-    return ActionSpec(tuple(f"d{index}" for index in range(size)), kinds, dt_s=0.1)
-
-
 def gate_seconds(
     observations: Sequence[Observation], inference: Inference, settings: Settings, repeats: int = 300
 ) -> FloatArray:
@@ -243,7 +237,9 @@ def gate_seconds(
         settings: The gate's thresholds, and the pruning that `inference` was made with.
         repeats: Timed decisions.
     """
-    spec, dt_s = spec_of_size(inference.action.shape[1]), settings.action.dt_s
+    size, dt_s = inference.action.shape[1], settings.action.dt_s
+    kinds = (ActionKind.DELTA,) * (size - 1) + (ActionKind.GRIPPER,)
+    spec = ActionSpec(tuple(f"d{index}" for index in range(size)), kinds, dt_s)
     memory, seconds = GateMemory(), []
     for step in range(repeats + 2):
         seen = observations[step % len(observations)]

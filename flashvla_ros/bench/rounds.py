@@ -169,9 +169,3 @@ def _stages(series: Series, works: Mapping[str, Work], roofline: Roofline) -> di
                 row["over_least"] = p50_s / least_s
         stages[stage] = row
     return stages
-
-
-def gate_row(seconds: FloatArray) -> Row:
-    """Return p50 and p95 of the gate, which is not run in rounds."""
-    p50, p95 = np.percentile(1e3 * seconds, (50, 95))
-    return {"p50_ms": float(p50), "p95_ms": float(p95), "repeats": len(seconds)}

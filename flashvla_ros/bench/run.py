@@ -25,7 +25,7 @@ from flashvla_ros.bench.configurations import (
     table,
 )
 from flashvla_ros.bench.energy import energy_counter, joules_a_step
-from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, gate_row, model_row, step_row, time_in_turn
+from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, model_row, step_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.progress import INTERVAL_S
@@ -39,16 +39,6 @@ from flashvla_ros.vla.step import VLAPolicy
 
 _FRAMES = 2
 _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters that are options too
-
-
-def measure_all(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the benchmark that the command line asks for and return its results."""
-    settings = settings_of(args)
-    policy = models.load_subject(args.model, settings.model)
-    trace = read_trace(args.trace)
-    rows = select(table(policy.visual_tokens, drafts=policy.decoded > 0), args.only)
-    observations = [seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
-    return Session(policy, settings, rows, trace, observations).run(args)
 
 
 def settings_of(args: argparse.Namespace, base: Settings = Settings()) -> Settings:  # noqa: B008 - immutable
@@ -66,37 +56,24 @@ def seen_by(policy: VLAPolicy, observation: Observation) -> Observation:
 
 
 class Session:
-    """Everything that one run shares.
+    """Everything that one run of the command shares."""
 
-    Args:
-        policy: What is measured.
-        settings: What every configuration starts from.
-        rows: Configurations to time along with the plain model.
-        trace: Decisions to mix by.
-        observations: Frames; each round sees one of them.
-    """
-
-    def __init__(
-        self,
-        policy: VLAPolicy,
-        settings: Settings,
-        rows: Sequence[Configuration],
-        trace: Sequence[TraceStep],
-        observations: Sequence[Observation],
-    ) -> None:
-        self.policy = policy
-        self.settings = settings
-        self.rows = list(rows)
-        self.trace = trace
-        self.observations = observations
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args, self.settings = args, settings_of(args)
+        self.policy = policy = models.load_subject(args.model, self.settings.model)
+        self.trace = read_trace(args.trace)
+        self.rows = select(table(policy.visual_tokens, drafts=policy.decoded > 0), args.only)
+        # Each round sees one of them.
+        self.observations = [seen_by(policy, seen) for seen in load_observations(models.INSTRUCTION)[:_FRAMES]]
         self.eager = policy.reference()
         self.plain = PlainPolicy(policy) if isinstance(policy, OpenVLAPolicy) else DensePolicy(self.eager)
         self.roofline = measure.Roofline()
         self._memory: list[int] = []
         self._tokens: dict[tuple[float, PruningSettings], IntArray] = {}
 
-    def run(self, args: argparse.Namespace) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Measure and return ``{"meta": …, "rows": …}``."""
+        args = self._args
         load_before = os.getloadavg()[0]
         # Warms up, as counting does the others; the static engine moves the weights in its first step.
         for policy in (self.plain, self.eager, self.policy):
@@ -107,6 +84,7 @@ class Session:
         equal = self._check_tokens(series)
         first = series[self.rows[0].name].inferences[0]
         gate = measure.gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
+        gate_p50, gate_p95 = np.percentile(1e3 * gate, (50, 95))
         plain = series[self.plain.name]
         rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
         self._add_energy(rows)
@@ -121,7 +99,7 @@ class Session:
             note=args.note,
             tokens_equal_plain=equal,
             roofline=vars(self.roofline),
-            gate=gate_row(gate),
+            gate={"p50_ms": gate_p50, "p95_ms": gate_p95, "repeats": len(gate)},
             trace={"file": relative(args.trace), "steps": len(self.trace)},
             memory=self._memory_row(),
         )
@@ -231,12 +209,8 @@ def mix_row(
 ) -> Row:
     """Return the row of a gated run: every step of a trace takes the time that its kind took in this run.
 
-    Args:
-        name: Of the row.
-        trace: Decisions, step by step.
-        fresh: [rounds] seconds of a fresh step in each round, one array for each fresh step of the trace.
-        gate_s: Time of the gate, paid at every step.
-        plain: [rounds] seconds of the baseline, which has no gate.
+    `fresh` has an array of [rounds] seconds for each fresh step of the trace, and `plain` [rounds] of the baseline,
+    which has no gate; every other step pays for the gate.
     """
     rounds = len(plain)
     infer = np.stack(fresh) + gate_s  # [fresh steps, rounds]
@@ -249,13 +223,7 @@ def mix_row(
 
 
 def mixes(series: Mapping[str, Series], trace: Sequence[TraceStep], gate_s: float) -> list[Row]:
-    """Return a row for each mode of the trace and each way to run its fresh steps that was timed.
-
-    Args:
-        series: Name of a configuration to its rounds, the baseline's first.
-        trace: Decisions of one mode or several.
-        gate_s: Time of the gate, paid at every step.
-    """
+    """Return a row for each mode of the trace and each way to run its fresh steps; the first series is the baseline."""
     plain = next(iter(series.values()))
     first = plain.inferences[0]
     rows = []
