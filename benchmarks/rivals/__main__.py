@@ -38,7 +38,7 @@ from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Inference, Observation
 from flashvla_ros.evaluation import jobs
 from flashvla_ros.evaluation.jobs import Job, Record
-from flashvla_ros.evaluation.ledger import EpisodeLedger, code_digest
+from flashvla_ros.evaluation.ledger import EpisodeLedger, beside, code_digest
 from flashvla_ros.evaluation.meta import fingerprint, known_tasks
 from flashvla_ros.evaluation.modes import choose_modes
 from flashvla_ros.evaluation.summary import ALL, Cell, table_rows
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     policy, rows = configurations(args.checkpoint, args.only)
     tasks = args.tasks or known_tasks(args.checkpoint)
     sha256, seeds = fingerprint(args.checkpoint), range(args.episodes)
-    cells = play(rows, tasks, seeds, args.json.with_name(args.json.name + ".episodes.jsonl"), sha256)
+    cells = play(rows, tasks, seeds, beside(args.json), sha256)
     found = [row for row in table_rows(cells) if row["task"] == ALL]
     taken = timed_rows(policy, rows, tasks[0], found)
     found = [row | taken[row["mode"]] for row in found]
@@ -190,7 +190,7 @@ def main() -> int:
             draw(results, args.plot)
 
     try:
-        return exit_code(work, f"the same command goes on from {args.json}.episodes.jsonl")
+        return exit_code(work, f"the same command goes on from {beside(args.json)}")
     finally:
         jobs.close_worlds()
 

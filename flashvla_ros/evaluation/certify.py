@@ -61,8 +61,7 @@ class Certification:
         confidence: float,
     ) -> None:
         self._evaluation, self._checkpoint = evaluation, checkpoint
-        self._ledger, self._run = ledger, run
-        self._risk, self._confidence = risk, confidence
+        self._ledger, self._run, self._confidence = ledger, run, confidence
         self.starts: list[Start] = [(task, seed) for seed in evaluation.seeds for task in evaluation.tasks]
         self.allowed = most_events(len(self.starts), risk, confidence)
 
@@ -82,7 +81,8 @@ class Certification:
         failures: list[Start] = []
         induced: list[Start] = []
         records: list[Record] = []
-        for part in _batches(self.starts, batch):
+        for first in range(0, len(self.starts), batch):
+            part = self.starts[first : first + batch]
             played = self._play(candidate, part)
             records += played
             failed = [start for start, record in zip(part, played, strict=True) if not record.success]
@@ -122,8 +122,3 @@ class Certification:
         jobs = [self._evaluation.job(self._evaluation.modes[0], task, NONE, seed) for task, seed in self.starts]
         plans: list[dict[str, Any]] = [dataclasses.asdict(job.plan) for job in jobs]
         return hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _batches(starts: Sequence[Start], size: int) -> Iterator[Sequence[Start]]:
-    for first in range(0, len(starts), size):
-        yield starts[first : first + size]

@@ -21,12 +21,11 @@ from flashvla_ros.evaluation import suites
 from flashvla_ros.evaluation.certify import Certification, Trials
 from flashvla_ros.evaluation.command import evaluation_of
 from flashvla_ros.evaluation.jobs import close_worlds, run_job
-from flashvla_ros.evaluation.ledger import EpisodeLedger, code_digest
+from flashvla_ros.evaluation.ledger import EpisodeLedger, beside, code_digest
 from flashvla_ros.evaluation.meta import meta_of
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.perturbation import NONE
-from flashvla_ros.sim.tasks import TASKS
 
 CANDIDATES = [  # from the safest on, so without pruning first; the fourth is the shipped default
     "gate:gate.delta=0.9,gate.max_reuse=1",
@@ -36,33 +35,26 @@ CANDIDATES = [  # from the safest on, so without pruning first; the fourth is th
     "guarded:gate.delta=0.3,gate.max_reuse=3",
 ]
 EXIT_NONE = 1
-_LEDGER_SUFFIX = ".episodes.jsonl"
 _EPISODES, _FIRST_SEED = 25, 10_000
 _BATCH = 12  # starts of one process before the reference is asked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of the checkpoint (the demo policy)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"those that it knows; {', '.join(TASKS)}")
+    suites.add_arguments(parser)
     parser.add_argument("--reference", default="dense", metavar="MODE", help="mode of flashvla-ros eval (%(default)s)")
     parser.add_argument(
         "--candidates", nargs="+", default=CANDIDATES, metavar="MODE", help="from the safest to the fastest"
     )
-    parser.add_argument("--modes-file", type=Path, metavar="YAML", help="more modes (config/eval_modes.yaml)")
     parser.add_argument("--risk", type=float, default=0.05, help="most episodes that may fail by it (%(default)s)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the bound (%(default)s)")
     parser.add_argument("--episodes", type=int, metavar="N", help=f"starts of each task ({_EPISODES}; of LIBERO 50)")
     parser.add_argument("--seed", type=int, metavar="S", help=f"first seed ({_FIRST_SEED}; of LIBERO 0)")
-    suites.add_arguments(parser)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for every mode")
     parser.add_argument(
         "--out", type=Path, default=Path(CERTIFICATE), metavar="F", help="certificate to write (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="F", help="write what every candidate came to")
-    parser.add_argument(
-        "--ledger", type=Path, metavar="F", help=f"file of finished episodes (the certificate{_LEDGER_SUFFIX})"
-    )
+    parser.add_argument("--ledger", type=Path, metavar="F", help="finished episodes (OUT.episodes.jsonl)")
     add_fanout_arguments(parser)
 
 
@@ -85,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Certify; returns the exit code, 1 where no candidate could be certified."""
     evaluation = plan_of(args)
     meta, checkpoint = meta_of(evaluation), checkpoint_fingerprint(evaluation.checkpoint)
-    ledger = EpisodeLedger(args.ledger or args.out.with_name(args.out.name + _LEDGER_SUFFIX))
+    ledger = EpisodeLedger(args.ledger or beside(args.out))
     workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)
     rule = {"risk": args.risk, "confidence": args.confidence}
     certification = Certification(evaluation, meta["checkpoint"]["sha256"], ledger, workers, **rule)

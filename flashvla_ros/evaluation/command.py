@@ -18,6 +18,7 @@ from flashvla_ros.core.files import write_text
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.evaluation import markdown, suites, video
 from flashvla_ros.evaluation.jobs import close_worlds, run_job
+from flashvla_ros.evaluation.ledger import beside
 from flashvla_ros.evaluation.meta import known_tasks, meta_of
 from flashvla_ros.evaluation.modes import BUILT_IN, choose_modes
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP
@@ -25,17 +26,12 @@ from flashvla_ros.evaluation.plan import Evaluation, play
 from flashvla_ros.evaluation.summary import table_rows
 from flashvla_ros.sim.libero.protocol import render_for
 from flashvla_ros.sim.perturbation import ANYWHERE, NONE, PERTURBATIONS, can_perturb
-from flashvla_ros.sim.tasks import TASKS, find_task
-
-LEDGER_SUFFIX = ".episodes.jsonl"
+from flashvla_ros.sim.tasks import find_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of the checkpoint (the demo policy)")
-    parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help=f"those that the checkpoint knows; {', '.join(TASKS)}"
-    )
+    suites.add_arguments(parser)
     parser.add_argument(
         "--modes",
         nargs="+",
@@ -43,10 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help=f"{', '.join(BUILT_IN)}, one of --modes-file, or NAME:parameter=value,… (dense prune paper guarded)",
     )
-    parser.add_argument("--modes-file", type=Path, metavar="YAML", help="more modes (config/eval_modes.yaml)")
     parser.add_argument("--episodes", type=int, metavar="N", help="of each mode and task (20; of LIBERO 50)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")
-    suites.add_arguments(parser)
     parser.add_argument(
         "--perturb",
         nargs="+",
@@ -55,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"{', '.join(PERTURBATIONS)} (%(default)s)",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for every mode")
     parser.add_argument("--free-running", action="store_true", help="the robot goes on while the model thinks")
     parser.add_argument(
         "--json", type=Path, metavar="F", help="write the table there, and resume from F.episodes.jsonl"
@@ -128,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     meta, started_s = meta_of(evaluation), time.monotonic()
     try:
         workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)
-        ledger = args.ledger or (args.json and args.json.with_name(args.json.name + LEDGER_SUFFIX))
+        ledger = args.ledger or (args.json and beside(args.json))
         rows = table_rows(play(evaluation, meta["checkpoint"]["sha256"], ledger, workers))
         meta |= {"seconds": round(time.monotonic() - started_s)}
         print(markdown.console(rows))

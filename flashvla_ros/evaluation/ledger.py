@@ -22,6 +22,11 @@ _MOST_BYTES = 1000 * MEGABYTE
 _ROOMS = ("core", "gate", "control", "vla", "sim")  # whose code an episode runs
 
 
+def beside(file: Path) -> Path:
+    """Return the ledger of what a command writes into a file, where nobody names another."""
+    return file.with_name(f"{file.name}.episodes.jsonl")
+
+
 class EpisodeLedger:
     """The file of finished episodes; without a path they are kept in memory alone.
 

@@ -84,9 +84,11 @@ def success_table(rows: Sequence[Row]) -> str:
     tasks = list(dict.fromkeys(row["task"] for row in rows if row["task"] != ALL))
     heads = ["mode", *tasks, "all tasks", "against `dense`: lost / won", "difference", "p"]
     lines, adjusted = [], adjusted_p(rows)
-    for mode, by_task in _by_mode(rows).items():
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        by_task = {row["task"]: row for row in rows if row["mode"] == mode}
         total = by_task[ALL]
-        cells = [_short(by_task[task]) if task in by_task else "" for task in tasks]
+        found = [by_task.get(task) for task in tasks]
+        cells = [f"{row['successes']}/{row['episodes']}" if row else "" for row in found]
         compared = ["", "", ""]
         if mode in adjusted:
             pair = Paired(total["lost"], total["won"])
@@ -130,14 +132,3 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _short(row: Row) -> str:
-    return f"{row['successes']}/{row['episodes']}"
-
-
-def _by_mode(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    modes: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        modes.setdefault(row["mode"], {})[row["task"]] = row
-    return modes

@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.sim.libero.protocol import INITIAL_STATES, PERMUTED, base_suite, is_libero, statistics_key
-from flashvla_ros.sim.tasks import find_task
+from flashvla_ros.sim.tasks import TASKS, find_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what only LIBERO has."""
+    """Declare what is played: by which checkpoint, under which settings, and what only LIBERO has."""
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of the checkpoint (the demo policy)")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help=f"those that the checkpoint knows; {', '.join(TASKS)}"
+    )
     parser.add_argument(
         "--suite", nargs="+", default=[], metavar="S", help="of LIBERO: libero_object, or a variation of it, …_permuted"
     )
+    parser.add_argument("--modes-file", type=Path, metavar="YAML", help="more modes (config/eval_modes.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for every mode")
     parser.add_argument("--states", metavar="A:B", help="initial states A to B - 1 of each task (0:50)")
     parser.add_argument(
         "--render",

@@ -65,7 +65,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "perturbation": cell.perturbation,
         "episodes": rate.trials,
         "successes": rate.successes,
-        "wilson_95": _rounded(rate.interval),
+        "wilson_95": [round(end, 4) for end in rate.interval],
         "steps_median": float(np.median([record.steps for record in records])),
         "reuse_rate": round(sum(record.reused for record in records) / control_steps, 4),
         "visual_flops_ratio": round(sum(record.visual_flops for record in records) / control_steps, 4),
@@ -103,10 +103,6 @@ def _against(dense: Cell, cell: Cell) -> dict[str, Any]:
     """Compare with the dense model, episode by episode."""
     compared = Paired.of(*([record.success for record in one.records] for one in (dense, cell)))
     return {"lost": compared.lost, "won": compared.won, "mcnemar_p": round(compared.mcnemar_p, 6)}
-
-
-def _rounded(values: tuple[float, float]) -> list[float]:
-    return [round(value, 4) for value in values]
 
 
 def rates(row: Mapping[str, Any]) -> Rate:

@@ -11,7 +11,6 @@ import cv2
 
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.types import ImageArray
 from flashvla_ros.evaluation.jobs import Job, play
 from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.perturbation import NONE
@@ -71,13 +70,11 @@ class _Writer:
     def __init__(self, path: Path, rate_hz: float) -> None:
         self._path, self._rate_hz = path, rate_hz
         self._writer: Any = None
-        self._last: ImageArray | None = None
+        self._last: Any = None
 
     def step(self, result: StepResult) -> None:
         """Add one control step."""
-        self._add(cv2.cvtColor(draw(result), cv2.COLOR_RGB2BGR))  # type: ignore[arg-type]
-
-    def _add(self, picture: ImageArray) -> None:
+        picture: Any = cv2.cvtColor(draw(result), cv2.COLOR_RGB2BGR)
         if self._writer is None:
             height, width = picture.shape[:2]
             codec = cv2.VideoWriter.fourcc(*"mp4v")
@@ -89,7 +86,7 @@ class _Writer:
 
     def close(self) -> None:
         """Hold the last picture for a while and finish the file."""
-        if self._writer is None or self._last is None:
+        if self._last is None:
             return
         for _ in range(round(self._rate_hz * _LAST_FRAME_S)):
             self._writer.write(self._last)
