@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flashvla_ros.cli.exits import exit_code
+from flashvla_ros.cli.fanout import positive
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.tasks import TASKS, find_task, scene_tasks
 from training.dataset import AUXILIARY, DatasetError, episode_path, write_episode, write_meta
@@ -226,14 +227,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.collect", description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
-    parser.add_argument("--episodes", type=int, default=120, help="episodes of each task (default %(default)s)")
+    parser.add_argument("--episodes", type=positive, default=120, help="episodes of each task (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="data sets of different seeds share no scene")
     parser.add_argument(
         "--image-size", type=int, default=108, help="side of the images in pixels (default %(default)s)"
     )
-    parser.add_argument("--chunk", type=int, default=1, help="time steps of a label (default %(default)s)")
-    parser.add_argument("--every", type=int, default=1, help="steps from one frame to the next (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="parallel processes (default %(default)s)")
+    parser.add_argument("--chunk", type=positive, default=1, help="time steps of a label (default %(default)s)")
+    parser.add_argument(
+        "--every", type=positive, default=1, help="steps from one frame to the next (default %(default)s)"
+    )
+    parser.add_argument("--workers", type=positive, default=2, help="parallel processes (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the data set; an unfinished one is completed"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from flashvla_ros.bench.trace import DEFAULT_TRACE
 from flashvla_ros.cli.exits import EXIT_DIFFERENT
+from flashvla_ros.cli.fanout import positive
 from flashvla_ros.cli.results import read_results, write_results
 from flashvla_ros.core.errors import FlashVLAError
 
@@ -21,21 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="demo", help="demo, random weights of size tiny, mid or 7b, or a folder (%(default)s)"
     )
-    parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="timed rounds (%(default)s)")
-    parser.add_argument("--seconds", type=_positive, default=0, metavar="S", help="begin no round after this time")
+    parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="timed rounds (%(default)s)")
+    parser.add_argument("--seconds", type=positive, default=0, metavar="S", help="begin no round after this time")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="configurations such as 'ics*'")
     parser.add_argument("--trace", type=Path, default=DEFAULT_TRACE, metavar="FILE", help="decisions to mix by (CSV)")
     parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--attention", default="auto", help="auto, flash_attention_2, sdpa or eager")
     parser.add_argument("--engine", default="auto", help="auto, eager, static or compiled")
-    parser.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (torch's default)")
+    parser.add_argument("--threads", type=positive, default=0, metavar="N", help="CPU threads (torch's default)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter")
     parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
     parser.add_argument(
-        "--certify", type=_positive, metavar="N", help="time nothing: hold the engine to the reference on N frames"
+        "--certify", type=positive, metavar="N", help="time nothing: hold the engine to the reference on N frames"
     )
     parser.add_argument("--bag", type=Path, metavar="BAG", help="whose frames and settings (the package's own frames)")
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: take the results of an earlier run")
@@ -68,12 +69,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         draw(results, args.plot)
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def text(results: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -22,9 +23,22 @@ Result = TypeVar("Result")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare ``--jobs`` and ``--ray``, which commands that fan out share."""
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes to spread the work over (1)")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes to spread the work over (1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="spread it over this Ray cluster; local: start one here")
-    parser.add_argument("--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs that one Ray task needs (0)")
+    parser.add_argument("--ray-gpus", type=_gpus, default=0.0, metavar="N", help="GPUs that one Ray task needs (0)")
+
+
+def positive(text: str) -> int:
+    """Read an option that counts something of which there must be one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _gpus(text: str) -> float:
+    if not 0.0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text!r}")
+    return value
 
 
 def fan_out(
