@@ -98,7 +98,8 @@ def tune(
     settings = _tunable(source, bags)
     gates = (*sweep.grid(settings.gate, *thresholds), settings.gate)
     work = [BagJob(bag, source, settings, gates) for bag in bags]
-    outcomes = list(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
+    done = dict(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
+    outcomes = [done[number] for number in range(len(work))]
     *rows, now = sweep.evaluate([(outcome.features, outcome.sources) for outcome in outcomes], gates)
     calibrated = [_calibrated(risk, outcomes, settings) for risk in risks]
     return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error, calibrated, source.node)

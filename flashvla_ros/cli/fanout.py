@@ -48,8 +48,8 @@ def fan_out(
     jobs: int = 1,
     ray: str | None = None,
     ray_gpus: float = 0.0,
-) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item, in the order of `items`, as soon as it and those before it are done.
+) -> Iterator[tuple[int, Result]]:
+    """Yield each item's number in `items` and ``function(item)``, as soon as that is done.
 
     Args:
         function: At the top level of a module, so that other processes can import it.
@@ -66,15 +66,19 @@ def fan_out(
     elif jobs > 1 and len(items) > 1:
         yield from _over_processes(function, items, min(jobs, len(items)))
     else:
-        yield from map(function, items)
+        yield from enumerate(map(function, items))
 
 
-def _over_processes(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
+def _over_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int
+) -> Iterator[tuple[int, Result]]:
     # A forked child of a process that has used torch or CUDA may hang, so children are spawned.
     context = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_follow_parent)
     try:
-        yield from executor.map(function, items)
+        numbers = {executor.submit(function, item): number for number, item in enumerate(items)}
+        for future in concurrent.futures.as_completed(numbers):
+            yield numbers[future], future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise FlashVLAError("a worker process was killed, most likely for want of memory: lower --jobs") from error
     except BaseException:
@@ -98,7 +102,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address: str, gpus: float) -> Iterator[Result]:
+def _over_ray(
+    function: Callable[[Item], Result], items: Sequence[Item], address: str, gpus: float
+) -> Iterator[tuple[int, Result]]:
     try:
         import ray
     except ImportError as error:
@@ -112,8 +118,10 @@ def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], address
         raise FlashVLAError(f"cannot use the Ray cluster {address}: {' '.join(str(error).split())}{hint}") from error
     try:
         task = ray.remote(num_cpus=1, num_gpus=gpus)(function)
-        for reference in [task.remote(item) for item in items]:
-            yield ray.get(reference)
+        numbers = {task.remote(item): number for number, item in enumerate(items)}
+        while numbers:
+            (reference, *_), _ = ray.wait(list(numbers))
+            yield numbers.pop(reference), ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, FlashVLAError):
             raise error.cause from None

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from flashvla_ros.evaluation.jobs import Job, Record
+from flashvla_ros.evaluation.jobs import Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
 from flashvla_ros.evaluation.plan import Evaluation, Run
@@ -108,14 +108,11 @@ class Certification:
         """Return the records of some starts; those that the ledger has are not played again."""
         jobs = {start: self._evaluation.job(mode, start[0], NONE, start[1]) for start in starts}
         keys = {start: job.key(self._checkpoint) for start, job in jobs.items()}
-        todo: dict[str, Job] = {keys[start]: job for start, job in jobs.items() if keys[start] not in self._known}
-        for key, record in zip(todo, self._run(list(todo.values())), strict=True):
-            self._ledger.add(key, record)
+        known = self._ledger.records.keys() - self._ledger.foreign
+        todo = [start for start in starts if keys[start] not in known]
+        for number, record in self._run([jobs[start] for start in todo]):
+            self._ledger.add(keys[todo[number]], record)
         return [self._ledger.records[keys[start]] for start in starts]
-
-    @property
-    def _known(self) -> set[str]:
-        return self._ledger.records.keys() - self._ledger.foreign
 
     def tasks_digest(self) -> str:
         """Return 16 hexadecimal digits of what was asked: tasks, limits of an episode and seeds."""

@@ -19,7 +19,7 @@ from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import can_perturb, plan_episode
 from flashvla_ros.sim.tasks import find_task
 
-Run = Callable[[list[Job]], Iterator[Record]]  # runs jobs and yields their records in the same order
+Run = Callable[[list[Job]], Iterator[tuple[int, Record]]]  # runs jobs; yields each one's number and record when done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,9 @@ def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> dict[str, Record
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="episode", smoothing=0.05)
     try:
         with ledger, bar:
-            for key, record in zip(todo, run(list(todo.values())), strict=True):
-                ledger.add(key, record)
+            keys = list(todo)
+            for number, record in run(list(todo.values())):
+                ledger.add(keys[number], record)
                 bar.update()
     except KeyboardInterrupt:
         if path:

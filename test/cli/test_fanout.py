@@ -1,4 +1,4 @@
-"""Fanning out over processes: the same results in the same order; one line where it fails. Ray: test/system."""
+"""Fanning out over processes: the same results, each when it is there; one line where it fails. Ray: test/system."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flashvla_ros import __main__ as cli
 from flashvla_ros.cli.fanout import fan_out
 from flashvla_ros.core.errors import BagError, FlashVLAError
 
@@ -27,24 +28,43 @@ def linger(_):
     time.sleep(100)
 
 
-def squares(numbers, **how):
-    return [square for square, _ in fan_out(square_of, numbers, **how)]
+def wait_for(file):
+    while file is not None and not file.exists():  # the test's own time limit ends a wait for ever
+        time.sleep(0.05)
 
 
 def test_one_job_stays_in_this_process():
-    assert [pid for _, pid in fan_out(square_of, [1, 2])] == [os.getpid()] * 2
+    assert list(fan_out(square_of, [1, 2])) == [(0, (1, os.getpid())), (1, (4, os.getpid()))]
 
 
-def test_processes_give_the_same_in_order():
-    results = list(fan_out(square_of, list(range(6)), jobs=2))
-    assert [square for square, _ in results] == [number**2 for number in range(6)]
-    assert os.getpid() not in {pid for _, pid in results}
+def test_processes_give_the_same():
+    results = dict(fan_out(square_of, list(range(6)), jobs=2))
+    assert {number: square for number, (square, _) in results.items()} == {number: number**2 for number in range(6)}
+    assert os.getpid() not in {pid for _, pid in results.values()}
+
+
+def test_what_is_done_does_not_wait_for_what_was_asked_before_it(tmp_path):
+    release = tmp_path / "release"
+    results = fan_out(wait_for, [release, None, None], jobs=2)
+    assert {next(results)[0], next(results)[0]} == {1, 2}
+    release.touch()
+    assert [number for number, _ in results] == [0]
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--jobs", "-1"], ["--ray-gpus", "-1"], ["--ray-gpus", "nan"]])
+@pytest.mark.parametrize("command", ["eval", "certify", "tune"])
+def test_a_number_of_processes_that_cannot_be_is_refused_at_once(command, words, capsys):
+    bag = ["bag"] if command == "tune" else []
+    with pytest.raises(SystemExit) as refusal:
+        cli.main([command, *bag, *words])
+    assert refusal.value.code == 2
+    assert f"argument {words[0]}: must be a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_error_of_the_work_comes_through(jobs):
     with pytest.raises(BagError, match="-1 is negative"):
-        squares([3, -1, 4], jobs=jobs)
+        list(fan_out(square_of, [3, -1, 4], jobs=jobs))
 
 
 def test_a_killed_process_is_one_line():

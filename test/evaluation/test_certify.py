@@ -39,9 +39,9 @@ def certify(
 ) -> tuple[list[Trials], list[Job]]:
     played: list[Job] = []
 
-    def run(jobs: list[Job]) -> Iterator[Record]:
+    def run(jobs: list[Job]) -> Iterator[tuple[int, Record]]:
         played.extend(jobs)
-        return (record(succeeds(job)) for job in jobs)
+        return ((number, record(succeeds(jobs[number]))) for number in reversed(range(len(jobs))))
 
     tasks = ("drawer-open", "door-open", "button-press")
     evaluation = Evaluation(share_path("models", "demo"), MODES, tasks, (NONE,), range(episodes), {}, False)

@@ -40,9 +40,9 @@ def lengths(word: str) -> int:
     return len(word)
 
 
-def test_the_results_come_in_order_and_errors_as_they_were_raised(cluster: str) -> None:
+def test_the_results_come_as_they_are_done_and_errors_as_they_were_raised(cluster: str) -> None:
     work = [[f"gate.max_reuse={number}"] for number in range(1, 7)]
-    assert list(fan_out(parse_overrides, work, ray=cluster)) == [{"gate.max_reuse": number} for number in range(1, 7)]
+    assert dict(fan_out(parse_overrides, work, ray=cluster)) == {n: {"gate.max_reuse": n + 1} for n in range(6)}
     with pytest.raises(SettingsError, match=r"gate\.delta must be from 0 to 1"):
         list(fan_out(parse_overrides, [*work, ["gate.delta=2"]], ray=cluster))
 
@@ -55,7 +55,7 @@ def test_what_the_machines_of_the_cluster_lack_is_named(cluster: str) -> None:
 def test_a_cluster_is_started_where_there_is_none() -> None:
     import ray
 
-    assert list(fan_out(parse_overrides, [["gate.delta=0.5"]], ray="local")) == [{"gate.delta": 0.5}]
+    assert list(fan_out(parse_overrides, [["gate.delta=0.5"]], ray="local")) == [(0, {"gate.delta": 0.5})]
     assert not ray.is_initialized()
 
 
