@@ -46,6 +46,7 @@ class EpisodeLedger:
     def add(self, key: str, record: Record) -> None:
         """Keep one episode, on disk before this returns."""
         self.records[key] = record
+        self.foreign.discard(key)
         if self._stream is not None:
             line = {"key": key, "code": code_digest(), "record": dataclasses.asdict(record)}
             self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")

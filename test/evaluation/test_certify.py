@@ -14,6 +14,7 @@ from flashvla_ros.core.certificate import Certificate, certification, compared
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.evaluation import ledger as ledger_module
 from flashvla_ros.evaluation.certify import Certification, Trials
 from flashvla_ros.evaluation.jobs import Job, Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger
@@ -81,6 +82,17 @@ def test_what_is_in_the_ledger_is_not_played_again(tmp_path: Path) -> None:
     assert len(once) == 3 * 93
     assert not twice
     assert again == first
+
+
+def test_what_other_code_has_played_is_played_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "episodes.jsonl"
+    with monkeypatch.context() as other:
+        other.setattr(ledger_module, "code_digest", lambda: "other")
+        _, before = certify(lambda job: job.plan.seed != 3 or job.settings.gate.mode == "off", EpisodeLedger(path), 93)
+    _, again = certify(lambda job: job.plan.seed != 3 or job.settings.gate.mode == "off", EpisodeLedger(path), 93)
+    assert len(again) == len(before) == 3 * 279 + 3  # the reference's three starts serve every candidate
+    _, third = certify(lambda _: False, EpisodeLedger(path), 93)
+    assert not third
 
 
 def test_too_few_starts_are_refused_before_anything_is_played(capsys: pytest.CaptureFixture[str]) -> None:

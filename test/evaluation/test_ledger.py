@@ -40,7 +40,10 @@ def test_episodes_of_other_code_are_told_apart(tmp_path: Path, monkeypatch) -> N
     with EpisodeLedger(path) as ledger:
         ledger.add("a", RECORD)
     monkeypatch.setattr(ledger_module, "code_digest", lambda: "other")
-    assert EpisodeLedger(path).foreign == {"a"}
+    with EpisodeLedger(path) as ledger:
+        assert ledger.foreign == {"a"}
+        ledger.add("a", RECORD)
+        assert not ledger.foreign
 
 
 def test_a_key_stands_for_everything_that_an_episode_depends_on() -> None:
