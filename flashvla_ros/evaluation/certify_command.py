@@ -62,6 +62,8 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
     """Return what is to be played; one line of error says what is wrong with the arguments."""
     if not (0.0 < args.risk < 1.0 and 0.0 < args.confidence < 1.0):
         raise FlashVLAError(f"--risk and --confidence lie between 0 and 1, got {args.risk:g} and {args.confidence:g}")
+    if any(name.startswith(OPEN_LOOP) for name in (args.reference, *args.candidates)):
+        raise FlashVLAError(f"{OPEN_LOOP} plays without looking: it is no --reference and no candidate")
     libero = bool(suites.chosen_tasks(args))
     asked = {"modes": [args.reference, *args.candidates], "perturb": [NONE], "free_running": False}
     if args.seed is None:  # LIBERO's seeds are its initial states; elsewhere nothing was tuned or trained on these
@@ -70,6 +72,8 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
         asked["episodes"] = _EPISODES
     evaluation = evaluation_of(argparse.Namespace(**{**vars(args), **asked}))
     modes = tuple(mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP))
+    if len(modes) < 2:
+        raise FlashVLAError(f"--candidates names nothing but the reference {args.reference}: there is nothing to try")
     return dataclasses.replace(evaluation, modes=modes)
 
 

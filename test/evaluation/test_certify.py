@@ -95,6 +95,21 @@ def test_what_other_code_has_played_is_played_again_once(tmp_path: Path, monkeyp
     assert not third
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--reference", "open_loop"], "open_loop plays without looking"),
+        (["--candidates", "guarded", "open_loop"], "open_loop plays without looking"),
+        (["--candidates", "dense"], "nothing but the reference dense"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["certify", "--tasks", "drawer-close", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
 def test_too_few_starts_are_refused_before_anything_is_played(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["certify", "--episodes", "5", "--tasks", "drawer-close"]) == 2
     assert "5 starts cannot certify" in capsys.readouterr().err
