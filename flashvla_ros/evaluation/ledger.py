@@ -6,10 +6,12 @@ command that meets the key again takes the episode from here: it resumes, extend
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -44,13 +46,21 @@ class EpisodeLedger:
             self._read(path)
 
     def add(self, key: str, record: Record) -> None:
-        """Keep one episode, on disk before this returns."""
+        """Keep one episode, on disk before this returns.
+
+        Raises:
+            FlashVLAError: It cannot be written.
+        """
         self.records[key] = record
         self.foreign.discard(key)
         if self._stream is not None:
             line = {"key": key, "code": code_digest(), "record": dataclasses.asdict(record)}
-            self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
-            self._stream.flush()
+            try:
+                self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            except OSError as error:
+                raise FlashVLAError(f"cannot write {self.path}: {error.strerror}") from error
 
     def __enter__(self) -> EpisodeLedger:
         if self.path is None:
@@ -69,7 +79,8 @@ class EpisodeLedger:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # of a full disk: `add` has said so
+                self._stream.close()
             self._stream = None
 
     def _read(self, path: Path) -> None:

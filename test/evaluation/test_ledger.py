@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
+import pytest
+
+from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import ledger as ledger_module
 from flashvla_ros.evaluation.jobs import Job, Record
@@ -33,6 +38,20 @@ def test_a_torn_line_is_played_again_and_spoils_no_other(tmp_path: Path) -> None
     with EpisodeLedger(path) as ledger:
         ledger.add("c", RECORD)
     assert list(EpisodeLedger(path).records) == ["a", "c"]
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_before_is_kept(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "x.jsonl"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with EpisodeLedger(path) as ledger:
+        ledger.add("a", RECORD)
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(FlashVLAError, match=f"cannot write {path}: No space left"):
+            ledger.add("b", RECORD)
+    assert EpisodeLedger(path).records["a"] == RECORD
 
 
 def test_episodes_of_other_code_are_told_apart(tmp_path: Path, monkeypatch) -> None:
