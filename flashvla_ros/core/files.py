@@ -63,14 +63,16 @@ def read_json(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, and the folders above it.
+    """Write a text file, whole or not at all, and the folders above it; a device or a pipe takes the text as it is.
 
     Raises:
         FlashVLAError: It cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(Path(os.path.realpath(path)), text)  # a link stays one
     except OSError as error:
         raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
 

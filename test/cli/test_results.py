@@ -1,13 +1,15 @@
 """The JSON that commands write."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import flashvla_ros
-from flashvla_ros.cli.results import meta, write_results
+from flashvla_ros.cli.results import meta, read_results, write_results
 from flashvla_ros.core.errors import FlashVLAError
 
 
@@ -26,6 +28,26 @@ def test_every_file_says_device_and_versions():
     assert (made["device"], made["command"]) == ("a machine", "bench")
     assert made["versions"]["flashvla_ros"] == flashvla_ros.__version__
     assert made["versions"]["numpy"] == np.__version__
+
+
+def test_results_that_are_there_stay_whole_until_new_ones_are(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    (link := tmp_path / "link.json").symlink_to(path)
+    write_results(link, {"device": "first"}, [])
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FlashVLAError, match="No space left"):
+        write_results(link, {"device": "second"}, [])
+    assert read_results(path)["meta"] == {"device": "first"}
+    assert link.is_symlink()
+
+
+def test_a_device_takes_results_and_stays_one():
+    write_results(Path("/dev/null"), {}, [])
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
