@@ -58,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
         import matplotlib  # noqa: F401  # now: it may be missing, and minutes of measuring be lost
     if args.read is not None:
         results = read_results(args.read)
+        try:
+            text(results)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # such as those of eval, or of --certify
+            raise FlashVLAError(f"{args.read} holds no times that flashvla-ros bench measured ({error!r})") from error
     else:
         from flashvla_ros.bench.run import Session
 

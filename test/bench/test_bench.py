@@ -251,7 +251,8 @@ def test_counts_must_be_positive(arguments):
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path, capsys):
-    for content, message in (("{", "is not JSON"), ("[]", "holds no results")):
+    of_eval = '{"meta": {}, "rows": [{"mode": "dense", "task": "all"}]}'
+    for content, message in (("{", "is not JSON"), ("[]", "holds no results"), (of_eval, "holds no times")):
         (tmp_path / "r.json").write_text(content)
         assert cli.main(["bench", "--read", str(tmp_path / "r.json")]) == 2
         assert message in capsys.readouterr().err
