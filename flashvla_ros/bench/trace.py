@@ -66,7 +66,7 @@ def _step(path: Path, number: int, row: dict[str, str]) -> TraceStep:
     if decision not in (INFER, REUSE):
         raise FlashVLAError(f"{where}: decision must be {INFER} or {REUSE}, got {decision!r}")
     agreeing, tokens = _number(where, "agreeing", row["agreeing"]), _number(where, "tokens", row["tokens"]) or 0
-    if agreeing is not None and agreeing > tokens:
+    if agreeing is not None and (agreeing > tokens or not tokens):
         raise FlashVLAError(f"{where}: {agreeing} agreeing tokens of {tokens} cannot be")
     return TraceStep(row["mode"], decision == INFER, agreeing, tokens)
 

@@ -64,6 +64,7 @@ def test_columns_that_only_explain_may_be_missing(tmp_path: Path):
             "line 3: agreeing must be a whole number or empty, got '-1'",
         ),
         (HEAD + "g,t,0,0,infer,x,5,4\n", "line 2: 5 agreeing tokens of 4 cannot be"),
+        (HEAD + "g,t,0,0,infer,x,0,\n", "line 2: 0 agreeing tokens of 0 cannot be"),
         (HEAD + "g,t,0\n", "line 2: decision must be infer or reuse, got None"),
     ],
 )
