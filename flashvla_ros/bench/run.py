@@ -101,7 +101,7 @@ class Session:
             roofline=vars(self.roofline),
             gate={"p50_ms": gate_p50, "p95_ms": gate_p95, "repeats": len(gate)},
             trace={"file": relative(args.trace), "steps": len(self.trace)},
-            memory=self._memory_row(),
+            memory=self._memory_row(len(series)),
         )
         return {"meta": made, "rows": rows}
 
@@ -194,13 +194,13 @@ class Session:
                 run = functools.partial(runners[row["name"]], self.observations[0])
                 row["joules"] = joules_a_step(run, counter, backend.synchronize)
 
-    def _memory_row(self) -> Row:
-        """Peak, and growth over the second half of the rounds: by then allocators have what they will keep."""
+    def _memory_row(self, steps: int) -> Row:
+        """Peak, and growth over the second half of the rounds of so many steps: by then allocators are warm."""
         half = self._memory[len(self._memory) // 2 :]
         return {
             "peak_bytes": measure.peak_bytes(self.policy.backend),
             "growth_bytes": half[-1] - half[0],
-            "steps": (len(self.rows) + 1) * (len(half) - 1),
+            "steps": steps * (len(half) - 1),
         }
 
 

@@ -29,7 +29,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("out") / "bench.json"
     patch = pytest.MonkeyPatch()
     patch.setattr("flashvla_ros.bench.measure._STREAM_BYTES", {"cpu": 1 << 20})
-    command = ["bench", "--model", str(folder), "--rounds", "2", "--threads", "1", "--json", str(out)]
+    command = ["bench", "--model", str(folder), "--rounds", "3", "--threads", "1", "--json", str(out)]
     assert (
         cli.main(
             [

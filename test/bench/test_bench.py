@@ -212,9 +212,10 @@ def test_meta_names_device_versions_and_roofline(results):
     meta = results["meta"]
     assert meta["device"] and meta["versions"]["torch"] == torch.__version__
     assert min(meta["roofline"].values()) > 0
-    assert meta["tokens_equal_plain"] == "2 of 2 rounds"
+    assert meta["tokens_equal_plain"] == "3 of 3 rounds"
     assert meta["gate"]["p50_ms"] > 0
     assert meta["note"] == "a shared machine" and meta["memory"]["peak_bytes"] > 0
+    assert meta["memory"]["steps"] == sum(" gate, " not in row["name"] for row in results["rows"])  # of the last round
 
 
 def test_results_are_read_back_as_tables_and_drawn(results, tmp_path, capsys):
