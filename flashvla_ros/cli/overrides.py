@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.files import parse_json
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.settings import find
 
@@ -34,6 +34,6 @@ def _value(name: str, text: str) -> Value:
     if row.kind == "float_array" and not text.startswith("["):
         text = f"[{text}]"
     try:
-        return row.parse(json.loads(text))
+        return row.parse(parse_json(text))
     except ValueError as error:
         raise SettingsError(f"{name} must be of type {row.kind}, got {text!r}") from error

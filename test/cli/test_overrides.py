@@ -29,6 +29,7 @@ def test_every_kind_is_read():
         ("gate.delta=much", "gate.delta must be of type float, got 'much'"),
         ("gate.delta=2", "from 0 to 1"),
         ("gate.delta=", "gate.delta must be of type float"),
+        pytest.param("limits.lower=" + "[" * 10**5, "limits.lower must be of type float_array", id="deep"),
         ("limits.lower=1,x", "limits.lower must be of type float_array"),
     ],
 )
