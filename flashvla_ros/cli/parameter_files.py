@@ -57,12 +57,11 @@ def quote_for_rcl(arguments: Sequence[str], folder: Path) -> list[str]:
         folder: Takes the copies of those files in which :func:`quote_words` changes something.
     """
     words = list(arguments)
-    for i, path in enumerate(given_files(arguments)):
-        text = read_text(path, SettingsError)
-        if (quoted := quote_words(text)) != text:
-            copy = folder / f"{i}_{path.name}"
+    for i, (flag, file) in enumerate(itertools.pairwise(arguments), start=1):
+        if flag == "--params-file" and (quoted := quote_words(text := read_text(Path(file), SettingsError))) != text:
+            copy = folder / f"{i}_{Path(file).name}"
             copy.write_text(quoted, encoding="utf-8")
-            words = [str(copy) if word == str(path) else word for word in words]
+            words[i] = str(copy)
     return words
 
 

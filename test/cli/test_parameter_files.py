@@ -105,7 +105,10 @@ def test_the_files_are_found_among_the_arguments() -> None:
     assert given_files(words) == [Path("a.yaml"), Path("c.yaml")]
 
 
-def test_what_ros2_param_dump_writes_can_be_given_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["{}", "./a.yaml"])
+def test_what_ros2_param_dump_writes_can_be_given_back(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["x", "y", "z", "n", "é"]
     rclpy.init(context=(context := rclpy.Context()))
     node = Node("flashvla", context=context, start_parameter_services=False)
@@ -117,7 +120,8 @@ def test_what_ros2_param_dump_writes_can_be_given_back(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", yaml.safe_dump(dump, allow_unicode=True))
     assert "- y\n" in path.read_text()
     (folder := tmp_path / "copies").mkdir()
-    _, _, copy = quote_for_rcl(["--ros-args", "--params-file", str(path)], folder)
+    monkeypatch.chdir(tmp_path)
+    _, _, copy = quote_for_rcl(["--ros-args", "--params-file", given.format(path)], folder)
     assert of_rcl(Path(copy), "/flashvla") == {**of_any_node, **values}
     assert read_parameters(path, "/flashvla") == {"action.names": tuple(names), "gate.delta": 1e-05}
 
