@@ -78,10 +78,8 @@ def read_modes(file: Path) -> dict[str, Mapping[str, Any]]:
     Raises:
         SettingsError: It cannot be read or is of another form.
     """
-    try:
-        modes = read_yaml(file)["modes"]
-    except (KeyError, TypeError) as error:
-        raise SettingsError(f"{file} defines no modes: it must hold modes: {{name: {{parameter: value}}}}") from error
+    content = read_yaml(file)
+    modes = content.get("modes") if isinstance(content, Mapping) else None
     if not isinstance(modes, Mapping) or not all(isinstance(values, Mapping) for values in modes.values()):
         raise SettingsError(f"{file} defines no modes: it must hold modes: {{name: {{parameter: value}}}}")
     return {str(name): values for name, values in modes.items()}
@@ -91,11 +89,11 @@ def _values(name: str, known: Mapping[str, Mapping[str, Any]], file: Path, depth
     """Return a mode's values, checked, over the values of the mode that it is like."""
     own = dict(known[name])
     values = {}
-    if (base := own.pop(LIKE, None)) is not None:
-        if base not in known or depth > len(known):
+    if LIKE in own:
+        if (base := str(own.pop(LIKE))) not in known or depth > len(known):
             raise SettingsError(f"mode {name} of {file} is like {base!r}, which is no other mode")
         values = _values(base, known, file, depth + 1)
     for parameter, value in own.items():
-        row = find(parameter)
+        row = find(str(parameter))
         values[parameter] = row.parse(row.from_yaml(value))
     return values

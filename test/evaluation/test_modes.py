@@ -74,6 +74,9 @@ def test_what_is_misspelt_is_one_line(name: str, message: str) -> None:
         ("x: 1", "defines no modes"),
         ("modes: {a: {like: b}}", "is like 'b', which is no other mode"),
         ("modes: {a: {like: a}}", "is like 'a', which is no other mode"),
+        ("modes: {a: {like: [b]}}", r"is like \"\['b'\]\", which is no other mode"),
+        ("modes: {a: {1: 2}}", "no parameter '1'"),
+        ("[modes]", "defines no modes"),
         ("modes: {a: {gate.detla: 1}}", "did you mean gate.delta"),
     ],
 )
