@@ -52,8 +52,15 @@ def parse_episodes(evaluation: Evaluation, texts: Sequence[str] | None) -> list[
 
 
 def write(film: Film, folder: Path) -> str:
-    """Play an episode again and write its film; return a line that says what it shows."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Play an episode again and write its film; return a line that says what it shows.
+
+    Raises:
+        FlashVLAError: The film cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlashVLAError(f"cannot make the folder {folder}: {error.strerror}") from error
     path = folder / f"{film.name}.mp4"
     rate_hz = 1.0 / film.job.settings.action.dt_s
     writer = _Writer(path, rate_hz)

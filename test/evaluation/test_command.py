@@ -58,6 +58,14 @@ def test_an_evaluation_is_played_once_and_films_are_the_same_episodes(
     assert capture.read()[0]
 
 
+def test_a_film_that_cannot_be_written_is_one_line(
+    tmp_path: Path, short_episodes: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["eval", *SHORT, "--json", str(tmp_path / "x.json"), "--video", str(tmp_path / "file")]) == 2
+    assert f"cannot make the folder {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+
+
 def test_the_same_seed_and_mode_give_the_same_episode_step_for_step(short_episodes: None) -> None:
     from flashvla_ros.evaluation.command import evaluation_of
 
