@@ -44,7 +44,11 @@ def chosen_tasks(args: argparse.Namespace) -> list[str]:
     given = [task for task in args.tasks or () if is_libero(task)]
     if (given or suites) and len(given) < len(args.tasks or ()):
         raise FlashVLAError(f"tasks of LIBERO are suite/number and go with no others, got {', '.join(args.tasks)}")
+    if given and suites and not {task.partition("/")[0] for task in given} <= suites.keys():
+        raise FlashVLAError(f"--tasks takes a part of --suite: {', '.join(given)} are not all of {', '.join(suites)}")
     tasks = given or [f"{name}/{number}" for name, suite in suites.items() for number in range(suite.tasks)]
+    if not tasks and (args.states, args.render) != (None, None):
+        raise FlashVLAError("--states and --render are LIBERO's: name its tasks too, by --suite or as suite/number")
     if len({base_suite(task).name for task in tasks}) > 1:
         raise FlashVLAError("a checkpoint has the statistics of one suite: evaluate one suite and its variations")
     return [find_task(task).name for task in tasks]

@@ -108,6 +108,7 @@ def _options(*arguments: str):
         (["--modes", "prune:pruning.layer=9"], "pruning.layer must be below 4"),
         (["--video", "x", "--video-episodes", "drawer-open:0"], "--video-episodes takes TASK:MODE:SEED"),
         (["--modes-file", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+        (["--states", "0:10"], "--states and --render are LIBERO's"),
         (["--report", "/nowhere.json"], "/nowhere.json is no result"),
     ],
 )

@@ -70,6 +70,7 @@ def test_permuted_states_have_no_end() -> None:
         (("--suite", "libero_objects"), "libero_object"),
         (("--suite", "libero_object", "libero_goal"), "one suite and its variations"),
         (("--suite", "libero_object", "--tasks", "drawer-open"), "go with no others"),
+        (("--suite", "libero_goal", "--tasks", "libero_object/3"), "not all of libero_goal"),
         (("--tasks", "libero_object/12"), "libero_object/0 to libero_object/9"),
     ],
 )
