@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     Certificate(
         name=best.candidate.name,
         checkpoint=checkpoint,
-        settings=compared(best.candidate.settings({**evaluation.presets, **evaluation.overrides})),
+        settings=compared(best.candidate.settings(evaluation.shared)),
         tasks=evaluation.tasks,
         tasks_digest=certification.tasks_digest(),
         version=flashvla_ros.__version__,

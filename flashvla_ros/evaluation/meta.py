@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest
 from flashvla_ros.evaluation.plan import Evaluation
+from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.tasks import TASKS
 
@@ -54,7 +56,7 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
 
     size = model_size(load_config(evaluation.checkpoint))
     for mode in evaluation.modes:
-        check_layer(mode.settings(evaluation.overrides).pruning, size.decoder.layers)
+        check_layer(mode.settings(evaluation.shared).pruning, size.decoder.layers)
     return meta(
         _device(evaluation),
         checkpoint={
@@ -72,29 +74,30 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
         episodes=len(evaluation.seeds),
         free_running=evaluation.free_running,
         code=code_digest(),
-        settings=Settings().with_values({**evaluation.presets, **evaluation.overrides}).values(),
+        settings=Settings().with_values(evaluation.shared).values(),
     )
 
 
 def command_line(evaluation: Evaluation) -> str:
     """Return the command that plays these episodes, with DIR for the checkpoint's folder."""
-    words = ["flashvla-ros eval --checkpoint DIR"]
+    words = ["flashvla-ros", "eval", "--checkpoint", "DIR"]
     words += ["--tasks", *evaluation.tasks, "--modes", *(mode.name for mode in evaluation.modes)]
     words += ["--episodes", str(len(evaluation.seeds)), "--seed", str(evaluation.seeds[0])]
     if evaluation.perturbations != (NONE,):
         words += ["--perturb", *evaluation.perturbations]
-    words += ["--render", evaluation.render] if evaluation.render != "official" else []
+    if is_libero(evaluation.tasks[0]):  # without it, the size of the checkpoint's images would say so
+        words += ["--render", evaluation.render]
     for name, value in evaluation.overrides.items():
         words += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
-    return " ".join([*words, "--free-running"] if evaluation.free_running else words)
+    return shlex.join([*words, "--free-running"] if evaluation.free_running else words)
 
 
 def _device(evaluation: Evaluation) -> str:
     """Name what ran the model."""
-    wanted = evaluation.overrides.get("model.device", "auto")
+    wanted, threads = evaluation.shared.get("model.device", "auto"), evaluation.shared["model.threads"]
     if wanted != "cpu":
         import torch
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name(0 if wanted == "auto" else wanted)
-    return f"{processor_name()}, {os.cpu_count()} cores, 1 thread a model"
+    return f"{processor_name()}, {os.cpu_count()} cores, {threads or 'all'} thread{'s' * (threads != 1)} a model"

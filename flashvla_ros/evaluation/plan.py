@@ -33,13 +33,18 @@ class Evaluation:
     seeds: range
     overrides: dict[str, Any]  # parameters that the user gives for every mode
     free_running: bool
-    presets: dict[str, Any] = dataclasses.field(default_factory=dict)
-    render: str = "official"
+    presets: dict[str, Any] = dataclasses.field(default_factory=dict)  # go before them: what LIBERO's protocol fixes
+    render: str = "official"  # how LIBERO's images are made
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Parameters of every mode that does not say otherwise; one thread a model, as episodes run side by side."""
+        return {"model.threads": 1, **self.presets, **self.overrides}
 
     def job(self, mode: Mode, task: str, perturbation: str, seed: int) -> Job:
-        """Return one episode as a piece of work; one thread for each model, since episodes run side by side."""
-        overrides = {"model.threads": 1, **self.presets, **self.overrides, "model.checkpoint": str(self.checkpoint)}
-        settings, plan = mode.settings(overrides), plan_episode(task, seed, perturbation)
+        """Return one episode as a piece of work."""
+        settings = mode.settings({**self.shared, "model.checkpoint": str(self.checkpoint)})
+        plan = plan_episode(task, seed, perturbation)
         return Job(settings, plan, self.free_running, self.render, open_loop=mode.name.startswith(OPEN_LOOP))
 
     def cells(self) -> list[tuple[str, Mode, str]]:

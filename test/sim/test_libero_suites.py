@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import SPEC
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Observation
 from flashvla_ros.evaluation import suites
+from flashvla_ros.evaluation.meta import command_line
+from flashvla_ros.evaluation.modes import choose_modes
 from flashvla_ros.evaluation.open_loop import TapePolicy
+from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.episode import action_from_command
 from flashvla_ros.sim.perturbation import can_perturb
 from flashvla_ros.sim.tasks import Task
@@ -88,6 +95,19 @@ def test_without_libero_the_remedy_is_named(capsys: pytest.CaptureFixture) -> No
     assert "LIBERO is not installed" in error
     assert "make setup-libero" in error
     assert error.count("\n") == 1
+
+
+def test_the_command_of_a_table_plays_its_episodes_again() -> None:
+    modes = tuple(choose_modes(["dense"], share_path("config", "eval_modes.yaml")))
+    values = {"action.names": ("x", "y"), "model.threads": 2}
+    evaluation = Evaluation(
+        Path("models/x"), modes, ("libero_object/0",), ("none",), range(3), values, False, render="official"
+    )
+    program, command, *words = shlex.split(command_line(evaluation))
+    assert (program, command) == ("flashvla-ros", "eval")
+    again = options(*words)
+    assert again.render == "official"  # also for images of another size, where fast ones would be chosen
+    assert parse_overrides(again.set) == values
 
 
 def test_the_protocol_is_preset() -> None:
