@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.evaluation.jobs import Job, Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
@@ -93,7 +94,8 @@ def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> dict[str, Record
             f"{len(foreign)} episodes of {path} were played by other code than this; delete it to play them again",
             file=sys.stderr,
         )
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="episode", smoothing=0.05)
+    done = len(jobs) - len(todo)
+    bar = tqdm(total=len(jobs), initial=done, unit="episode", smoothing=0.05, mininterval=INTERVAL_S)
     try:
         with ledger, bar:
             keys = list(todo)
