@@ -24,8 +24,9 @@ def read_evaluation(file: Path) -> Mapping[str, Any]:
     """
     try:
         results: Mapping[str, Any] = read_json(file, most=MOST_BYTES)
-        results["meta"]["checkpoint"]["name"], results["rows"][0]["visual_flops_ratio"]
-    except (FlashVLAError, KeyError, IndexError, TypeError) as error:
+        results["rows"][0]
+        page([results])  # which needs all that is read of it elsewhere
+    except (FlashVLAError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FlashVLAError(f"{file} is no result of flashvla-ros eval ({error}): write it again") from error
     return results
 

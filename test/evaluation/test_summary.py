@@ -101,9 +101,11 @@ def test_one_page_is_made_of_several_files(tmp_path: Path, capsys: pytest.Captur
     assert picture.stat().st_size > 5000
     assert cli.main(command) == 0
     assert capsys.readouterr().out == text
-    (tmp_path / "first.json").write_text("{}")
-    assert cli.main(command) == 2
-    assert "is no result of flashvla-ros eval" in capsys.readouterr().err
+    part = {"meta": {"checkpoint": {"name": "demo"}}, "rows": [{"visual_flops_ratio": 1.0}]}
+    for content in ({}, [], part):
+        (tmp_path / "first.json").write_text(json.dumps(content))
+        assert cli.main(command) == 2
+        assert "is no result of flashvla-ros eval" in capsys.readouterr().err
 
 
 def test_table_leaves_out_what_a_task_cannot_have() -> None:

@@ -139,10 +139,12 @@ def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrati
 
 def write_evaluation(path: Path, run: Path) -> list[dict[str, Any]]:
     """Write what an evaluation of a run's checkpoint might have found, and return its rows."""
+    checkpoint = {"name": "run", "sha256": fingerprint(run / CHECKPOINT), "visual_tokens": 4}
     row = {"mode": "dense", "task": "drawer-open", "perturbation": "none", "episodes": 50, "successes": 49}
     row |= {"reuse_rate": 0.0, "visual_flops_ratio": 1.0, "flops_ratio": 1.0, "latency_mean_ms": 30.0}
     row |= {"latency_p50_ms": 30.0, "latency_p95_ms": 40.0, "inference_p50_ms": 30.0}
-    meta = {"checkpoint": {"name": "run", "sha256": fingerprint(run / CHECKPOINT)}, "seeds": [0, 49]}
+    meta = {"checkpoint": checkpoint, "seeds": [0, 49], "free_running": False}
+    meta |= {"device": "a machine", "versions": {"flashvla_ros": "0"}}
     meta |= {"modes": {"dense": {"gate.mode": "off"}}, "command": "flashvla-ros eval --checkpoint DIR --modes dense"}
     rows = [row, row | {"task": "all"}]
     path.write_text(json.dumps({"meta": meta, "rows": rows}))
