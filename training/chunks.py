@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from flashvla_ros.core.files import write_text
 from flashvla_ros.vla.arch.oft.head import L1Head
 from flashvla_ros.vla.model import PrismaticVLM
 from training.batches import Batch, Demonstrations
@@ -47,7 +48,7 @@ class VisualTokens:
             with torch.no_grad():
                 self._tokens[rows] = model.visual_tokens(data.batch(rows).pixel_values).numpy().astype(np.float16)
             self._tokens.flush()
-            progress.write_text(str(rows[-1] + 1))
+            write_text(progress, str(rows[-1] + 1))
 
     def __call__(self, rows: NDArray[np.int64]) -> Tensor:
         """Return those of some frames [B, N, d], float32."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import write_text
 
 META = "meta.json"
 AUXILIARY = ("hand_x", "hand_y", "hand_z", "gripper", "object_x", "object_y", "object_z")
@@ -76,7 +77,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
                     f"{folder} was made with {key}={present.get(key)!r}, not {value!r}: "
                     "give another --out, or the same settings"
                 )
-    path.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(meta, indent=2) + "\n")
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import processor_name
+from flashvla_ros.core.files import write_text
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.model import PrismaticVLM
@@ -27,7 +28,7 @@ from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.chunks import ChunkTrainer
 from training.dataset import DatasetError, load
-from training.trainer import FitConfig, Trainer
+from training.trainer import FitConfig, Trainer, load_weights
 
 STATE, LOG, DESCRIPTION, CHECKPOINT, TOKENS = "state.pt", "log.jsonl", "run.json", "checkpoint", "tokens.f16"
 LOG_EVERY = 20
@@ -63,6 +64,8 @@ def fit(
     Raises:
         DatasetError: The data or a run's folder is not what the settings ask for.
     """
+    if (out / STATE).exists() and not resume:
+        raise DatasetError(f"{out} already holds a run: add --resume to go on with it, or give another --out")
     frames, meta = load(data_folder)
     if meta["image_size"] != config.size.image_size:
         raise DatasetError(
@@ -84,20 +87,18 @@ def fit(
                 f"{data_folder} holds chunks: give --init the folder of a checkpoint, such as models/demo"
             )
         if not published:  # its towers make the visual tokens
-            model.load_state_dict(torch.load(init / STATE, weights_only=True)["model"])
+            load_weights(init / STATE, {"model": model})
         trainer: Trainer = ChunkTrainer(config, model, data, out / TOKENS)
     else:
         trainer = Trainer(config, model, frames.auxiliary.shape[1])
     if init is not None and not published:
-        trainer.start_from(init / STATE)
-    if resume and (out / STATE).exists():
+        load_weights(init / STATE, trainer.modules())
+    if (out / STATE).exists():
         trainer.restore(out / STATE)
-    elif (out / STATE).exists():
-        raise DatasetError(f"{out} already holds a run: add --resume to go on with it, or give another --out")
     description = _describe(trainer, data, meta) | {"init": _history(init)}
     description["episodes"] = len(np.unique(frames.episode))
     description["episodes_per_task"] = len(list(data_folder.glob("episode-*"))) // len(meta["instructions"])
-    (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     print(f"{description['frames']} frames, {description['parameters']} parameters, {description['device']}")
     return _run(trainer, data, tokenizer, out)
 
@@ -122,8 +123,21 @@ def _history(init: Path | None) -> list[dict[str, Any]]:
     if not (init / DESCRIPTION).exists():
         return [{"checkpoint": init.name}]
     before = json.loads((init / DESCRIPTION).read_text(encoding="utf-8"))
-    last = json.loads((init / LOG).read_text(encoding="utf-8").splitlines()[-1])
-    return [*before["init"], {key: before[key] for key in ("config", "device", "torch")} | {"seconds": last["seconds"]}]
+    seconds = last_line(init)["seconds"]
+    return [*before["init"], {key: before[key] for key in ("config", "device", "torch")} | {"seconds": seconds}]
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    """Return the last line of a run's log.
+
+    Raises:
+        DatasetError: It has none.
+    """
+    try:
+        line: dict[str, Any] = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, IndexError, ValueError) as error:
+        raise DatasetError(f"{run / LOG} has no step of a training ({error}): train it with training.fit") from error
+    return line
 
 
 def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
@@ -145,10 +159,11 @@ def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path
             line: dict[str, Any] = {"step": trainer.step, "seconds": round(trainer.seconds, 1), **means}
             if saving:
                 line["validation"] = validation = trainer.validate(data)
-                trainer.save(out / STATE)
                 trainer.write(out / CHECKPOINT, tokenizer)
             log.write(json.dumps(line) + "\n")
             log.flush()
+            if saving:  # last: a run that is stopped before comes back to this step
+                trainer.save(out / STATE)
     return validation
 
 

@@ -17,11 +17,12 @@ from typing import Any
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import write_text
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.vla.checkpoint import load_config
-from training.fit import CHECKPOINT, DESCRIPTION, LOG, OPTIONS
+from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_line
 from training.trainer import FitConfig
 
 TITLE = "Demo policy of flashvla_ros"
@@ -95,7 +96,7 @@ def publish(run: Path, evaluations: list[Path], out: Path, note: str = "", title
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted((run / CHECKPOINT).iterdir()):
         shutil.copyfile(path, out / path.name)
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_text(out / "README.md", card)
     rows = [row for result in results for row in result["rows"]]
     commands = [result["meta"]["command"] for result in results]
     write_results(out / EVALUATION, {**results[0]["meta"], "commands": commands}, rows)
@@ -109,7 +110,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
     """
     description = _read(run / DESCRIPTION)
     config, data = description["config"], description["data"]
-    last = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    last = last_line(run)
     if last["step"] < config["steps"]:
         raise FlashVLAError(f"{run} stopped at step {last['step']} of {config['steps']}: finish it with --resume first")
     parts = [*description["init"], description | {"seconds": last["seconds"]}]

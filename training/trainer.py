@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ class FitConfig:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def load_weights(path: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Take the weights of modules from the state of a run, where they have the same names.
+
+    Raises:
+        DatasetError: It cannot be read, or they are of other sizes.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DatasetError(f"{path} does not fit this run's sizes, or cannot be read: {error}") from error
 
 
 class Trainer:
@@ -175,15 +190,6 @@ class Trainer:
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
-
-    def start_from(self, path: Path) -> None:
-        """Take the weights from a state of another run; optimiser and step begin anew."""
-        try:
-            state = torch.load(path, weights_only=True)
-            for name, module in self.modules().items():
-                module.load_state_dict(state[name])
-        except (OSError, RuntimeError, KeyError) as error:
-            raise DatasetError(f"{path} does not fit this run's sizes, or cannot be read: {error}") from error
 
     def restore(self, path: Path) -> None:
         """Go on from a state that :meth:`save` wrote with the same settings."""

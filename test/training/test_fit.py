@@ -22,9 +22,9 @@ from flashvla_ros.vla.processor import ImageProcessor
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.dataset import AUXILIARY, DatasetError, episode_path, load, write_episode, write_meta
-from training.fit import CHECKPOINT, DESCRIPTION, STATE, fit, main
+from training.fit import CHECKPOINT, DESCRIPTION, LOG, STATE, fit, last_line, main
 from training.publish import publish
-from training.trainer import FitConfig, Trainer
+from training.trainer import FitConfig, Trainer, load_weights
 
 INSTRUCTIONS = ["open the drawer", "please close the drawer"]
 SIZE = DemoSize(
@@ -102,6 +102,22 @@ def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, mon
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_run_that_is_stopped_at_its_end_is_finished_when_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(trainer: Trainer, *_: object) -> None:
+        if trainer.step == CONFIG.steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, tmp_path, CONFIG)
+    monkeypatch.undo()
+    assert fit(data, tmp_path, CONFIG, resume=True)
+    assert last_line(tmp_path)["step"] == CONFIG.steps
+    assert (tmp_path / CHECKPOINT / "config.json").exists()
+
+
 def test_checkpoint_runs_as_a_policy_with_any_instruction(data: Path, tmp_path: Path) -> None:
     fit(data, tmp_path, CONFIG)
     policy = OpenVLAPolicy.load(ModelSettings(checkpoint=str(tmp_path / CHECKPOINT), device="cpu"))
@@ -168,6 +184,11 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
     assert known_tasks(out) == ["drawer-open"]
     assert fingerprint(out) == fingerprint(run / CHECKPOINT)
     assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
+    log = (run / LOG).read_text()
+    (run / LOG).write_text("")
+    with pytest.raises(FlashVLAError, match="has no step of a training"):
+        publish(run, [results], out)
+    (run / LOG).write_text(log)
     description = json.loads((run / DESCRIPTION).read_text())
     (run / DESCRIPTION).write_text(json.dumps({**description, "config": {**description["config"], "steps": 5}}))
     with pytest.raises(FlashVLAError, match="--resume"):
@@ -195,14 +216,13 @@ def test_missing_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) -> None:
     fit(data, tmp_path / "one", CONFIG)
     trainer, _ = _parts(data, CONFIG)
-    trainer.start_from(tmp_path / "one" / STATE)
+    load_weights(tmp_path / "one" / STATE, trainer.modules())
     before = torch.load(tmp_path / "one" / STATE, weights_only=True)
     assert trainer.step == 0
     assert all(torch.equal(value, before["model"][name]) for name, value in trainer.model.state_dict().items())
+    wide, _ = _parts(data, dataclasses.replace(CONFIG, size=dataclasses.replace(SIZE, tower_width=32)))
     with pytest.raises(DatasetError, match="does not fit this run's sizes"):
-        _parts(data, dataclasses.replace(CONFIG, size=dataclasses.replace(SIZE, tower_width=32)))[0].start_from(
-            tmp_path / "one" / STATE
-        )
+        load_weights(tmp_path / "one" / STATE, wide.modules())
 
 
 def test_bfloat16_learns_what_the_pictures_show(data: Path, tmp_path: Path) -> None:
