@@ -212,8 +212,12 @@ def draw(rows: list[dict[str, Any]], count: int, path: Path) -> None:
 
 
 def finished(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the runs that a file of lines holds; a line that was cut off is played again."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """Yield the runs that a file of lines holds; a line that was cut off is played again, and spoils no other."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):
+        with path.open("a", encoding="utf-8") as stream_:
+            stream_.write("\n")
+    for line in text.splitlines():
         try:
             yield json.loads(line)
         except ValueError:

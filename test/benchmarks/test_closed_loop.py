@@ -30,7 +30,10 @@ def test_a_line_that_was_cut_off_is_played_again(ledger: Ledger, tmp_path: Path)
     ledger.add(played(("demo", 0.5, "online"), 0, "drawer-open"))
     whole = (tmp_path / "ledger.jsonl").read_text(encoding="utf-8")
     (tmp_path / "ledger.jsonl").write_text(whole + whole[:40], encoding="utf-8")
-    assert Ledger(tmp_path / "ledger.jsonl").chain(("demo", 0.5, "online")) == [json.loads(whole)]
+    again = Ledger(tmp_path / "ledger.jsonl")
+    assert again.chain(("demo", 0.5, "online")) == [json.loads(whole)]
+    again.add(played(("demo", 0.5, "online"), 1, "drawer-open"))  # nor does it take the next one with it
+    assert len(Ledger(tmp_path / "ledger.jsonl").chain(("demo", 0.5, "online"))) == 2
 
 
 @pytest.mark.parametrize(("off", "chosen"), [((9, 6, 5), 0.7), ((5,), 0.5), ((9, 9, 9, 9, 9), 0.9)])
