@@ -38,7 +38,7 @@ HAND_WRITTEN = sorted(set((ROOT / "docs").glob("*.md")) - {PARAMETER_PAGE, *TABL
 PAGES = [README, *HAND_WRITTEN, PARAMETER_PAGE, *TABLES]
 OTHERS = sorted([*ROOT.glob("models/*/README.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "test/parity/README.md"])
 
-MOST_PAGES, MOST_WORDS_A_PAGE, MOST_WORDS, MOST_README_LINES = 19, 1500, 22_722, 120
+MOST_PAGES, MOST_WORDS_A_PAGE, MOST_WORDS, MOST_README_LINES = 19, 1500, 22_803, 120
 STILTED = ("that of", "beside", "anew", "whom", "likewise", "where nobody says")
 MODULES_TO_RUN = {"flashvla_ros.vla.random_checkpoint"}  # the only ones of the package that a page runs with -m
 
