@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from pathlib import Path
 
 import torch
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.paths import user_path
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.arch.table import load
@@ -41,7 +41,7 @@ def load_subject(name: str, settings: ModelSettings) -> VLAPolicy:
     """
     if name in SIZES:
         return random_policy(config_of_size(name), settings)
-    if name != DEMO and not Path(name).expanduser().is_dir():
+    if name != DEMO and not user_path(name).is_dir():
         raise CheckpointError(f"--model is a checkpoint folder or one of {DEMO}, {', '.join(SIZES)}, got {name!r}")
     folder = "" if name == DEMO else name
     return load(ModelSettings(**{**vars(settings), "checkpoint": folder}))

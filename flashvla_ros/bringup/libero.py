@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
 from flashvla_ros.core.files import read_json
 from flashvla_ros.core.parameter import Value
+from flashvla_ros.core.paths import user_path
 from flashvla_ros.sim.libero.protocol import CAMERAS, is_libero, render_for, statistics_key
 from flashvla_ros.sim.tasks import find_task
 
@@ -46,7 +46,7 @@ def libero_parameters(checkpoint: str, task: str) -> LiberoParameters:
     find_task(task)
     if not checkpoint:
         raise CheckpointError("the demo policy does not know LIBERO: give a checkpoint that was trained on its suite")
-    folder = Path(checkpoint).expanduser()
+    folder = user_path(checkpoint)
     config = read_json(folder / "config.json", CheckpointError)
     own = folder / _STATISTICS
     known = read_json(own, CheckpointError) if own.is_file() else config.get("norm_stats", {})

@@ -15,7 +15,7 @@ from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.certificate import shipped
 from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
-from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.nodes.interfaces import UNGUARDED
 from flashvla_ros.sim.libero.protocol import CAMERAS
 
@@ -292,14 +292,14 @@ def _remapping(rule: str) -> tuple[str, str]:
 
 
 def _folder(path: str) -> str:
-    found = Path(path).expanduser()
+    found = user_path(path)
     if not found.is_dir():  # the node would say so too, but only once it has loaded its libraries
         raise FlashVLAError(f"checkpoint folder {path} does not exist: give a folder of this machine")
     return str(found)
 
 
 def _existing(path: str) -> Path:
-    found = Path(path).expanduser()
+    found = user_path(path)
     if not found.is_file():
         raise FlashVLAError(f"there is no parameter file {path}")
     read_yaml(found)  # the node would refuse it too, later

@@ -8,11 +8,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Collection
-from pathlib import Path
 
 from flashvla_ros.control.limits import UNBOUNDED
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import MEGABYTE, read_text
+from flashvla_ros.core.paths import user_path
 from flashvla_ros.core.types import ActionSpec
 
 _MOST_CHARACTERS = 4 * MEGABYTE  # ten times what a humanoid needs
@@ -48,7 +48,7 @@ def read_urdf(path: str) -> str:
         SettingsError: It cannot be read.
     """
     try:
-        return read_text(Path(path).expanduser(), SettingsError, _MOST_CHARACTERS)
+        return read_text(user_path(path), SettingsError, _MOST_CHARACTERS)
     except SettingsError as error:
         raise SettingsError(f"limits.urdf: {error}") from error
 

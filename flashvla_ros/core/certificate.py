@@ -11,7 +11,7 @@ from typing import Any
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import read_json, write_atomically
 from flashvla_ros.core.parameter import Value
-from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.core.provenance import CERTIFICATE
 from flashvla_ros.core.settings import Settings, find
 
@@ -113,11 +113,11 @@ def compared(settings: Settings) -> dict[str, Value]:
 def find_certificate(settings: Settings) -> Path | None:
     """Return the file that the settings name, else the one in the checkpoint's folder; None where there is none."""
     if settings.evidence.certificate:
-        return Path(settings.evidence.certificate).expanduser()
+        return user_path(settings.evidence.certificate)
     if settings.model.remote:  # whose weights lie elsewhere
         return None
     named = settings.model.checkpoint
-    folder = Path(named).expanduser() if named else share_path("models", "demo")
+    folder = user_path(named) if named else share_path("models", "demo")
     found = folder / CERTIFICATE
     return found if found.is_file() else None
 

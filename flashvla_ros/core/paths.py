@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from flashvla_ros.core.errors import FlashVLAError
@@ -24,6 +25,11 @@ def share_path(*parts: str) -> Path:
         if path.exists():
             return path
     raise FlashVLAError(f"{'/'.join(parts)} is missing from the installation at {package}; install {PACKAGE} again")
+
+
+def user_path(name: str | Path) -> Path:
+    """Return a path that a user gave, with ``~`` for a home; where there is none, such a path does not exist."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises RuntimeError where there is no home
 
 
 def _share_roots(package: Path) -> list[Path]:

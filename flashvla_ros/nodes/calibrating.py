@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -11,6 +10,7 @@ from rclpy.lifecycle import LifecycleNode
 
 from flashvla_ros.control.keeping import CalibrationFile
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.paths import user_path
 from flashvla_ros.core.settings import CalibrationSettings, Settings
 from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.gate.score import scored, thresholds
@@ -41,7 +41,7 @@ class Calibrating:
         """
         self.save()  # what the activation before has learnt
         if settings.state_file and self._file is None:
-            file = CalibrationFile(Path(settings.state_file).expanduser(), checkpoint)
+            file = CalibrationFile(user_path(settings.state_file), checkpoint)
             try:
                 self._known = file.read()
             except SettingsError:

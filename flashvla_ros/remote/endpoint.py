@@ -6,11 +6,11 @@ import dataclasses
 import ipaddress
 import os
 import ssl
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import read_text
+from flashvla_ros.core.paths import user_path
 from flashvla_ros.core.remote_settings import RemoteSettings
 
 KEY_VARIABLE = "FLASHVLA_API_KEY"
@@ -70,7 +70,7 @@ def api_key(file: str) -> str:
     """
     if not file:
         return os.environ.get(KEY_VARIABLE, "").strip()
-    path = Path(file).expanduser()
+    path = user_path(file)
     key = read_text(path, SettingsError).strip()
     if not key or not key.isascii() or len(key.split()) != 1:
         raise SettingsError(f"{file} must hold one API key, a single word")
@@ -81,6 +81,6 @@ def api_key(file: str) -> str:
 
 def _trust(ca_file: str) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=str(Path(ca_file).expanduser()) if ca_file else None)
+        return ssl.create_default_context(cafile=str(user_path(ca_file)) if ca_file else None)
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"remote.ca_file {ca_file} holds no certificate: {error}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.files import GIT_LFS
-from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
 from flashvla_ros.vla.keys import EMBEDDING, HEAD, NORM, Entry, entries
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]  # file name, its number from 1, numb
 
 def checkpoint_folder(settings: ModelSettings) -> Path:
     """Return the folder of ``model.checkpoint``, that of the demo policy where it is empty."""
-    return Path(settings.checkpoint).expanduser() if settings.checkpoint else share_path("models", "demo")
+    return user_path(settings.checkpoint) if settings.checkpoint else share_path("models", "demo")
 
 
 def load_config(folder: Path) -> OpenVLAConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.paths import share_path, user_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,8 +36,14 @@ def test_installed_package_finds_its_share_folder(tmp_path: Path, site_packages:
     shutil.copy(ROOT / "flashvla_ros" / "__init__.py", installed)
     config = prefix / "share" / "flashvla_ros" / "config"
     config.mkdir(parents=True)
-    code = "from flashvla_ros.core.paths import share_path; print(share_path('config'))"
+    code = "from flashvla_ros.core.paths import share_path, user_path; print(share_path('config'))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=installed.parent, capture_output=True, text=True, check=True
     )
     assert Path(found.stdout.strip()) == config
+
+
+def test_a_path_of_a_user_without_a_home_is_one_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert user_path("~/model") == Path("/home/somebody/model")
+    assert user_path("~no_such_user/model") == Path("~no_such_user/model")
