@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bench.trace import DEFAULT_TRACE
+from flashvla_ros.cli.counts import positive
 from flashvla_ros.cli.exits import EXIT_DIFFERENT
-from flashvla_ros.cli.fanout import positive
 from flashvla_ros.cli.results import read_results, write_results
 from flashvla_ros.core.errors import FlashVLAError
 

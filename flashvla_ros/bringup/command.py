@@ -18,6 +18,7 @@ from flashvla_ros.bringup.libero import ROBOTS
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import ROBOT, Bringup
 from flashvla_ros.bringup.terminal import Progress, Screen
+from flashvla_ros.cli.counts import count
 from flashvla_ros.cli.exits import EXIT_USAGE
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.results import meta, write_results
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     robot = parser.add_argument_group("simulated robot")
     robot.add_argument("--robot", default="demo", choices=ROBOTS, help="demo: Meta-World's; LIBERO's (%(default)s)")
     robot.add_argument("--task", default="drawer-open", help="what it does (%(default)s); a misspelt one lists them")
-    robot.add_argument("--episodes", type=_count, default=0, metavar="N", help="then end; otherwise until Ctrl-C")
-    robot.add_argument("--seed", type=_count, default=0, metavar="S", help="of the first episode's scene (%(default)s)")
+    robot.add_argument("--episodes", type=count, default=0, metavar="N", help="then end; otherwise until Ctrl-C")
+    robot.add_argument("--seed", type=count, default=0, metavar="S", help="of the first episode's scene (%(default)s)")
     robot.add_argument("--lock-step", action="store_true", help="wait for each command: runs repeat exactly")
     real = parser.add_argument_group("real robot")
     real.add_argument(
@@ -176,9 +177,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text!r}")
-    return int(text)

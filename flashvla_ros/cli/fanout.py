@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from flashvla_ros.cli.counts import positive
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.extras import remedy
 
@@ -26,13 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes to spread the work over (1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="spread it over this Ray cluster; local: start one here")
     parser.add_argument("--ray-gpus", type=_gpus, default=0.0, metavar="N", help="GPUs that one Ray task needs (0)")
-
-
-def positive(text: str) -> int:
-    """Read an option that counts something of which there must be one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def _gpus(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +45,11 @@ def check_files(paths: Sequence[Path], node: str) -> None:
 
 def given_files(arguments: Sequence[str]) -> list[Path]:
     """Return the parameter files among the arguments of a ROS process."""
-    return [Path(file) for flag, file in itertools.pairwise(arguments) if flag == "--params-file"]
+    return [Path(arguments[place]) for place in _places(arguments)]
+
+
+def _places(arguments: Sequence[str]) -> list[int]:
+    return [place for place, flag in enumerate(arguments[:-1], start=1) if flag == "--params-file"]
 
 
 def quote_for_rcl(arguments: Sequence[str], folder: Path) -> list[str]:
@@ -57,11 +60,13 @@ def quote_for_rcl(arguments: Sequence[str], folder: Path) -> list[str]:
         folder: Takes the copies of those files in which :func:`quote_words` changes something.
     """
     words = list(arguments)
-    for i, (flag, file) in enumerate(itertools.pairwise(arguments), start=1):
-        if flag == "--params-file" and (quoted := quote_words(text := read_text(Path(file), SettingsError))) != text:
-            copy = folder / f"{i}_{Path(file).name}"
+    for place in _places(arguments):
+        path = Path(arguments[place])
+        text = read_text(path, SettingsError)
+        if (quoted := quote_words(text)) != text:
+            copy = folder / f"{place}_{path.name}"
             copy.write_text(quoted, encoding="utf-8")
-            words[i] = str(copy)
+            words[place] = str(copy)
     return words
 
 
