@@ -37,6 +37,11 @@ class DemoSize:
     decoder_layers: int = 4
     decoder_heads: int = 2
 
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
 
 def demo_config(size: DemoSize, statistics: dict[str, Any] | None = None) -> OpenVLAConfig:
     """Return the checkpoint's configuration: DINOv2 with registers, SigLIP, Llama.

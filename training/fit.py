@@ -57,8 +57,9 @@ def fit(
         data_folder: Data set of :mod:`training.collect`.
         out: Folder of the run.
         config: How to train.
-        init: Folder of a finished run of the same sizes, or of a checkpoint, whose weights this one starts from;
-            None: from scratch. Chunks need one, for its towers and projector are not trained further.
+        init: Folder of a finished run of the same sizes, or with larger patches, or of a checkpoint, whose weights
+            this one starts from; None: from scratch. Chunks need one, for its towers and projector are not trained
+            further.
         resume: Go on with a run that was stopped.
 
     Raises:
@@ -73,12 +74,11 @@ def fit(
         )
     torch.manual_seed(config.seed)
     tokenizer = demo_tokenizer({*(task.instruction for task in TASKS.values()), *meta["instructions"]})
-    # eager: the fused attention of CPUs takes several times as long backwards at these sizes
     published = init is not None and (init / "config.json").exists()
     if init is not None and published:
-        model = load_model(init, load_config(init), torch.device("cpu"), torch.float32, "eager")
+        model = load_model(init, load_config(init), torch.device("cpu"), torch.float32, "sdpa")
     else:
-        model = PrismaticVLM(demo_config(config.size, meta.get("norm_stats")), attention="eager")
+        model = PrismaticVLM(demo_config(config.size, meta.get("norm_stats")), attention="sdpa")
     data = Demonstrations(frames, meta["instructions"], model.config, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
     if frames.actions.ndim == 3:
@@ -87,12 +87,12 @@ def fit(
                 f"{data_folder} holds chunks: give --init the folder of a checkpoint, such as models/demo"
             )
         if not published:  # its towers make the visual tokens
-            load_weights(init / STATE, {"model": model})
+            load_weights(init / STATE, {"model": model}, config.size)
         trainer: Trainer = ChunkTrainer(config, model, data, out / TOKENS)
     else:
         trainer = Trainer(config, model, frames.auxiliary.shape[1])
     if init is not None and not published:
-        load_weights(init / STATE, trainer.modules())
+        load_weights(init / STATE, trainer.modules(), config.size)
     if (out / STATE).exists():
         trainer.restore(out / STATE)
     description = _describe(trainer, data, meta) | {"init": _history(init)}

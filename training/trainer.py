@@ -16,6 +16,7 @@ from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize
 from training.batches import Batch, Demonstrations
 from training.dataset import DatasetError
+from training.finer import finer
 from training.forcing import action_logits
 from training.loss import StateHead, action_loss, random_subset, smeared_bins, state_loss
 from training.saving import save_checkpoint
@@ -68,17 +69,18 @@ class FitConfig:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
-def load_weights(path: Path, modules: Mapping[str, nn.Module]) -> None:
-    """Take the weights of modules from the state of a run, where they have the same names.
+def load_weights(path: Path, modules: Mapping[str, nn.Module], size: DemoSize) -> None:
+    """Take the weights of modules of a size from the state of a run, whose patches may be larger.
 
     Raises:
         DatasetError: It cannot be read, or they are of other sizes.
     """
     try:
         state = torch.load(path, weights_only=True)
+        before = DemoSize(**state["config"]["size"])
         for name, module in modules.items():
-            module.load_state_dict(state[name])
-    except (OSError, RuntimeError, KeyError) as error:
+            module.load_state_dict(finer(state[name], before, size))
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} does not fit this run's sizes, or cannot be read: {error}") from error
 
 

@@ -216,13 +216,14 @@ def test_missing_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) -> None:
     fit(data, tmp_path / "one", CONFIG)
     trainer, _ = _parts(data, CONFIG)
-    load_weights(tmp_path / "one" / STATE, trainer.modules())
+    load_weights(tmp_path / "one" / STATE, trainer.modules(), SIZE)
     before = torch.load(tmp_path / "one" / STATE, weights_only=True)
     assert trainer.step == 0
     assert all(torch.equal(value, before["model"][name]) for name, value in trainer.model.state_dict().items())
-    wide, _ = _parts(data, dataclasses.replace(CONFIG, size=dataclasses.replace(SIZE, tower_width=32)))
+    size = dataclasses.replace(SIZE, tower_width=32)
+    wide, _ = _parts(data, dataclasses.replace(CONFIG, size=size))
     with pytest.raises(DatasetError, match="does not fit this run's sizes"):
-        load_weights(tmp_path / "one" / STATE, wide.modules())
+        load_weights(tmp_path / "one" / STATE, wide.modules(), size)
 
 
 def test_bfloat16_learns_what_the_pictures_show(data: Path, tmp_path: Path) -> None:
