@@ -1,6 +1,6 @@
 """A small policy for LIBERO, in one command: ``python -m training.libero --out runs``.
 
-Demonstrations of a scripted expert, half of them from permuted states, then training: with 64 visual tokens first,
+Demonstrations of a scripted expert, most of them from permuted states, then training: with 64 visual tokens first,
 which takes a quarter of the time, then with 256. Whatever was stopped goes on where it was when the same command is
 given again; more tasks or episodes are added to what is there.
 """
@@ -37,6 +37,7 @@ SUITE = "libero_object"
 SIZE = DemoSize(image_size=128, patch_size=8)  # 256 visual tokens, as OpenVLA has
 STRIDE = 2  # steps from one frame that is kept to the next
 MAX_STEPS = 320
+OFFICIAL = 15  # episodes of each task from its own states, which hardly vary; the others are permuted
 NEAR_M, NEAR_WEIGHT = 0.07, 3.0  # frames with the hand this near to the object are drawn more often
 OPENING_M = 0.08  # of the fingers
 # OpenVLA's convention: robosuite's units for the motion, 1 for an open gripper and 0 for a closed one, not scaled.
@@ -67,10 +68,11 @@ class LiberoPlan:
 
 
 def plan_episode(number: int, task: int, seed: int) -> LiberoPlan:
-    """Draw an episode of a task; every other one is permuted. No seed is one of an evaluation: see FIRST_DRAWN."""
+    """Draw an episode of a task. No seed is one of an evaluation: see FIRST_DRAWN."""
+    permuted = number % 2 == 1 or number >= 2 * OFFICIAL
     rng = np.random.default_rng([seed, zlib.crc32(SUITE.encode()), task, number])
     return LiberoPlan(
-        scene=f"{SUITE}{PERMUTED if number % 2 else ''}/{task}",
+        scene=f"{SUITE}{PERMUTED if permuted else ''}/{task}",
         target=object_of(find_task(f"{SUITE}/{task}").instruction),
         seed=FIRST_DRAWN + int(rng.integers(FIRST_DRAWN)),
         noise=float(rng.choice(NOISE_LEVELS)),
@@ -125,16 +127,16 @@ def collect(folder: Path, tasks: list[int], episodes: int, seed: int) -> None:
     objects = [*map(object_of, everything), "basket_1"]
     meta = {"image_size": SIZE.image_size, "seed": seed, "objects": objects, "norm_stats": STATISTICS}
     write_meta(folder, meta | {"suite": SUITE, "instructions": everything})
-    paths = {(task, n): episode_path(folder, f"{SUITE}-{task}", n) for task in tasks for n in range(episodes)}
+    plans = {(task, number): plan_episode(number, task, seed) for task in tasks for number in range(episodes)}
+    paths = {key: episode_path(folder, f"{SUITE}-{key[0]}", key[1]) for key in plans}
     world, solved = LiberoWorld(SIZE.image_size, FAST), 0
     bar = tqdm(total=len(paths), initial=sum(path.exists() for path in paths.values()), unit="episode")
     try:
-        # Official and permuted scenes alternate in number but not in time: a change of scene takes half a minute.
-        for (task, number), path in sorted(paths.items(), key=lambda item: (item[0][0], item[0][1] % 2, item[0][1])):
-            if path.exists():
+        for key in sorted(plans, key=lambda key: plans[key].scene):  # a change of scene takes half a minute
+            if paths[key].exists():
                 continue
-            arrays = record(world, plan_episode(number, task, seed), targets, objects)
-            write_episode(path, **arrays)
+            arrays = record(world, plans[key], targets, objects)
+            write_episode(paths[key], **arrays)
             solved += bool(arrays["done"][-1])
             bar.update()
             bar.set_postfix(solved=solved, frames=len(arrays["done"]))
@@ -163,7 +165,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.libero", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of data, coarse, plain and dropout")
     parser.add_argument("--tasks", type=int, nargs="+", default=list(range(10)), help="numbers in the suite (all)")
-    parser.add_argument("--episodes", type=int, default=120, help="of each task (default %(default)s)")
+    parser.add_argument("--episodes", type=int, default=60, help="of each task (default %(default)s)")
     parser.add_argument("--steps", type=int, default=0, help="of each training (0: as in the recipe)")
     parser.add_argument("--seed", type=int, default=0, help="of the demonstrations (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of training (default %(default)s)")

@@ -30,6 +30,7 @@ from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, r
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import meta
+from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import PruningSettings, Settings, find
 from flashvla_ros.core.types import Draft, FloatArray, Inference, IntArray, Observation
@@ -45,7 +46,10 @@ def settings_of(args: argparse.Namespace, base: Settings = Settings()) -> Settin
     """Return `base` with what the command line says."""
     overrides = {f"model.{name}": getattr(args, name) for name in _MODEL}
     options = {name: find(name).parse(value) for name, value in overrides.items()}
-    return base.with_values({**options, **parse_overrides(args.set)})
+    changed = parse_overrides(args.set)
+    if "model.checkpoint" in changed:
+        raise SettingsError("model.checkpoint has no part in --set: give the folder to --model")
+    return base.with_values({**options, **changed})
 
 
 def seen_by(policy: VLAPolicy, observation: Observation) -> Observation:

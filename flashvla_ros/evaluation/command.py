@@ -117,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
             print(markdown.page(results), end="")
         return 0
     evaluation = evaluation_of(args)
+    if args.video_episodes and not args.video:
+        raise FlashVLAError("--video-episodes needs --video DIR, where the films go")
     films = video.parse_episodes(evaluation, args.video_episodes) if args.video else []
     meta, started_s = meta_of(evaluation), time.monotonic()
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from flashvla_ros.cli.progress import INTERVAL_S
+from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.evaluation.jobs import Job, Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
@@ -36,6 +37,11 @@ class Evaluation:
     free_running: bool
     presets: dict[str, Any] = dataclasses.field(default_factory=dict)  # go before them: what LIBERO's protocol fixes
     render: str = "official"  # how LIBERO's images are made
+
+    def __post_init__(self) -> None:
+        """Refuse a second checkpoint: ledger and results know the first one's fingerprint alone."""
+        if any("model.checkpoint" in values for values in (self.overrides, *(mode.values for mode in self.modes))):
+            raise SettingsError("model.checkpoint has no part in --set and --modes: give the folder to --checkpoint")
 
     @property
     def shared(self) -> dict[str, Any]:

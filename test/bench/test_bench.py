@@ -233,6 +233,7 @@ def test_results_are_read_back_as_tables_and_drawn(results, tmp_path, capsys):
     [
         (["--model", "nowhere"], "--model is a checkpoint folder or one of demo, tiny, mid, 7b, got 'nowhere'"),
         (["--dtype", "int8"], "model.dtype must be one of"),
+        (["--set", "model.checkpoint=x"], "give the folder to --model"),
         (["--only", "nope"], "--only 'nope' matches none of"),
         (["--trace", "/nowhere.csv"], "cannot read /nowhere.csv: No such file"),
         (["--read", "/nowhere.json"], "cannot read /nowhere.json: No such file"),
