@@ -33,9 +33,8 @@ pipeline_tag: robotics
 ---
 # {title}
 
-A small vision-language-action policy in {kind}, by imitation of Meta-World's scripted
-experts. It is for demonstrations and tests of `flashvla_ros`: it knows one simulated robot, one camera and these
-instructions:
+A small vision-language-action policy in {kind}, by imitation of {experts}
+and these instructions:
 
 {instructions}
 
@@ -43,7 +42,7 @@ instructions:
 |---|---|
 | parameters | {parameters:,} |
 | image, visual tokens | {image} px square, {tokens} |
-| action | dx, dy, dz in metres over 0.1 s within ±0.01 m, gripper from -1 (open) to 1 (closed); `unnorm_key` {key} |
+| action | {action}; `unnorm_key` {key} |
 | data | {frames:,} frames of {episodes} expert episodes, noise on what was executed; scenes drawn from 10⁹ on |
 | training | {training} |
 | {loss} |
@@ -60,7 +59,9 @@ number of modes. FLOPs are multiples of the dense model's.
 
 ## Made with
 
-    {commands}
+    {made}
+    {evaluations}
+    python -m training.publish --run {run} --evaluations EVAL-*.json --out models/{name}
 
 {note}
 """
@@ -75,10 +76,19 @@ PLAIN_LOSS = (
 )
 CHUNKS_LOSS = "mean error on held-out episodes | {action:.3f} of actions from -1 to 1"
 
-COMMANDS = """python -m training.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}{recording}
-    {fits}
-    {evaluations}
-    python -m training.publish --run RUN --evaluations EVAL-*.json --out models/{name}"""
+METAWORLD = {
+    "experts": """Meta-World's scripted
+experts. It is for demonstrations and tests of `flashvla_ros`: it knows one simulated robot, one camera""",
+    "action": "dx, dy, dz in metres over 0.1 s within ±0.01 m, gripper from -1 (open) to 1 (closed)",
+    "made": "python -m training.collect --out DATA --tasks {tasks} --episodes {episodes} --seed {data_seed}{recording}",
+}
+LIBERO = {
+    "experts": """a scripted expert
+in LIBERO. It is small enough to show here what acceleration does to it: it knows the cheap pictures of
+`--render fast`, the scene over the wrist's view in one image,""",
+    "action": "x, y, z, rx, ry, rz in robosuite's units from -1 to 1, gripper from 0 (closed) to 1 (open)",
+    "made": "python -m training.libero --out RUNS --episodes {episodes} --seed {data_seed}",
+}
 
 
 def publish(run: Path, evaluations: list[Path], out: Path, note: str = "", title: str = TITLE) -> None:
@@ -115,9 +125,15 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
         raise FlashVLAError(f"{run} stopped at step {last['step']} of {config['steps']}: finish it with --resume first")
     parts = [*description["init"], description | {"seconds": last["seconds"]}]
     model = load_config(run / CHECKPOINT)
-    values = {"tasks": " ".join(data["tasks"]), "episodes": description["episodes_per_task"], "data_seed": data["seed"]}
-    chunk = data.get("chunk", 1)
-    values["recording"] = f" --chunk {chunk} --every {data['every']}" if chunk > 1 else ""
+    chunk, libero = data.get("chunk", 1), "suite" in data
+    texts = LIBERO if libero else METAWORLD
+    made = texts["made"].format(
+        tasks=" ".join(data.get("tasks", ())),
+        episodes=description["episodes_per_task"],
+        data_seed=data["seed"],
+        recording=f" --chunk {chunk} --every {data['every']}" if chunk > 1 else "",
+    )
+    trained = "RUNS/" + run.name if libero else "RUN"
     kind, loss = (CHUNKS, CHUNKS_LOSS) if chunk > 1 else (PLAIN, PLAIN_LOSS)
     return (
         CARD.format(
@@ -132,12 +148,12 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
             seed=results[0]["meta"]["seeds"][0],
             modes=_modes(results),
             tables=_tables([row for result in results for row in result["rows"]]),
-            commands=COMMANDS.format(
-                **values,
-                fits="\n    ".join(_fit_commands(parts)),
-                evaluations=_evaluation_commands(results),
-                name=name,
-            ),
+            experts=texts["experts"],
+            action=texts["action"],
+            made="\n    ".join([made, *([] if libero else _fit_commands(parts))]),
+            evaluations=_evaluation_commands(results, trained),
+            run=trained,
+            name=name,
             kind=kind.format(chunk=chunk, start=parts[0].get("checkpoint", "")),
             loss=loss.format(**last["validation"]),
             title=title,
@@ -183,10 +199,10 @@ def _options(config: Mapping[str, Any]) -> str:
     return " ".join(flag if value is True else f"{flag} {value}" for flag, value in flags.items())
 
 
-def _evaluation_commands(results: Sequence[Mapping[str, Any]]) -> str:
+def _evaluation_commands(results: Sequence[Mapping[str, Any]], run: str) -> str:
     lines = []
     for number, result in enumerate(results, start=1):
-        command = result["meta"]["command"].replace("--checkpoint DIR", "--checkpoint RUN/checkpoint")
+        command = result["meta"]["command"].replace("--checkpoint DIR", f"--checkpoint {run}/checkpoint")
         lines.append(f"{command} --json EVAL-{number}.json")
     return "\n    ".join(lines)
 

@@ -198,6 +198,21 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
         publish(run, [results], out)
 
 
+def test_the_card_of_a_policy_for_libero_says_how_it_was_made(data: Path, tmp_path: Path) -> None:
+    run, results, out = tmp_path / "plain", tmp_path / "evaluation.json", tmp_path / "models"
+    fit(data, run, CONFIG)
+    write_evaluation(results, run)
+    description = json.loads((run / DESCRIPTION).read_text())
+    del description["data"]["tasks"]
+    description["data"]["suite"] = "libero_object"
+    (run / DESCRIPTION).write_text(json.dumps(description))
+    publish(run, [results], out)
+    card = (out / "README.md").read_text()
+    assert "in robosuite's units" in card and "Meta-World" not in card
+    assert "    python -m training.libero --out RUNS --episodes" in card and "training.fit" not in card
+    assert "flashvla-ros eval --checkpoint RUNS/plain/checkpoint" in card
+
+
 def test_run_that_exists_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     fit(data, tmp_path, CONFIG)
     with pytest.raises(FlashVLAError, match="--resume"):
