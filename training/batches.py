@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder
@@ -64,14 +65,27 @@ class Demonstrations:
         self._mean = torch.tensor(np.array(processor.means), dtype=torch.float32)[:, None, :, None, None] * 255.0
         self._std = torch.tensor(np.array(processor.stds), dtype=torch.float32)[:, None, :, None, None] * 255.0
 
-    def batch(self, rows: NDArray[np.int64], lighting: NDArray[np.float32] | None = None) -> Batch:
-        """Gather frames; `lighting` [B, 2] is a gain and an offset in grey levels for their pixels."""
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        lighting: NDArray[np.float32] | None = None,
+        shifts: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """Gather frames.
+
+        Args:
+            rows: [B] of them.
+            lighting: [B, 2] a gain and an offset in grey levels for their pixels.
+            shifts: [B, 2] rows and columns by which their images move; edges are repeated.
+        """
         frames = self._frames
         instruction = torch.from_numpy(frames.instruction[rows].astype(np.int64))
         images = torch.from_numpy(frames.images[rows]).permute(0, 3, 1, 2).float()
         if lighting is not None:
             gain, offset = torch.from_numpy(lighting).T[:, :, None, None, None]
             images = (images * gain + offset).clamp(0.0, 255.0)
+        if shifts is not None:
+            images = _shifted(images, shifts)
         towers = (images[None] - self._mean) / self._std
         return Batch(
             pixel_values=torch.cat(tuple(towers), dim=1).contiguous(),
@@ -82,8 +96,26 @@ class Demonstrations:
             rows=rows,
         )
 
-    def draw(self, rng: np.random.Generator, size: int, lighting: float) -> Batch:
-        """Draw training frames with replacement; `lighting` is the largest change of gain and offset, as a share."""
+    def draw(self, rng: np.random.Generator, size: int, lighting: float, shift: int = 0) -> Batch:
+        """Draw training frames with replacement, each changed a little.
+
+        Args:
+            rng: What is drawn from.
+            size: Frames.
+            lighting: Largest change of gain and offset, as a share.
+            shift: Largest shift along each side of an image [pixels].
+        """
         rows = rng.choice(self.training, size, p=self._share)
         change = rng.uniform(-lighting, lighting, (size, 2))
-        return self.batch(rows, (change * [1.0, 255.0] + [1.0, 0.0]).astype(np.float32))
+        shifts = rng.integers(-shift, shift + 1, (size, 2)) if shift else None
+        return self.batch(rows, (change * [1.0, 255.0] + [1.0, 0.0]).astype(np.float32), shifts)
+
+
+def _shifted(images: Tensor, shifts: NDArray[np.int64]) -> Tensor:
+    """Move images [B, 3, H, W] by rows and columns [B, 2]."""
+    height, width = images.shape[2:]
+    reach = int(np.abs(shifts).max())
+    padded = functional.pad(images, (reach, reach, reach, reach), mode="replicate")
+    starts = reach - shifts
+    moved = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, starts, strict=True)]
+    return torch.stack(moved)

@@ -42,6 +42,7 @@ OPTIONS = (  # fields of FitConfig that the command line sets
     "state_weight",
     "state_rate",
     "lighting",
+    "shift",
     "precision",
     "compile",
     "save_every",

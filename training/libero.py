@@ -50,8 +50,10 @@ STATISTICS = {
         }
     }
 }
-COARSE = FitConfig(steps=6500, batch=32, learning_rate=1.2e-3, save_every=250, size=DemoSize(128, patch_size=16))
-PLAIN = dataclasses.replace(COARSE, steps=2400, learning_rate=8e-4, save_every=100, size=SIZE)
+COARSE = FitConfig(
+    steps=6000, batch=32, learning_rate=1.2e-3, shift=3, save_every=250, size=DemoSize(128, patch_size=16)
+)
+PLAIN = dataclasses.replace(COARSE, steps=2000, learning_rate=8e-4, save_every=100, size=SIZE)
 DROPOUT = dataclasses.replace(PLAIN, steps=800, dropout_share=0.9)
 
 
@@ -84,31 +86,41 @@ def plan_episode(number: int, task: int, seed: int) -> LiberoPlan:
 def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: list[str]) -> dict[str, Any]:
     """Run the expert through one episode and return its arrays, see :class:`training.dataset.Frames`.
 
-    In a permuted scene any of the `targets` may be the one to pick: nothing but the instruction tells.
+    In a permuted scene any of the `targets` may be the one to pick: nothing but the instruction tells. Each frame has a
+    second one, with the objects in other places around the same hand: the expert needs no past to say what it would do
+    there, and a scene of its own costs no more than its picture.
     """
     world.reset(plan.scene, plan.seed)
-    scene, target = world.scene, plan.target
-    if PERMUTED in plan.scene:
-        target = str(np.random.default_rng(plan.seed).choice([name for name in targets if name in scene.objects]))
+    scene, rng = world.scene, np.random.default_rng(plan.seed)
+    present = [name for name in targets if name in scene.objects]
+    target = str(rng.choice(present)) if PERMUTED in plan.scene else plan.target
     expert, disturb = LiberoExpert(scene, target), Disturbance(plan, CONTROLS - 1)  # type: ignore[arg-type]
-    told = objects.index(target)  # objects come in the order of the instructions
-    frames: dict[str, list[Any]] = {name: [] for name in ("images", "actions", "auxiliary", "weight")}
+    frames: dict[str, list[Any]] = {name: [] for name in ("images", "actions", "auxiliary", "weight", "instruction")}
+
+    def keep(target: str, action: FloatArray) -> None:
+        near = np.linalg.norm(scene.hand_position - np.mean(scene.extent(target), axis=0)) < NEAR_M
+        frames["images"].append(world.render())
+        frames["actions"].append(np.append(action[:-1], action[-1] < 0).astype(np.float32))
+        frames["auxiliary"].append(_state(world, objects))
+        frames["weight"].append(np.float32(NEAR_WEIGHT if near else 1.0))
+        frames["instruction"].append(np.uint8(objects.index(target)))  # they come in the order of the instructions
+
     for step in range(MAX_STEPS):
         action = expert()
         if step % STRIDE == plan.phase:
-            frames["images"].append(world.render())
-            frames["actions"].append(np.append(action[:-1], action[-1] < 0).astype(np.float32))
-            frames["auxiliary"].append(_state(world, objects))
-            near = np.linalg.norm(scene.hand_position - np.mean(scene.extent(target), axis=0)) < NEAR_M
-            frames["weight"].append(np.float32(NEAR_WEIGHT if near else 1.0))
+            held = target if expert.holding else ""
+            with scene.restaged(rng, held) as apart:
+                if apart:
+                    other = held or str(rng.choice(present))
+                    keep(other, LiberoExpert(scene, other)())
+            keep(target, action)
         world.step(disturb(action))
         if expert.accomplished:
             break
     arrays = {name: np.stack(values) for name, values in frames.items()}
-    count = len(arrays["images"])
-    done = np.zeros(count, dtype=bool)
+    done = np.zeros(len(arrays["images"]), dtype=bool)
     done[-1] = expert.accomplished  # only what ends well is an example to follow
-    return arrays | {"instruction": np.full(count, told, dtype=np.uint8), "done": done}
+    return arrays | {"done": done}
 
 
 def _state(world: LiberoWorld, objects: list[str]) -> FloatArray:

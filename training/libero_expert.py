@@ -62,18 +62,24 @@ class LiberoExpert:
         centre = (low + high)[:2] / 2
         return bool((centre > least[:2]).all() and (centre < most[:2]).all() and low[2] < most[2] - 0.03)
 
+    @property
+    def holding(self) -> bool:
+        """The object is between the fingers, and they touch it."""
+        low, high = self._scene.extent(self._target)
+        off = self._scene.hand_position - _grasp(low, high)
+        return self._around(off) and self._scene.gap < self._width + SLACK_M
+
     def __call__(self) -> FloatArray:
         """Return the action [7] in [-1, 1]; the gripper opens at -1."""
         scene = self._scene
         low, high = scene.extent(self._target)
-        centre = (low + high) / 2
-        grasp = np.array([*centre[:2], max(high[2] - DEPTH_M, centre[2], low[2] + LEAST_DEPTH_M)])
+        centre, grasp = (low + high) / 2, _grasp(low, high)
         off = scene.hand_position - grasp
         aside = float(np.hypot(*off[:2]))
         least, most = scene.extent(scene.container)
         to_container = (least + most)[:2] / 2 - centre[:2]
         far = float(np.hypot(*to_container))
-        around = aside < HELD_M and abs(off[2]) < HELD_M
+        around = self._around(off)
         above = far < 0.06 and low[2] > least[2] + 0.04
         touching = scene.gap < self._width + SLACK_M
         if around and touching and not (above and scene.gap > self._width + 0.004):
@@ -88,6 +94,10 @@ class LiberoExpert:
             if low[2] > most[2] - 0.02 and far < 0.12:
                 move[2] = 0.5  # it is on the rim: away from there
         return np.clip([*move, *self._turn(), gripper], -1.0, 1.0)
+
+    @staticmethod
+    def _around(off: FloatArray) -> bool:
+        return bool(np.hypot(*off[:2]) < HELD_M and abs(off[2]) < HELD_M)
 
     def _carry(self, bottom: float, rim: float, to_container: FloatArray, far: float) -> tuple[FloatArray, float]:
         """Lift, go over the container, and let go low above its middle."""
@@ -113,6 +123,12 @@ class LiberoExpert:
         away = self._rotation @ self._scene.hand_rotation.T
         quaternions = library().quaternions
         return np.clip(quaternions.quat2axisangle(quaternions.mat2quat(away)) * 4, -1, 1)
+
+
+def _grasp(low: FloatArray, high: FloatArray) -> FloatArray:
+    """Return where the hand takes an object of this extent: above its middle, not too near to the floor."""
+    centre = (low + high) / 2
+    return np.array([*centre[:2], max(high[2] - DEPTH_M, centre[2], low[2] + LEAST_DEPTH_M)])
 
 
 def object_of(instruction: str) -> str:

@@ -32,6 +32,7 @@ class FitConfig:
         state_rate: Learning rate of that head as a share of `learning_rate`. The head has a hundred times the inputs
             of any other layer, and a step of Adam changes its output by as much more.
         lighting: Largest change of an image's gain and offset, as a share.
+        shift: Largest shift of an image along each side [pixels]; a hand goes by where things are from itself.
         dropout_share: Share of the steps in which only some visual tokens pass beyond a layer of `dropout_layers`.
         dropout_keep: Shares of the visual tokens kept in such a step, one drawn for each step.
         dropout_layers: First decoder layers that see only the kept tokens, one drawn for each step.
@@ -52,6 +53,7 @@ class FitConfig:
     state_weight: float = 1.0
     state_rate: float = 0.05
     lighting: float = 0.1
+    shift: int = 0
     dropout_share: float = 0.0
     dropout_keep: tuple[float, ...] = (0.625, 0.5, 0.375, 0.25, 0.125)
     dropout_layers: tuple[int, ...] = (0, 1, 2)
@@ -134,7 +136,7 @@ class Trainer:
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        batch = data.draw(rng, config.batch, config.lighting)
+        batch = data.draw(rng, config.batch, config.lighting, config.shift)
         keep, layer = None, 0
         if rng.uniform() < config.dropout_share:
             count = self.model.config.visual_tokens

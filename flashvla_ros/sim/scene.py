@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray, ImageArray
 from flashvla_ros.sim import description
 from flashvla_ros.sim.settings import ACTION_SIZE
-from flashvla_ros.sim.simulator import ALL_V3_ENVIRONMENTS, metaworld, mujoco, plain_renderer
+from flashvla_ros.sim.simulator import ALL_V3_ENVIRONMENTS, closed_with, metaworld, mujoco, plain_renderer
 from flashvla_ros.sim.tasks import Task, scene_tasks
 
 LEASH_M = 0.06  # farthest the set point may run ahead of the hand, see docs/evaluation.md
@@ -82,8 +81,7 @@ class Scene:
         self._action: FloatArray = np.zeros(ACTION_SIZE)
         self._active = first
         self._renderer = plain_renderer(self._model, render_size)
-        # also at exit, where the interpreter would free EGL after its modules are gone
-        self.close = weakref.finalize(self, self._renderer.close)
+        self.close = closed_with(self, self._renderer)
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0  # the goal marker would give the instruction away
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 from flashvla_ros.core.errors import SimulationError
@@ -20,7 +23,7 @@ except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError
         "the Debian packages libegl1 and libgl1-mesa-dri"
     ) from error
 
-__all__ = ["ALL_V3_ENVIRONMENTS", "metaworld", "mujoco", "plain_renderer", "renderer"]
+__all__ = ["ALL_V3_ENVIRONMENTS", "closed_with", "metaworld", "mujoco", "plain_renderer", "renderer"]
 
 
 def renderer(model: Any, size: int) -> Any:
@@ -46,3 +49,10 @@ def plain_renderer(model: Any, size: int) -> Any:
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         plain.scene.flags[flag] = 0
     return plain
+
+
+def closed_with(owner: object, renderer: Any) -> Callable[[], Any]:
+    """Close a renderer when its owner goes, or at exit, before the clean-up that EGL registered when it was made."""
+    close = weakref.finalize(owner, renderer.close)
+    atexit.register(close)
+    return close

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from flashvla_ros.sim.libero.library import initial_states, library, quiet, task
 from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
 from flashvla_ros.sim.tasks import find_task
+from training.libero import plan_episode, record
 from training.libero_expert import LiberoExpert
 
 pytestmark = [pytest.mark.libero, pytest.mark.timeout(900)]
@@ -120,6 +122,38 @@ def test_permuted_states_come_from_their_seed_alone(world: LiberoWorld) -> None:
         states.append(world.scene.state())
     np.testing.assert_array_equal(states[0], states[2])
     assert np.abs(states[0] - states[1]).max() > 0.05
+
+
+def test_a_picture_of_other_places_leaves_the_episode_as_it_was(world: LiberoWorld) -> None:
+    states, rng = [], np.random.default_rng(0)
+    for restaged in (False, True):
+        world.reset(OBJECT, 0)
+        scene, expert = world.scene, LiberoExpert(world.scene, "alphabet_soup_1")
+        others = [name for name in scene.objects if name not in ("alphabet_soup_1", scene.container)]
+        for _ in range(40):
+            action = expert()
+            if restaged:
+                before = {name: scene.extent(name)[0] for name in scene.objects}
+                with scene.restaged(rng, "alphabet_soup_1"):
+                    moved = {name: np.abs(scene.extent(name)[0] - before[name]).max() for name in scene.objects}
+                assert max(moved["alphabet_soup_1"], moved[scene.container]) < 1e-3
+                assert max(moved[name] for name in others) > 0.05
+            world.step(action)
+        states.append(scene.state())
+    np.testing.assert_array_equal(*states)
+
+
+def test_a_demonstration_has_frames_of_scenes_that_nothing_moved_into(world: LiberoWorld) -> None:
+    names = [f"{name}_1" for name in ("alphabet_soup", "milk", "ketchup")]
+    plan = dataclasses.replace(plan_episode(1, 0, 0), noise=0.0)
+    frames = record(world, plan, names, [*names, "basket_1"])
+    count = len(frames["images"])
+    assert all(len(values) == count for values in frames.values())
+    assert frames["done"][-1] and not frames["done"][:-1].any()
+    assert len(np.unique(frames["instruction"])) > 1  # another object may be the one to pick there
+    assert frames["actions"].shape == (count, 7) and np.abs(frames["actions"]).max() <= 1.0
+    soup = frames["auxiliary"][:, 4:6]
+    assert len(np.unique(soup.round(3), axis=0)) > count / 4
 
 
 @pytest.mark.parametrize("suite", ["libero_goal", "libero_10", "libero_90", "libero_object_swap", "libero_spatial_lan"])

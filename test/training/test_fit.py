@@ -153,6 +153,18 @@ def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrati
     return Trainer(config, model, frames.auxiliary.shape[1]), demonstrations
 
 
+def test_a_shifted_image_has_moved_and_repeats_its_edge(data: Path) -> None:
+    _, demonstrations = _parts(data, CONFIG)
+    rows = demonstrations.training[:2]
+    plain = demonstrations.batch(rows).pixel_values
+    moved = demonstrations.batch(rows, shifts=np.array([[2, -3], [0, 1]])).pixel_values
+    assert torch.equal(moved[0, :, 2:, :-3], plain[0, :, :-2, 3:])
+    assert torch.equal(moved[0, :, :2, :-3], plain[0, :, :1, 3:].expand(-1, 2, -1))
+    assert torch.equal(moved[1, :, :, 1:], plain[1, :, :, :-1])
+    drawn = demonstrations.draw(np.random.default_rng(0), 8, 0.0, shift=3)
+    assert not torch.equal(drawn.pixel_values, demonstrations.batch(drawn.rows).pixel_values)
+
+
 def write_evaluation(path: Path, run: Path) -> list[dict[str, Any]]:
     """Write what an evaluation of a run's checkpoint might have found, and return its rows."""
     checkpoint = {"name": "run", "sha256": fingerprint(run / CHECKPOINT), "visual_tokens": 4}

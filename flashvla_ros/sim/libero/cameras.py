@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import cv2
@@ -11,7 +10,7 @@ import numpy as np
 from flashvla_ros.core.types import ImageArray
 from flashvla_ros.sim.libero.pixels import official_picture
 from flashvla_ros.sim.libero.protocol import CAMERAS
-from flashvla_ros.sim.simulator import mujoco, plain_renderer, renderer
+from flashvla_ros.sim.simulator import closed_with, mujoco, plain_renderer, renderer
 
 OFFICIAL, FAST = "official", "fast"
 _RENDERED = 256  # side of robosuite's pictures in the official evaluation
@@ -42,7 +41,7 @@ class LiberoCameras:
             self._renderer = plain_renderer(model, 2 * size)
         else:
             self._renderer = renderer(model, _RENDERED)
-        self.close = weakref.finalize(self, self._renderer.close)  # also at exit, before EGL's modules are gone
+        self.close = closed_with(self, self._renderer)
 
     def picture(self, name: str) -> ImageArray:
         """Return a camera's picture, RGB uint8 [side, side, 3].

@@ -18,10 +18,12 @@ from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim import description
 from flashvla_ros.sim.libero.library import initial_states, library, quiet, task_files
 from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, WAITING_STEPS, arm_action
+from flashvla_ros.sim.simulator import mujoco
 
 FIRST_DRAWN = 10**9  # seeds from here on draw the scene as LIBERO's own reset does; training takes these
 _FOR_EVER = 10**9  # robosuite ends what it takes for an episode after so many steps, counted over resets of the state
 _JITTER_M = 0.02  # of a place that is taken by another object
+_WITHIN_M = 0.002  # deeper than what rests on another
 _CONTAINER = "basket_1"
 HAND = "gripper0_eef"
 
@@ -107,9 +109,28 @@ class LiberoScene:
         gripper = self._inner.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)
 
-    def _permute(self, rng: np.random.Generator) -> None:
+    @contextlib.contextmanager
+    def restaged(self, rng: np.random.Generator, held: str = "") -> Iterator[bool]:
+        """Let the objects but the one `held` swap their places for a picture; then the state is as before.
+
+        Nothing moves meanwhile. What comes is whether no two things are within each other.
+        """
+        whole = mujoco.mjtState.mjSTATE_INTEGRATION
+        before = np.empty(mujoco.mj_stateSize(self.model, whole))
+        mujoco.mj_getState(self.model, self.data, before, whole)
+        try:
+            self._permute(rng, held)
+            kept = set(self._geoms[held]) if held else set()
+            apart = (contact.dist > -_WITHIN_M or kept & {*contact.geom} for contact in self.data.contact)
+            yield bool(all(apart))
+        finally:
+            mujoco.mj_setState(self.model, self.data, before, whole)
+            self._inner.sim.forward()
+            mujoco.mj_setState(self.model, self.data, before, whole)  # a forward pass warms the next one's solver
+
+    def _permute(self, rng: np.random.Generator, held: str = "") -> None:
         """Let the objects swap their places, so that nothing but the instruction says where to go."""
-        names = [name for name in self.objects if name != self.container]
+        names = [name for name in self.objects if name not in (self.container, held)]
         at = [self._joint(name) for name in names]
         places = np.array([self.data.qpos[start : start + 2] for start in at])[rng.permutation(len(names))]
         for start, place in zip(at, places + rng.uniform(-_JITTER_M, _JITTER_M, places.shape), strict=True):
