@@ -51,7 +51,7 @@ STATISTICS = {
     }
 }
 COARSE = FitConfig(
-    steps=6000, batch=32, learning_rate=1.2e-3, shift=3, save_every=250, size=DemoSize(128, patch_size=16)
+    steps=5500, batch=32, learning_rate=1.2e-3, shift=3, save_every=250, size=DemoSize(128, patch_size=16)
 )
 PLAIN = dataclasses.replace(COARSE, steps=2000, learning_rate=8e-4, save_every=100, size=SIZE)
 DROPOUT = dataclasses.replace(PLAIN, steps=800, dropout_share=0.9)
