@@ -8,10 +8,12 @@ given again; more tasks or episodes are added to what is there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.libero.cameras import FAST
 from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, SUITES
-from flashvla_ros.sim.libero.scene import FIRST_DRAWN
+from flashvla_ros.sim.libero.scene import FIRST_DRAWN, LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
+from flashvla_ros.sim.simulator import mujoco
 from flashvla_ros.sim.tasks import find_task
 from training.architecture import DemoSize
 from training.collect import NOISE_LEVELS, Disturbance
@@ -39,6 +42,7 @@ STRIDE = 2  # steps from one frame that is kept to the next
 MAX_STEPS = 320
 OFFICIAL = 15  # episodes of each task from its own states, which hardly vary; the others are permuted
 NEAR_M, NEAR_WEIGHT = 0.07, 3.0  # frames with the hand this near to the object are drawn more often
+WITHIN_M = 0.002  # deeper than what rests on another
 OPENING_M = 0.08  # of the fingers
 # OpenVLA's convention: robosuite's units for the motion, 1 for an open gripper and 0 for a closed one, not scaled.
 STATISTICS = {
@@ -97,19 +101,19 @@ def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: li
     expert, disturb = LiberoExpert(scene, target), Disturbance(plan, CONTROLS - 1)  # type: ignore[arg-type]
     frames: dict[str, list[Any]] = {name: [] for name in ("images", "actions", "auxiliary", "weight", "instruction")}
 
-    def keep(target: str, action: FloatArray) -> None:
-        near = np.linalg.norm(scene.hand_position - np.mean(scene.extent(target), axis=0)) < NEAR_M
+    def keep(told: str, action: FloatArray) -> None:
+        near = np.linalg.norm(scene.hand_position - np.mean(scene.extent(told), axis=0)) < NEAR_M
         frames["images"].append(world.render())
         frames["actions"].append(np.append(action[:-1], action[-1] < 0).astype(np.float32))
         frames["auxiliary"].append(_state(world, objects))
         frames["weight"].append(np.float32(NEAR_WEIGHT if near else 1.0))
-        frames["instruction"].append(np.uint8(objects.index(target)))  # they come in the order of the instructions
+        frames["instruction"].append(np.uint8(objects.index(told)))  # they come in the order of the instructions
 
     for step in range(MAX_STEPS):
         action = expert()
         if step % STRIDE == plan.phase:
             held = target if expert.holding else ""
-            with scene.restaged(rng, held) as apart:
+            with restaged(scene, rng, held) as apart:
                 if apart:
                     other = held or str(rng.choice(present))
                     keep(other, LiberoExpert(scene, other)())
@@ -121,6 +125,25 @@ def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: li
     done = np.zeros(len(arrays["images"]), dtype=bool)
     done[-1] = expert.accomplished  # only what ends well is an example to follow
     return arrays | {"done": done}
+
+
+@contextlib.contextmanager
+def restaged(scene: LiberoScene, rng: np.random.Generator, held: str = "") -> Iterator[bool]:
+    """Let the objects but the one `held` swap their places for a picture; then the state is as before.
+
+    Nothing moves meanwhile. What comes is whether no two things are within each other.
+    """
+    model, data, whole = scene.model, scene.data, mujoco.mjtState.mjSTATE_INTEGRATION
+    before = np.empty(mujoco.mj_stateSize(model, whole))
+    mujoco.mj_getState(model, data, before, whole)
+    try:
+        scene.permute(rng, held)
+        kept = set(scene.geoms[held]) if held else set()
+        yield all(contact.dist > -WITHIN_M or kept & {*contact.geom} for contact in data.contact)
+    finally:
+        mujoco.mj_setState(model, data, before, whole)
+        mujoco.mj_forward(model, data)
+        mujoco.mj_setState(model, data, before, whole)  # a forward pass warms the next one's solver
 
 
 def _state(world: LiberoWorld, objects: list[str]) -> FloatArray:
@@ -139,16 +162,19 @@ def collect(folder: Path, tasks: list[int], episodes: int, seed: int) -> None:
     objects = [*map(object_of, everything), "basket_1"]
     meta = {"image_size": SIZE.image_size, "seed": seed, "objects": objects, "norm_stats": STATISTICS}
     write_meta(folder, meta | {"suite": SUITE, "instructions": everything})
-    plans = {(task, number): plan_episode(number, task, seed) for task in tasks for number in range(episodes)}
-    paths = {key: episode_path(folder, f"{SUITE}-{key[0]}", key[1]) for key in plans}
+    plans = {
+        episode_path(folder, f"{SUITE}-{task}", number): plan_episode(number, task, seed)
+        for task in tasks
+        for number in range(episodes)
+    }
     world, solved = LiberoWorld(SIZE.image_size, FAST), 0
-    bar = tqdm(total=len(paths), initial=sum(path.exists() for path in paths.values()), unit="episode")
+    bar = tqdm(total=len(plans), initial=sum(path.exists() for path in plans), unit="episode")
     try:
-        for key in sorted(plans, key=lambda key: plans[key].scene):  # a change of scene takes half a minute
-            if paths[key].exists():
+        for path, plan in sorted(plans.items(), key=lambda item: item[1].scene):  # another scene takes half a minute
+            if path.exists():
                 continue
-            arrays = record(world, plans[key], targets, objects)
-            write_episode(paths[key], **arrays)
+            arrays = record(world, plan, targets, objects)
+            write_episode(path, **arrays)
             solved += bool(arrays["done"][-1])
             bar.update()
             bar.set_postfix(solved=solved, frames=len(arrays["done"]))

@@ -66,8 +66,7 @@ class LiberoExpert:
     def holding(self) -> bool:
         """The object is between the fingers, and they touch it."""
         low, high = self._scene.extent(self._target)
-        off = self._scene.hand_position - _grasp(low, high)
-        return self._around(off) and self._scene.gap < self._width + SLACK_M
+        return self._holds(self._scene.hand_position - _grasp(low, high))
 
     def __call__(self) -> FloatArray:
         """Return the action [7] in [-1, 1]; the gripper opens at -1."""
@@ -81,8 +80,7 @@ class LiberoExpert:
         far = float(np.hypot(*to_container))
         around = self._around(off)
         above = far < 0.06 and low[2] > least[2] + 0.04
-        touching = scene.gap < self._width + SLACK_M
-        if around and touching and not (above and scene.gap > self._width + 0.004):
+        if self._holds(off) and not (above and scene.gap > self._width + 0.004):
             move, gripper = self._carry(low[2], most[2], to_container, far)
         elif above and around:
             move, gripper = np.zeros(3), GRIPPER_OPEN
@@ -98,6 +96,9 @@ class LiberoExpert:
     @staticmethod
     def _around(off: FloatArray) -> bool:
         return bool(np.hypot(*off[:2]) < HELD_M and abs(off[2]) < HELD_M)
+
+    def _holds(self, off: FloatArray) -> bool:
+        return self._around(off) and self._scene.gap < self._width + SLACK_M
 
     def _carry(self, bottom: float, rim: float, to_container: FloatArray, far: float) -> tuple[FloatArray, float]:
         """Lift, go over the container, and let go low above its middle."""

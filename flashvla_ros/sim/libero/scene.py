@@ -18,12 +18,10 @@ from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim import description
 from flashvla_ros.sim.libero.library import initial_states, library, quiet, task_files
 from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, WAITING_STEPS, arm_action
-from flashvla_ros.sim.simulator import mujoco
 
 FIRST_DRAWN = 10**9  # seeds from here on draw the scene as LIBERO's own reset does; training takes these
 _FOR_EVER = 10**9  # robosuite ends what it takes for an episode after so many steps, counted over resets of the state
 _JITTER_M = 0.02  # of a place that is taken by another object
-_WITHIN_M = 0.002  # deeper than what rests on another
 _CONTAINER = "basket_1"
 HAND = "gripper0_eef"
 
@@ -35,6 +33,7 @@ class LiberoScene:
         task: Name of the task.
         model, data: MuJoCo's own.
         objects: Names of what can be moved.
+        geoms: Numbers of the geoms of each that collide.
     """
 
     hand = HAND
@@ -57,7 +56,7 @@ class LiberoScene:
         self.objects = list(self._inner.objects_dict)
         self.container = _CONTAINER if _CONTAINER in self.objects else ""
         self._draws = [np.random.RandomState(0).get_state()]  # before the first reset, the second, …
-        self._geoms = {name: self._colliding_geoms(name) for name in self.objects}
+        self.geoms = {name: self._colliding_geoms(name) for name in self.objects}
         self._seen: Any = {}
         self.done = False
 
@@ -77,7 +76,7 @@ class LiberoScene:
             self._reset_as(number)
         self._forget_gripper()
         if permuted:
-            self._permute(np.random.default_rng(seed))
+            self.permute(np.random.default_rng(seed))
         elif seed < FIRST_DRAWN:
             self._environment.set_init_state(self._states[number])
         for _ in range(WAITING_STEPS):
@@ -87,6 +86,15 @@ class LiberoScene:
     def step(self, action: FloatArray) -> None:
         """Apply an action [7] whose gripper is open at -1 and closed at 1."""
         self._advance(arm_action(action))
+
+    def permute(self, rng: np.random.Generator, held: str = "") -> None:
+        """Let the objects but one that is `held` swap their places: nothing but the instruction says where to go."""
+        names = [name for name in self.objects if name not in (self.container, held)]
+        at = [self._joint(name) for name in names]
+        places = np.array([self.data.qpos[start : start + 2] for start in at])[rng.permutation(len(names))]
+        for start, place in zip(at, places + rng.uniform(-_JITTER_M, _JITTER_M, places.shape), strict=True):
+            self.data.qpos[start : start + 2] = place
+        self._inner.sim.forward()
 
     def close(self) -> None:
         """Free the environment."""
@@ -109,34 +117,6 @@ class LiberoScene:
         gripper = self._inner.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)
 
-    @contextlib.contextmanager
-    def restaged(self, rng: np.random.Generator, held: str = "") -> Iterator[bool]:
-        """Let the objects but the one `held` swap their places for a picture; then the state is as before.
-
-        Nothing moves meanwhile. What comes is whether no two things are within each other.
-        """
-        whole = mujoco.mjtState.mjSTATE_INTEGRATION
-        before = np.empty(mujoco.mj_stateSize(self.model, whole))
-        mujoco.mj_getState(self.model, self.data, before, whole)
-        try:
-            self._permute(rng, held)
-            kept = set(self._geoms[held]) if held else set()
-            apart = (contact.dist > -_WITHIN_M or kept & {*contact.geom} for contact in self.data.contact)
-            yield bool(all(apart))
-        finally:
-            mujoco.mj_setState(self.model, self.data, before, whole)
-            self._inner.sim.forward()
-            mujoco.mj_setState(self.model, self.data, before, whole)  # a forward pass warms the next one's solver
-
-    def _permute(self, rng: np.random.Generator, held: str = "") -> None:
-        """Let the objects swap their places, so that nothing but the instruction says where to go."""
-        names = [name for name in self.objects if name not in (self.container, held)]
-        at = [self._joint(name) for name in names]
-        places = np.array([self.data.qpos[start : start + 2] for start in at])[rng.permutation(len(names))]
-        for start, place in zip(at, places + rng.uniform(-_JITTER_M, _JITTER_M, places.shape), strict=True):
-            self.data.qpos[start : start + 2] = place
-        self._inner.sim.forward()
-
     # What only a simulator knows.
 
     @property
@@ -157,7 +137,7 @@ class LiberoScene:
 
     def extent(self, name: str) -> tuple[FloatArray, FloatArray]:
         """Return the least and greatest corner [3] of an object's colliding parts, in m."""
-        geoms = self._geoms[name]
+        geoms = self.geoms[name]
         rotations = self.data.geom_xmat[geoms].reshape(-1, 3, 3)
         centres = self.data.geom_xpos[geoms] + np.einsum("gij,gj->gi", rotations, self.model.geom_aabb[geoms][:, :3])
         halves = np.einsum("gij,gj->gi", np.abs(rotations), self.model.geom_aabb[geoms][:, 3:])
