@@ -135,13 +135,15 @@ class LiberoScene:
         left, right = self._seen["robot0_gripper_qpos"]
         return float(left - right)
 
-    def extent(self, name: str) -> tuple[FloatArray, FloatArray]:
-        """Return the least and greatest corner [3] of an object's colliding parts, in m."""
+    def extent(self, name: str, height: float | None = None) -> tuple[FloatArray, FloatArray]:
+        """Return the least and greatest corner [3] of an object's colliding parts, in m; of those at a height alone."""
         geoms = self.geoms[name]
         rotations = self.data.geom_xmat[geoms].reshape(-1, 3, 3)
         centres = self.data.geom_xpos[geoms] + np.einsum("gij,gj->gi", rotations, self.model.geom_aabb[geoms][:, :3])
         halves = np.einsum("gij,gj->gi", np.abs(rotations), self.model.geom_aabb[geoms][:, 3:])
-        return (centres - halves).min(0), (centres + halves).max(0)
+        least, greatest = centres - halves, centres + halves
+        there = ... if height is None else (least[:, 2] <= height) & (height <= greatest[:, 2])
+        return least[there].min(0), greatest[there].max(0)
 
     @property
     def joint_positions(self) -> dict[str, float]:
