@@ -21,14 +21,15 @@ VALIDATION_EVERY = 20  # one episode in so many is never trained on
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B frames.
+    """B frames of G images, each of which as many frames show.
 
     Attributes:
-        pixel_values: [B, 3 per tower, S, S] normalised images.
+        pixel_values: [G, 3 per tower, S, S] normalised images.
         input_ids: [B, P] prompts, shorter ones padded right after BOS.
         attention_mask: [B, P] true for real tokens.
         actions: [B, D] normalised actions, or chunks [B, T, D] of them.
-        state: [B, A] standardised state of the scene; NaN where there is nothing to know.
+        state: [G, A] standardised state of the scene; NaN where there is nothing to know.
+        seen: [B, 2] where the image shows what the instruction names, see :class:`training.dataset.Frames`.
         rows: [B] of the frames in the data set.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     attention_mask: Tensor
     actions: Tensor
     state: Tensor
+    seen: Tensor
     rows: NDArray[np.int64]
 
 
@@ -70,33 +72,38 @@ class Demonstrations:
         rows: NDArray[np.int64],
         lighting: NDArray[np.float32] | None = None,
         shifts: NDArray[np.int64] | None = None,
+        labels: int = 1,
     ) -> Batch:
         """Gather frames.
 
         Args:
             rows: [B] of them.
-            lighting: [B, 2] a gain and an offset in grey levels for their pixels.
-            shifts: [B, 2] rows and columns by which their images move; edges are repeated.
+            lighting: [B / labels, 2] a gain and an offset in grey levels for the images' pixels.
+            shifts: [B / labels, 2] rows and columns by which the images move; edges are repeated.
+            labels: So many rows, one after the other, show the same image.
         """
         frames = self._frames
         instruction = torch.from_numpy(frames.instruction[rows].astype(np.int64))
-        images = torch.from_numpy(frames.images[rows]).permute(0, 3, 1, 2).float()
+        images = torch.from_numpy(frames.images[frames.image[rows[::labels]]]).permute(0, 3, 1, 2).float()
         if lighting is not None:
             gain, offset = torch.from_numpy(lighting).T[:, :, None, None, None]
             images = (images * gain + offset).clamp(0.0, 255.0)
+        seen = frames.seen[rows]
         if shifts is not None:
             images = _shifted(images, shifts)
+            seen = seen + np.repeat(shifts / images.shape[2:], labels, axis=0).astype(np.float32)
         towers = (images[None] - self._mean) / self._std
         return Batch(
             pixel_values=torch.cat(tuple(towers), dim=1).contiguous(),
             input_ids=self._ids[instruction],
             attention_mask=self._mask[instruction],
             actions=torch.from_numpy(frames.actions[rows]),
-            state=torch.from_numpy((frames.auxiliary[rows] - self.state_mean) / self.state_std),
+            state=torch.from_numpy((frames.auxiliary[rows[::labels]] - self.state_mean) / self.state_std),
+            seen=torch.from_numpy(seen),
             rows=rows,
         )
 
-    def draw(self, rng: np.random.Generator, size: int, lighting: float, shift: int = 0) -> Batch:
+    def draw(self, rng: np.random.Generator, size: int, lighting: float, shift: int = 0, labels: int = 1) -> Batch:
         """Draw training frames with replacement, each changed a little.
 
         Args:
@@ -104,11 +111,17 @@ class Demonstrations:
             size: Frames.
             lighting: Largest change of gain and offset, as a share.
             shift: Largest shift along each side of an image [pixels].
+            labels: Frames of each image, one after the other; those beyond the first are any that show it.
         """
-        rows = rng.choice(self.training, size, p=self._share)
-        change = rng.uniform(-lighting, lighting, (size, 2))
-        shifts = rng.integers(-shift, shift + 1, (size, 2)) if shift else None
-        return self.batch(rows, (change * [1.0, 255.0] + [1.0, 0.0]).astype(np.float32), shifts)
+        count = size // labels
+        rows = rng.choice(self.training, count, p=self._share)
+        change = rng.uniform(-lighting, lighting, (count, 2))
+        shifts = rng.integers(-shift, shift + 1, (count, 2)) if shift else None
+        image = self._frames.image
+        first, end = (np.searchsorted(image, image[rows], side)[:, None] for side in ("left", "right"))
+        others = rng.integers(first, end, (count, labels - 1))
+        rows = np.concatenate([rows[:, None], others], axis=1).ravel()
+        return self.batch(rows, (change * [1.0, 255.0] + [1.0, 0.0]).astype(np.float32), shifts, labels)
 
 
 def _shifted(images: Tensor, shifts: NDArray[np.int64]) -> Tensor:

@@ -83,15 +83,15 @@ class ChunkTrainer(Trainer):
 
     def losses(
         self, batch: Batch, keep: Tensor | None, layer: int, _generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean absolute error, 0 for the state, and the actions [B, T, D]."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the mean absolute error, and the actions [B, T, D]."""
         mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
         count = batch.actions[0].numel()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             visual = self._tokens(batch.rows)
             rows = chunk_rows(self.model, visual, batch.input_ids, count, attention_mask=mask, keep=keep, layer=layer)
         actions = self.action_head(rows.float().reshape(len(rows), self.chunk_size, -1))
-        return nn.functional.l1_loss(actions, batch.actions), actions.new_zeros(()), actions
+        return {"action": nn.functional.l1_loss(actions, batch.actions)}, actions
 
     def errors(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the absolute error [B, D] of each dimension, a mean over the chunk."""

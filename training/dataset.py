@@ -1,6 +1,6 @@
 """Demonstrations on disk: one file an episode, so that collection can stop, go on and grow at any point.
 
-A data set is a folder with ``meta.json`` and ``episode-<task>-<number>.npz`` files. Each file holds, for its F frames,
+A data set is a folder with ``meta.json`` and ``episode-<task>-<number>.npz`` files. Each file holds, for its frames,
 what :class:`Frames` names; ``meta.json`` holds the instructions that ``instruction`` indexes and how the data was made.
 """
 
@@ -30,26 +30,31 @@ class Frames:
     """F frames of demonstrations.
 
     Attributes:
-        images: [F, H, W, 3] RGB uint8.
+        images: [M, H, W, 3] RGB uint8.
+        image: [F] int32, which of them a frame shows; where the data set does not say, each frame has its own.
         actions: [F, D] float32, normalised: the expert's motion and gripper at that frame, without noise; or [F, T, D],
             what it would do in the next T steps if nothing disturbed them.
         instruction: [F] uint8, index into the instructions of the data set.
         auxiliary: [F, A] float32, see :data:`AUXILIARY`; positions in m, gripper's opening in [0, 1]; NaN: not there.
+        seen: [F, 2] float32, where the image shows what the instruction names: row and column as shares of its sides;
+            NaN where the data set does not say.
         done: [F] bool, the instruction in force is already accomplished.
         episode: [F] int32, number of the frame's episode in the data set.
         weight: [F] float32, how often a frame is drawn in proportion to others; 1 where the data set has none.
     """
 
     images: NDArray[np.uint8]
+    image: NDArray[np.int32]
     actions: NDArray[np.float32]
     instruction: NDArray[np.uint8]
     auxiliary: NDArray[np.float32]
+    seen: NDArray[np.float32]
     done: NDArray[np.bool_]
     episode: NDArray[np.int32]
     weight: NDArray[np.float32]
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.image)
 
 
 def episode_path(folder: Path, task: str, number: int) -> Path:
@@ -99,13 +104,26 @@ def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
         raise DatasetError(f"{folder} holds no episode: run python -m training.collect again")
     names = [field.name for field in dataclasses.fields(Frames) if field.name != "episode"]
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "episode")}
+    pictures = 0
     for number, path in enumerate(paths):
         with np.load(path) as file:
             if not file["done"][-1]:
                 continue
-            for name in names:
-                parts[name].append(file[name] if name in file else np.ones(len(file["done"]), np.float32))
-            parts["episode"].append(np.full(len(parts["images"][-1]), number, dtype=np.int32))
-    if not parts["images"]:
+            episode = _defaults(len(file["done"])) | dict(file)
+        episode["image"] = episode["image"] + np.int32(pictures)
+        pictures += len(episode["images"])
+        episode["episode"] = np.full(len(episode["done"]), number, dtype=np.int32)
+        for name, values in parts.items():
+            values.append(episode[name])
+    if not pictures:
         raise DatasetError(f"no episode of {folder} is successful: collect more")
     return Frames(**{name: np.concatenate(parts[name]) for name in parts}), meta
+
+
+def _defaults(count: int) -> dict[str, NDArray[Any]]:
+    """Return what an episode of so many frames may leave out."""
+    return {
+        "image": np.arange(count, dtype=np.int32),
+        "seen": np.full((count, 2), np.nan, np.float32),
+        "weight": np.ones(count, np.float32),
+    }

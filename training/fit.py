@@ -153,7 +153,8 @@ def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path
             saving = trainer.step % config.save_every == 0 or trainer.step == config.steps
             if not saving and trainer.step % LOG_EVERY:
                 continue
-            means = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
+            names = dict.fromkeys(name for row in recent for name in row)  # a step with few tokens looks at none
+            means = {name: float(np.mean([row[name] for row in recent if name in row])) for name in names}
             recent.clear()
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
             trainer.seconds = time.monotonic() - started

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from flashvla_ros.vla.decoder import Rotary
 from flashvla_ros.vla.model import PrismaticVLM, kept_rows, take_rows
 
 
@@ -34,6 +36,28 @@ def action_logits(
     hidden = model.embed(visual, torch.cat([input_ids, action_ids[:, :-1]], dim=1))
     hidden = run_decoder(model, hidden, visual.shape[1], attention_mask=attention_mask, keep=keep, layer=layer)
     return model.logits(hidden[:, -action_ids.shape[1] :])
+
+
+def attention_to_image(
+    model: PrismaticVLM, index: int, entered: tuple[Tensor, Rotary, Tensor | None], visual: int, last: int
+) -> Tensor:
+    """Return the logarithms [B, last, N] of what the last rows of a decoder layer's first head give the visual tokens.
+
+    Args:
+        model: The network.
+        index: Of the layer.
+        entered: What the layer was called with: hidden [B, L, d], its rotary embedding and mask.
+        visual: N, all of the visual tokens.
+        last: Rows.
+    """
+    hidden, rotary, mask = entered
+    queries = model.project(hidden, index, "q_proj", rotary)[:, 0, -last:]
+    keys = model.project(hidden, index, "k_proj", rotary)[:, 0]
+    length = hidden.shape[1]
+    causal = hidden.new_ones(length, length, dtype=torch.bool).tril() if mask is None else mask[:, 0]
+    scores = (queries @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])).float()
+    scores = scores.masked_fill(~causal[..., -last:, :], -torch.inf)
+    return scores.log_softmax(-1)[..., 1 : 1 + visual]
 
 
 def run_decoder(

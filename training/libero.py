@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.sim.libero.cameras import FAST
+from flashvla_ros.sim.libero.cameras import FAST, SCENE_ROWS, SCENE_SHARE, near_camera
 from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, SUITES
 from flashvla_ros.sim.libero.scene import FIRST_DRAWN, LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
@@ -41,7 +41,7 @@ SIZE = DemoSize(image_size=128, patch_size=8)  # 256 visual tokens, as OpenVLA h
 STRIDE = 2  # steps from one frame that is kept to the next
 MAX_STEPS = 320
 OFFICIAL = 15  # episodes of each task from its own states, which hardly vary; the others are permuted
-NEAR_M, NEAR_WEIGHT = 0.07, 3.0  # frames with the hand this near to the object are drawn more often
+NEAR_M, NEAR_WEIGHT = 0.07, 6.0  # frames with the hand this near to the object are drawn more often: half of all
 WITHIN_M = 0.002  # deeper than what rests on another
 OPENING_M = 0.08  # of the fingers
 # OpenVLA's convention: robosuite's units for the motion, 1 for an open gripper and 0 for a closed one, not scaled.
@@ -55,9 +55,16 @@ STATISTICS = {
     }
 }
 COARSE = FitConfig(
-    steps=5500, batch=32, learning_rate=1.2e-3, shift=3, save_every=250, size=DemoSize(128, patch_size=16)
+    steps=5500,
+    batch=64,
+    labels=4,
+    learning_rate=1.2e-3,
+    look_weight=1.0,
+    shift=3,
+    save_every=250,
+    size=DemoSize(128, patch_size=16),
 )
-PLAIN = dataclasses.replace(COARSE, steps=2000, learning_rate=8e-4, save_every=100, size=SIZE)
+PLAIN = dataclasses.replace(COARSE, steps=2000, batch=48, labels=3, learning_rate=1e-3, save_every=100, size=SIZE)
 DROPOUT = dataclasses.replace(PLAIN, steps=800, dropout_share=0.9)
 
 
@@ -90,24 +97,35 @@ def plan_episode(number: int, task: int, seed: int) -> LiberoPlan:
 def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: list[str]) -> dict[str, Any]:
     """Run the expert through one episode and return its arrays, see :class:`training.dataset.Frames`.
 
-    In a permuted scene any of the `targets` may be the one to pick: nothing but the instruction tells. Each frame has a
-    second one, with the objects in other places around the same hand: the expert needs no past to say what it would do
-    there, and a scene of its own costs no more than its picture.
+    In a permuted scene any of the `targets` may be the one to pick: nothing but the instruction tells. Each picture has
+    a second one, with the objects in other places around the same hand, and where the hand is empty, each is labelled
+    with what the expert would do for every object in it: it needs no past to say so. A policy that ignores the
+    instruction cannot fit six labels of one picture.
     """
     world.reset(plan.scene, plan.seed)
     scene, rng = world.scene, np.random.default_rng(plan.seed)
     present = [name for name in targets if name in scene.objects]
     target = str(rng.choice(present)) if PERMUTED in plan.scene else plan.target
-    expert, disturb = LiberoExpert(scene, target), Disturbance(plan, CONTROLS - 1)  # type: ignore[arg-type]
-    frames: dict[str, list[Any]] = {name: [] for name in ("images", "actions", "auxiliary", "weight", "instruction")}
+    experts = {name: LiberoExpert(scene, name) for name in present}
+    expert, disturb = experts[target], Disturbance(plan, CONTROLS - 1)  # type: ignore[arg-type]
+    pictures: list[Any] = []
+    frames: dict[str, list[Any]] = {}
 
-    def keep(told: str, action: FloatArray) -> None:
-        near = np.linalg.norm(scene.hand_position - np.mean(scene.extent(told), axis=0)) < NEAR_M
-        frames["images"].append(world.render())
-        frames["actions"].append(np.append(action[:-1], action[-1] < 0).astype(np.float32))
-        frames["auxiliary"].append(_state(world, objects))
-        frames["weight"].append(np.float32(NEAR_WEIGHT if near else 1.0))
-        frames["instruction"].append(np.uint8(objects.index(told)))  # they come in the order of the instructions
+    def keep(names: list[str]) -> None:
+        for name in names:
+            place, action = np.mean(scene.extent(name), axis=0), experts[name]()
+            near = np.linalg.norm(scene.hand_position - place) < NEAR_M
+            frame = {
+                "image": np.int32(len(pictures)),
+                "actions": np.append(action[:-1], action[-1] < 0).astype(np.float32),
+                "auxiliary": _state(world, objects),
+                "seen": seen_at(place, scene.model.vis.global_.fovy).astype(np.float32),
+                "weight": np.float32(NEAR_WEIGHT if near else 1.0),
+                "instruction": np.uint8(objects.index(name)),  # they come in the order of the instructions
+            }
+            for key, value in frame.items():
+                frames.setdefault(key, []).append(value)
+        pictures.append(world.render())
 
     for step in range(MAX_STEPS):
         action = expert()
@@ -115,16 +133,15 @@ def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: li
             held = target if expert.holding else ""
             with restaged(scene, rng, held) as apart:
                 if apart:
-                    other = held or str(rng.choice(present))
-                    keep(other, LiberoExpert(scene, other)())
-            keep(target, action)
+                    keep([held] if held else present)
+            keep([held] if held else present)
         world.step(disturb(action))
         if expert.accomplished:
             break
     arrays = {name: np.stack(values) for name, values in frames.items()}
-    done = np.zeros(len(arrays["images"]), dtype=bool)
+    done = np.zeros(len(arrays["image"]), dtype=bool)
     done[-1] = expert.accomplished  # only what ends well is an example to follow
-    return arrays | {"done": done}
+    return arrays | {"images": np.stack(pictures), "done": done}
 
 
 @contextlib.contextmanager
@@ -144,6 +161,18 @@ def restaged(scene: LiberoScene, rng: np.random.Generator, held: str = "") -> It
         mujoco.mj_setState(model, data, before, whole)
         mujoco.mj_forward(model, data)
         mujoco.mj_setState(model, data, before, whole)  # a forward pass warms the next one's solver
+
+
+def seen_at(place: FloatArray, fovy: float) -> FloatArray:
+    """Return row and column, as shares of the picture's sides, at which a fast picture shows a place [3] in m."""
+    camera = near_camera()
+    azimuth, elevation = np.radians([camera.azimuth, camera.elevation])
+    ahead = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+    right = np.array([np.sin(azimuth), -np.cos(azimuth), 0.0])
+    away = place - (camera.lookat - camera.distance * ahead)
+    reach = 2 * np.tan(np.radians(fovy / 2)) * (away @ ahead)  # that the picture spans there, in m
+    row = 0.5 - away @ np.cross(right, ahead) / reach
+    return np.array([row * SCENE_SHARE / SCENE_ROWS, 0.5 - away @ right / reach])  # pictures are mirrored
 
 
 def _state(world: LiberoWorld, objects: list[str]) -> FloatArray:

@@ -1,9 +1,16 @@
-"""What the policy learns: action tokens smeared over neighbouring bins, and where things are, from patch features."""
+"""What the policy learns: action tokens smeared over neighbouring bins, and where things are.
+
+Where everything is, patch features must tell; where the thing is that the instruction names, the decoder's attention.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+SPOT = 0.04  # standard deviation of where a thing is seen, as a share of the picture: a third of a can
 
 
 def smeared_bins(actions: Tensor, bins: int, sigma: float) -> Tensor:
@@ -42,6 +49,24 @@ def state_loss(predicted: Tensor, state: Tensor) -> Tensor:
     """Return the mean squared error of standardised states [B, A], where a state is not NaN."""
     known = ~state.isnan()
     return nn.functional.mse_loss(predicted[known], state[known])
+
+
+def look_loss(attention: Tensor, seen: Tensor) -> Tensor:
+    """Return the mean divergence [nats] of where action tokens look from where the named thing is seen.
+
+    Without it a small policy learns to grasp and goes to the nearest thing: that a word and a patch belong together is
+    a product of two, for which an action far from the object, saturated as it is, gives no slope.
+
+    Args:
+        attention: [B, A, N] logarithms of the attention of A tokens to the N visual ones, a square of patches.
+        seen: [B, 2] row and column of the thing, as shares of the picture; NaN where there is nothing to know.
+    """
+    known = ~seen.isnan().any(1)
+    side = math.isqrt(attention.shape[-1])
+    centres = (torch.arange(side, device=seen.device) + 0.5) / side
+    rows, columns = torch.softmax(-0.5 * ((centres - seen[known][..., None]) / SPOT) ** 2, dim=-1).unbind(1)
+    target = (rows[:, :, None] * columns[:, None, :]).flatten(1)[:, None]
+    return (torch.xlogy(target, target) - target * attention[known]).sum(-1).mean()
 
 
 class StateHead(nn.Module):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from training.architecture import DemoSize
 from training.batches import Batch, Demonstrations
 from training.dataset import DatasetError
 from training.finer import finer
-from training.forcing import action_logits
-from training.loss import StateHead, action_loss, random_subset, smeared_bins, state_loss
+from training.forcing import action_logits, attention_to_image
+from training.loss import StateHead, action_loss, look_loss, random_subset, smeared_bins, state_loss
 from training.saving import save_checkpoint
+
+LOOKING = 2  # decoder layer (from 0) whose first head learns to look at what the instruction names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +32,10 @@ class FitConfig:
     Attributes:
         sigma_bins: Standard deviation of the smeared targets, in action bins.
         state_weight: Weight of the loss of the auxiliary head.
+        look_weight: Weight of the loss of attention to what is named, where the data set says where that is.
         state_rate: Learning rate of that head as a share of `learning_rate`. The head has a hundred times the inputs
             of any other layer, and a step of Adam changes its output by as much more.
+        labels: Frames of a batch that show the same image, where the data set has several with other instructions.
         lighting: Largest change of an image's gain and offset, as a share.
         shift: Largest shift of an image along each side [pixels]; a hand goes by where things are from itself.
         dropout_share: Share of the steps in which only some visual tokens pass beyond a layer of `dropout_layers`.
@@ -52,6 +57,8 @@ class FitConfig:
     sigma_bins: float = 4.0
     state_weight: float = 1.0
     state_rate: float = 0.05
+    look_weight: float = 0.1
+    labels: int = 1
     lighting: float = 0.1
     shift: int = 0
     dropout_share: float = 0.0
@@ -115,8 +122,11 @@ class Trainer:
 
     def losses(
         self, batch: Batch, keep: Tensor | None, layer: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the action loss [nats], the mean squared error of the standardised state, and the logits."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses and the logits.
+
+        They are those of the action and of looking [nats], and the mean squared error of the standardised state.
+        """
         model, config = self.model, self.config
         vocabulary, bins = model.config.action_vocab_size, model.config.n_action_bins - 1
         target = smeared_bins(batch.actions, bins, config.sigma_bins)
@@ -126,17 +136,25 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
             patches = model.patch_features(batch.pixel_values)
             visual, fed = model.projector(patches), vocabulary - 1 - drawn
+            visual = visual.repeat_interleave(len(fed) // len(visual), 0)
+            entered: list[Any] = []
+            hook = model.layers[LOOKING].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[:3]))
             logits = action_logits(model, visual, batch.input_ids, fed, attention_mask=mask, keep=keep, layer=layer)
+            hook.remove()
         logits = logits[..., :vocabulary].float()
         state = self.head(patches.float())
-        return action_loss(logits, target), state_loss(state, batch.state), logits
+        losses = {"action": action_loss(logits, target), "state": state_loss(state, batch.state)}
+        if keep is None and not batch.seen.isnan().all():
+            looks = attention_to_image(model, LOOKING, entered[0], visual.shape[1], fed.shape[1])
+            losses["look"] = look_loss(looks, batch.seen)
+        return losses, logits
 
     def train_step(self, data: Demonstrations) -> dict[str, float]:
         """Take one step and return its losses."""
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        batch = data.draw(rng, config.batch, config.lighting, config.shift)
+        batch = data.draw(rng, config.batch, config.lighting, config.shift, config.labels)
         keep, layer = None, 0
         if rng.uniform() < config.dropout_share:
             count = self.model.config.visual_tokens
@@ -145,13 +163,14 @@ class Trainer:
         for group in self.optimizer.param_groups[:-1]:
             group["lr"] = config.rate(self.step)
         self.optimizer.param_groups[-1]["lr"] = config.rate(self.step) * config.state_rate
-        action, state, _ = self.losses(batch, keep, layer, generator)
+        losses, _ = self.losses(batch, keep, layer, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        (action + config.state_weight * state).backward()
+        weights = {"action": 1.0, "state": config.state_weight, "look": config.look_weight}
+        torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
         nn.utils.clip_grad_norm_(self._learning, config.clip)
         self.optimizer.step()
         self.step += 1
-        return {"action": action.item(), "state": state.item()}
+        return {name: loss.item() for name, loss in losses.items()}
 
     @torch.no_grad()
     def validate(self, data: Demonstrations) -> dict[str, float]:
@@ -162,15 +181,15 @@ class Trainer:
             return {}
         rows = rows[np.linspace(0, len(rows) - 1, min(config.validation_frames, len(rows))).astype(np.int64)]
         generator = torch.Generator().manual_seed(config.seed)
-        action, state, error = [], [], []
+        means: list[dict[str, float]] = []
+        error = []
         for chunk in np.array_split(rows, math.ceil(len(rows) / config.batch)):
             batch = data.batch(chunk)
-            losses = self.losses(batch, None, 0, generator)
-            error.append(self.errors(losses[2], batch))
-            action.append(losses[0].item())
-            state.append(losses[1].item())
+            losses, outputs = self.losses(batch, None, 0, generator)
+            error.append(self.errors(outputs, batch))
+            means.append({name: loss.item() for name, loss in losses.items()})
         errors = {f"error_{i}": value for i, value in enumerate(torch.cat(error).mean(0).tolist())}
-        return {"action": float(np.mean(action)), "state": float(np.mean(state)), **errors}
+        return {name: float(np.mean([row[name] for row in means])) for name in means[0]} | errors
 
     def errors(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the absolute error [B, D] of each action dimension that the logits [B, D, vocabulary] choose."""

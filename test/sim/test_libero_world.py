@@ -23,8 +23,9 @@ from flashvla_ros.sim.libero.cameras import LiberoCameras
 from flashvla_ros.sim.libero.library import initial_states, library, quiet, task_files
 from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
+from flashvla_ros.sim.simulator import mujoco
 from flashvla_ros.sim.tasks import find_task
-from training.libero import plan_episode, record, restaged
+from training.libero import plan_episode, record, restaged, seen_at
 from training.libero_expert import LiberoExpert
 
 pytestmark = [pytest.mark.libero, pytest.mark.timeout(900)]
@@ -147,13 +148,30 @@ def test_a_demonstration_has_frames_of_scenes_that_nothing_moved_into(world: Lib
     names = [f"{name}_1" for name in ("alphabet_soup", "milk", "ketchup")]
     plan = dataclasses.replace(plan_episode(1, 0, 0), noise=0.0)
     frames = record(world, plan, names, [*names, "basket_1"])
-    count = len(frames["images"])
-    assert all(len(values) == count for values in frames.values())
+    count = len(frames["done"])
+    assert all(len(values) == count for name, values in frames.items() if name != "images")
     assert frames["done"][-1] and not frames["done"][:-1].any()
-    assert len(np.unique(frames["instruction"])) > 1  # another object may be the one to pick there
     assert frames["actions"].shape == (count, 7) and np.abs(frames["actions"]).max() <= 1.0
+    shown = np.bincount(frames["image"], minlength=len(frames["images"]))
+    present = len(set(names) & set(world.scene.objects))
+    assert set(shown) == {1, present}  # of what is held, or of each thing that may be picked
+    first = frames["image"] == 0
+    assert len(np.unique(frames["instruction"][first])) == len(np.unique(frames["seen"][first], axis=0)) == present
     soup = frames["auxiliary"][:, 4:6]
-    assert len(np.unique(soup.round(3), axis=0)) > count / 4
+    assert len(np.unique(soup.round(3), axis=0)) > len(shown) / 4
+
+
+@pytest.mark.parametrize("name", ["alphabet_soup_1", "milk_1"])
+def test_a_place_is_seen_where_the_picture_changes_without_the_thing(world: LiberoWorld, name: str) -> None:
+    world.reset(OBJECT, 0)
+    scene = world.scene
+    expected = seen_at(np.mean(scene.extent(name), axis=0), scene.model.vis.global_.fovy)
+    before = world.render().astype(int)
+    scene.data.qpos[scene.model.jnt_qposadr[scene.model.body(f"{name}_main").jntadr[0]] + 2] -= 1.0  # under the floor
+    mujoco.mj_forward(scene.model, scene.data)
+    changed = np.argwhere(np.abs(world.render() - before).sum(-1) > 60)
+    scene_rows = changed[changed[:, 0] < 80]
+    np.testing.assert_allclose((scene_rows.mean(0) + 0.5) / 128, expected, atol=0.03)
 
 
 @pytest.mark.parametrize("suite", ["libero_goal", "libero_10", "libero_90", "libero_object_swap", "libero_spatial_lan"])

@@ -146,6 +146,57 @@ def test_validation_episodes_are_never_drawn(data: Path) -> None:
     assert held_out.isdisjoint(frames.episode[demonstrations.training].tolist())
 
 
+@pytest.fixture(scope="module")
+def pointing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each picture has a bright patch for one instruction and a dark one for the other: both say where to look."""
+    folder = tmp_path_factory.mktemp("pointing")
+    write_meta(folder, {"tasks": [], "seed": 0, "instructions": INSTRUCTIONS, "image_size": SIZE.image_size})
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        images = rng.integers(100, 150, (12, 28, 28, 3), dtype=np.uint8)
+        cells = np.array([rng.choice(4, 2, replace=False) for _ in images])
+        for image, pair in zip(images, cells, strict=True):
+            for cell, grey in zip(pair, (255, 0), strict=True):
+                y, x = 14 * (cell // 2), 14 * (cell % 2)
+                image[y : y + 14, x : x + 14] = grey
+        cell = cells.ravel()
+        write_episode(
+            episode_path(folder, "x", number),
+            images=images,
+            image=np.repeat(np.arange(12, dtype=np.int32), 2),
+            actions=np.zeros((24, 4), np.float32),
+            instruction=np.tile(np.array([0, 1], np.uint8), 12),
+            auxiliary=np.zeros((24, 1), np.float32),
+            seen=(np.stack([cell // 2, cell % 2], axis=1) / 2 + 0.25).astype(np.float32),
+            done=np.ones(24, dtype=bool),
+        )
+    return folder
+
+
+def test_attention_learns_to_go_where_the_instruction_points(pointing: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, dropout_share=0.0, batch=32, labels=2, steps=160, save_every=160)
+    validation = fit(pointing, tmp_path, dataclasses.replace(config, look_weight=1.0))
+    assert validation["look"] < 0.4  # ln 2 without the instruction, ln 4 without the picture
+
+
+def test_steps_that_drop_tokens_look_at_none(pointing: Path, tmp_path: Path) -> None:
+    fit(pointing, tmp_path, dataclasses.replace(CONFIG, dropout_share=0.5, steps=8, save_every=4))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(np.isfinite(line["look"]) for line in lines)
+
+
+def test_a_batch_shows_one_image_for_several_instructions(pointing: Path) -> None:
+    frames, _ = load(pointing)
+    _, demonstrations = _parts(pointing)
+    batch = demonstrations.draw(np.random.default_rng(0), 12, 0.0, shift=2, labels=3)
+    assert batch.pixel_values.shape[0] == batch.state.shape[0] == 4
+    shown = frames.image[batch.rows].reshape(4, 3)
+    assert (shown == shown[:, :1]).all() and len(np.unique(shown)) > 1
+    moved = batch.seen.numpy() - frames.seen[batch.rows]
+    np.testing.assert_allclose(moved.reshape(4, 3, 2), np.repeat(moved[::3, None], 3, 1), atol=1e-6)
+    assert np.abs(moved).max() == pytest.approx(2 / 28)
+
+
 def _parts(data: Path, config: FitConfig = CONFIG) -> tuple[Trainer, Demonstrations]:
     frames, meta = load(data)
     model = PrismaticVLM(demo_config(config.size))

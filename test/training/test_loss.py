@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flashvla_ros.vla.action_codec import ActionCodec
 from training.architecture import DemoSize, demo_config
-from training.loss import action_loss, random_subset, smeared_bins, state_loss
+from training.loss import action_loss, look_loss, random_subset, smeared_bins, state_loss
 
 CONFIG = demo_config(DemoSize())
 BINS = CONFIG.n_action_bins - 1
@@ -53,3 +53,12 @@ def test_a_state_that_is_not_there_costs_nothing() -> None:
     loss.backward()
     assert predicted.grad is not None
     assert predicted.grad[0, 1] == 0.0
+
+
+def test_looking_costs_nothing_where_the_thing_is_seen_and_much_elsewhere() -> None:
+    seen = torch.tensor([[0.375, 0.625], [torch.nan, torch.nan]])  # the middle of the patch in row 1 and column 2 of 4
+    attention = torch.full((2, 1, 16), -1e4)
+    attention[0, 0, 4 + 2] = 0.0
+    at, aside = look_loss(attention, seen), look_loss(attention.roll(1, dims=-1), seen)
+    assert at.item() == pytest.approx(0.0, abs=1e-3)
+    assert aside.item() > 100.0

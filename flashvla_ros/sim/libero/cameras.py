@@ -18,7 +18,7 @@ _CELL_M = 0.006  # of visual meshes in fast pictures: corners within one cell be
 _FEW_FACES = 800  # a mesh that is not worth the trouble
 # A single fast picture: the scene over the wrist's view, and what is left of each from the top; below is bare floor,
 # and the gripper's own body.
-_SCENE_SHARE, _SCENE_ROWS, _WRIST_ROWS = 10 / 16, 0.84, 0.84
+SCENE_SHARE, SCENE_ROWS, _WRIST_ROWS = 10 / 16, 0.84, 0.84
 _BASE_LINKS = tuple(f"robot0_link{index}" for index in range(4))  # hidden in fast pictures: they hide the scene
 
 
@@ -53,9 +53,9 @@ class LiberoCameras:
             return official_picture(self._raw(name)[:, ::-1])
         size = self._size
         if self._count > 1:
-            return self._shrunk(_near() if name == CAMERAS[0] else name, size)
-        rows = round(size * _SCENE_SHARE)
-        scene = self._shrunk(_near(), rows, _SCENE_ROWS)
+            return self._shrunk(near_camera() if name == CAMERAS[0] else name, size)
+        rows = round(size * SCENE_SHARE)
+        scene = self._shrunk(near_camera(), rows, SCENE_ROWS)
         return np.concatenate([scene, self._shrunk(CAMERAS[1], size - rows, _WRIST_ROWS)])
 
     def _raw(self, camera: Any) -> ImageArray:
@@ -70,7 +70,7 @@ class LiberoCameras:
         return image.astype(np.uint8, copy=False)
 
 
-def _near() -> Any:
+def near_camera() -> Any:
     """A free camera that sees every place of the table and the hand above it, from nearer by than agentview."""
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE
