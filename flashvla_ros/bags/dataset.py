@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.core.errors import BagError
-from flashvla_ros.core.files import read_json, write_atomically
+from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.core.types import FloatArray, ImageArray
 
 os.environ.setdefault("SVT_LOG", "1")  # before the encoder is loaded: errors alone
@@ -155,7 +155,7 @@ class Dataset:
         _write_table(self._folder / "meta" / "tasks.parquet", _tasks_table(self._tasks))
         self.info |= {"total_episodes": number + 1, "total_frames": last, "total_tasks": len(self._tasks)}
         self.info["splits"] = {"train": f"0:{number + 1}"}
-        write_atomically(self._info_path, json.dumps(self.info, indent=4))
+        write_text(self._info_path, json.dumps(self.info, indent=4))
         self.done.add((about["bag"], about["start_ns"]))
         return len(values)
 
@@ -173,7 +173,7 @@ class Dataset:
             if self.info["features"][name]["dtype"] == "video":
                 stats.update({key: value[:, None, None] for key, value in stats.items() if key != "count"})
         text = json.dumps({name: {key: v.tolist() for key, v in stats.items()} for name, stats in total.items()})
-        write_atomically(self._folder / "meta" / "stats.json", text)
+        write_text(self._folder / "meta" / "stats.json", text)
 
     def _path(self, kind: str, at: Mapping[str, int], key: str = "") -> Path:
         return self._folder / str(self.info[kind]).format(video_key=key, **at)

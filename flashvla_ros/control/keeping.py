@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.files import read_json, write_atomically
+from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.gate.calibration import CalibrationState
 
 _VERSION = 1
@@ -62,7 +62,7 @@ class CalibrationFile:
         if state is self._saved:
             return
         content = {"version": _VERSION, "checkpoint": self._checkpoint, "claim": state.claim}
-        write_atomically(self.path, json.dumps(content | {"state": state.packed().tolist()}) + "\n")
+        write_text(self.path, json.dumps(content | {"state": state.packed().tolist()}) + "\n")
         self._saved = state
 
     def close(self) -> None:

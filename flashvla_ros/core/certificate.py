@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.files import read_json, write_atomically
+from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.core.provenance import CERTIFICATE
@@ -81,7 +81,7 @@ class Certificate:
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     def verdict(self, settings: Settings, checkpoint: str) -> tuple[bool, str]:
         """Say whether `settings` on the weights with this fingerprint are certified, and by what or why not."""

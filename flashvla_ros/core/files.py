@@ -63,7 +63,9 @@ def read_json(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all, and the folders above it; a device or a pipe takes the text as it is.
+    """Write a text file, and the folders above it; a device or a pipe takes the text as it is.
+
+    A reader, or a crash in between, meets the old file or the new one, whole. A link stays one.
 
     Raises:
         FlashVLAError: It cannot be written.
@@ -71,26 +73,15 @@ def write_text(path: Path, text: str) -> None:
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
-        else:
-            write_atomically(Path(os.path.realpath(path)), text)  # a link stays one
-    except OSError as error:
-        raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash in between, meets the old one or the new one, whole.
-
-    Raises:
-        FlashVLAError: It cannot be written.
-    """
-    new = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+            return
+        file = Path(os.path.realpath(path))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f".{file.name}.new")
         with new.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        new.replace(path)
+        new.replace(file)
     except OSError as error:
         raise FlashVLAError(f"cannot write {path}: {error.strerror}") from error
 

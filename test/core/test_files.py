@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.core.errors import CheckpointError, FlashVLAError
-from flashvla_ros.core.files import MEGABYTE, read_json, read_text, write_atomically
+from flashvla_ros.core.files import MEGABYTE, read_json, read_text, write_text
 
 SOON_S = 5.0
 
@@ -86,5 +86,12 @@ def test_json_that_is_not_there_is_an_error_of_the_callers_kind(tmp_path):
 
 
 def test_the_folders_above_a_new_file_are_made(tmp_path):
-    write_atomically(tmp_path / "a" / "b" / "state.json", "{}")
+    write_text(tmp_path / "a" / "b" / "state.json", "{}")
     assert read_json(tmp_path / "a" / "b" / "state.json") == {}
+
+
+def test_a_link_stays_one_and_nothing_is_left_beside_it(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "state.json")
+    write_text(tmp_path / "link.json", "{}")
+    assert (tmp_path / "link.json").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "state.json"]
