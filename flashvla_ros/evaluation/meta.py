@@ -23,12 +23,17 @@ EVALUATION = "evaluation.json"  # beside a published checkpoint
 
 
 def known_tasks(checkpoint: Path) -> list[str]:
-    """Return the tasks that a checkpoint was published with, every task of the table where that is not known."""
+    """Return the demo's tasks that a checkpoint was published with, all of the table where that is not known.
+
+    Raises:
+        FlashVLAError: It was published with LIBERO's.
+    """
     try:
-        rows = read_json(checkpoint / EVALUATION)["rows"]
-        tasks = dict.fromkeys(row["task"] for row in rows)
+        tasks = dict.fromkeys(row["task"] for row in read_json(checkpoint / EVALUATION)["rows"])
     except (FlashVLAError, KeyError, TypeError):
         return list(TASKS)
+    if suites := dict.fromkeys(task.partition("/")[0] for task in tasks if is_libero(task)):
+        raise FlashVLAError(f"{checkpoint} knows tasks of LIBERO: say which with --suite {' '.join(suites)}")
     return [task for task in tasks if task in TASKS] or list(TASKS)
 
 

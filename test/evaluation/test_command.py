@@ -122,3 +122,10 @@ def test_what_cannot_be_played_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_policy_for_libero_asks_for_its_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"task": f"{suite}/0"} for suite in ("libero_object", "libero_object_permuted")]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": rows}))
+    assert cli.main(["eval", "--checkpoint", str(tmp_path)]) == 2
+    assert "say which with --suite libero_object libero_object_permuted" in capsys.readouterr().err
