@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -273,17 +274,24 @@ _RUN = "import runpy, sys; sys.modules.update(dict.fromkeys(sys.argv[1].split())
 _RUN += "sys.argv[1:2] = []; runpy.run_module('flashvla_ros.nodes.robot_node', run_name='__main__')"
 
 
-def start_process(*arguments: str, missing: str = "") -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def running(*arguments: str, missing: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A robot node in a process of its own, which ends with the test: another one may get its domain."""
     command = [sys.executable, "-c", _RUN, missing, "--ros-args", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
-    process = start_process("-p", "image_size:=32")  # real signals need a process of their own
-    stage.spin(lambda: bool(stage.driver.images))
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=PATIENCE_S)
+    with running("-p", "image_size:=32") as process:  # real signals need one
+        stage.spin(lambda: bool(stage.driver.images))
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert "Traceback" not in output
 
@@ -300,8 +308,8 @@ def test_a_signal_ends_the_process_cleanly(stage: Stage, number: int) -> None:
 def test_a_bad_argument_or_a_missing_library_is_one_line_and_exit_code_2(
     arguments: tuple[str, ...], missing: str, words: str
 ) -> None:
-    process = start_process(*arguments, missing=missing)
-    output, _ = process.communicate(timeout=PATIENCE_S)
+    with running(*arguments, missing=missing) as process:
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert words in output
     assert len(output.splitlines()) == 1
