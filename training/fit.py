@@ -97,6 +97,7 @@ def fit(
     if (out / STATE).exists():
         trainer.restore(out / STATE)
     description = _describe(trainer, data, meta) | {"init": _history(init)}
+    description["pictures"] = len(np.unique(frames.image[data.training]))
     description["episodes"] = len(np.unique(frames.episode))
     description["episodes_per_task"] = len(list(data_folder.glob("episode-*"))) // len(meta["instructions"])
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")

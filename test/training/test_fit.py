@@ -238,6 +238,7 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
     publish(run, [results], out)
     card = (out / "README.md").read_text()
     assert "49/50" in card
+    assert "114 frames of 20 expert episodes" in card
     assert "--steps 4" in card
     assert "2 steps of 4 frames, token dropout in 50% of them" in card
     assert "--init RUN-0 --out RUN --seed 0 --steps 4" in card
@@ -261,9 +262,9 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
         publish(run, [results], out)
 
 
-def test_the_card_of_a_policy_for_libero_says_how_it_was_made(data: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_policy_for_libero_says_how_it_was_made(pointing: Path, tmp_path: Path) -> None:
     run, results, out = tmp_path / "plain", tmp_path / "evaluation.json", tmp_path / "models"
-    fit(data, run, CONFIG)
+    fit(pointing, run, CONFIG)
     write_evaluation(results, run)
     description = json.loads((run / DESCRIPTION).read_text())
     del description["data"]["tasks"]
@@ -271,6 +272,7 @@ def test_the_card_of_a_policy_for_libero_says_how_it_was_made(data: Path, tmp_pa
     (run / DESCRIPTION).write_text(json.dumps(description))
     publish(run, [results], out)
     card = (out / "README.md").read_text()
+    assert "456 labels of 228 pictures of 20 expert episodes" in card
     assert "in robosuite's units" in card and "Meta-World" not in card
     assert "    python -m training.libero --out RUNS --episodes" in card and "training.fit" not in card
     assert "flashvla-ros eval --checkpoint RUNS/plain/checkpoint" in card
