@@ -113,13 +113,14 @@ def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: li
     frames: dict[str, list[Any]] = {}
 
     def keep(names: list[str]) -> None:
+        state = _state(world, objects)
         for name in names:
             place, action = np.mean(scene.extent(name), axis=0), experts[name]()
             near = np.linalg.norm(scene.hand_position - place) < NEAR_M
             frame = {
                 "image": np.int32(len(pictures)),
                 "actions": np.append(action[:-1], action[-1] < 0).astype(np.float32),
-                "auxiliary": _state(world, objects),
+                "auxiliary": state,
                 "seen": seen_at(place, scene.model.vis.global_.fovy).astype(np.float32),
                 "weight": np.float32(NEAR_WEIGHT if near else 1.0),
                 "instruction": np.uint8(objects.index(name)),  # they come in the order of the instructions
