@@ -42,7 +42,7 @@ def action_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     bins = target.shape[-1]
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)[..., -bins:].flip(-1)
-    return (torch.xlogy(target, target) - target * log_probabilities).sum(-1).mean()
+    return _divergence(target, log_probabilities)
 
 
 def state_loss(predicted: Tensor, state: Tensor) -> Tensor:
@@ -66,7 +66,12 @@ def look_loss(attention: Tensor, seen: Tensor) -> Tensor:
     centres = (torch.arange(side, device=seen.device) + 0.5) / side
     rows, columns = torch.softmax(-0.5 * ((centres - seen[known][..., None]) / SPOT) ** 2, dim=-1).unbind(1)
     target = (rows[:, :, None] * columns[:, None, :]).flatten(1)[:, None]
-    return (torch.xlogy(target, target) - target * attention[known]).sum(-1).mean()
+    return _divergence(target, attention[known])
+
+
+def _divergence(target: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence [nats] over the last axis."""
+    return (torch.xlogy(target, target) - target * log_probabilities).sum(-1).mean()
 
 
 class StateHead(nn.Module):
