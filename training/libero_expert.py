@@ -27,10 +27,16 @@ CLOSE_M = 0.015  # nearness in the plane at which the fingers close
 CLOSE_HEIGHT_M = 0.015
 HELD_M = 0.03  # farthest that the hand is from the grasp of what it holds
 OPEN_M = 0.074  # fingers farther apart than this are open
-SLACK_M = 0.006  # of fingers that touch both sides
+SLACK_M = 0.003  # of fingers that touch both sides
+EMPTY_M = 0.012  # fingers this much nearer than the object is wide have nothing between them
 CLEARANCE_M = 0.05  # above the basket's rim on the way
 DEPTH_M = 0.035  # of a grasp below an object's top
-LEAST_DEPTH_M = 0.016  # of a grasp above the floor
+LEAST_DEPTH_M = 0.012  # of a grasp above the floor
+WAITING_M = 0.045  # above the grasp, where a hand opens
+FLAT_M = 0.03  # the palm comes to the floor this near, over a box no higher
+PALM_M = (0.025, 0.1)  # half of it along x and y; it stops on what is higher than FINGER_M
+FINGER_M = 0.055
+SHIFT_M = 0.025  # farthest that a flat box is taken from its middle
 TURNED_M = 0.07  # an object this wide between the fingers is taken across
 SOFT = 12.0  # slope of an approach at its end [actions/m]; at 20 cm the action is 0.98
 GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
@@ -68,14 +74,29 @@ class LiberoExpert:
     def holding(self) -> bool:
         """The object is between the fingers, and they touch it."""
         low, high = self._scene.extent(self._target)
-        return self._holds(self._scene.hand_position - _grasp(low, high))
+        return self._holds(self._off(low, high))
+
+    def _off(self, low: FloatArray, high: FloatArray) -> FloatArray:
+        """Return the hand's place [3] from that of the grasp.
+
+        The palm stops on what is higher than the fingers are long. A flat box is therefore taken off its middle, along
+        x, where a neighbour stands in the palm's way.
+        """
+        off, shift = self._scene.hand_position - _grasp(low, high), 0.0
+        for name in self._scene.objects if high[2] < FLAT_M else ():
+            least, most = self._scene.extent(name)
+            away, half = ((least + most - low - high) / 2)[:2], (most - least)[:2] / 2
+            if most[2] > FINGER_M and abs(away[1]) < PALM_M[1] + half[1] and name != self._scene.container:
+                shift -= np.sign(away[0]) * max(half[0] + PALM_M[0] - abs(away[0]), 0.0)
+        off[0] -= np.clip(shift, -SHIFT_M, SHIFT_M)
+        return off
 
     def __call__(self) -> FloatArray:
         """Return the action [7] in [-1, 1]; the gripper opens at -1."""
         scene = self._scene
         low, high = scene.extent(self._target)
         centre, grasp = (low + high) / 2, _grasp(low, high)
-        off = scene.hand_position - grasp
+        off = self._off(low, high)
         aside = float(np.hypot(*off[:2]))
         least, most = scene.extent(scene.container)
         to_container = (least + most)[:2] / 2 - centre[:2]
@@ -86,8 +107,10 @@ class LiberoExpert:
             move, gripper = self._carry(low[2], most[2], to_container, far)
         elif above and around:
             move, gripper = np.zeros(3), GRIPPER_OPEN
+        elif around and scene.gap <= self._width - EMPTY_M:
+            move, gripper = np.array([0.0, 0.0, 1.0]), GRIPPER_CLOSED  # closed in vain: it opens above
         elif (around and scene.gap < OPEN_M and not above) or (aside < CLOSE_M and abs(off[2]) < CLOSE_HEIGHT_M):
-            move, gripper = np.clip(-off * 10, -1, 1), GRIPPER_CLOSED
+            move, gripper = np.clip(-off * [10, 10, 25], -1, 1), GRIPPER_CLOSED
             move[2] += 0.4 * np.clip((self._width + 0.014 - scene.gap) / 0.008, 0, 1)
         else:
             move, gripper = self._approach(off, aside, grasp[2], high[2]), GRIPPER_OPEN
@@ -100,7 +123,7 @@ class LiberoExpert:
         return bool(np.hypot(*off[:2]) < HELD_M and abs(off[2]) < HELD_M)
 
     def _holds(self, off: FloatArray) -> bool:
-        return self._around(off) and self._scene.gap < self._width + SLACK_M
+        return self._around(off) and -EMPTY_M < self._scene.gap - self._width < SLACK_M
 
     def _carry(self, bottom: float, rim: float, to_container: FloatArray, far: float) -> tuple[FloatArray, float]:
         """Lift, go over the container, and let go low above its middle."""
@@ -121,7 +144,7 @@ class LiberoExpert:
         to 2 cm would be one of the two: it would jump to and fro.
         """
         hand = self._scene.hand_position[2]
-        aim = height + np.clip(3 * (aside - 0.008), 0, 0.12)
+        aim = height + np.clip(3 * (aside - 0.008), 0.0 if self._scene.gap >= OPEN_M else WAITING_M, 0.12)
         share = np.clip((hand - top) / 0.03, 0, 1) if aside > 0.04 else 1.0
         return np.array([*np.tanh(-off[:2] * SOFT) * share, np.tanh((aim - hand) * SOFT)])
 
