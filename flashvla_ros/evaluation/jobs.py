@@ -16,7 +16,7 @@ from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
-from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy
+from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy, UnseenWorld
 from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.libero.protocol import is_libero
@@ -113,12 +113,12 @@ def play(job: Job, on_step: Callable[[StepResult], None], rule: Policy | None = 
         from flashvla_ros.sim.world import make_world  # in the workers only, which need MuJoCo
 
         _WORLDS[key] = make_world(job.plan.task.name, *shown)
+    world = _WORLDS[key]
     if job.open_loop:
-        policy = TapePolicy(
-            _tape(dataclasses.replace(job, open_loop=False, plan=_other_start(job.plan))), job.settings.action.dt_s
-        )
+        tape = _tape(dataclasses.replace(job, open_loop=False, plan=_other_start(job.plan)))
+        policy, world = TapePolicy(tape, job.settings.action.dt_s), UnseenWorld(world)
     stepper = Stepper(rule or policy, ActionSpec.of(job.settings.action))
-    return roll_out(_WORLDS[key], stepper, job.plan, job.settings, on_step, free_running=job.free_running)
+    return roll_out(world, stepper, job.plan, job.settings, on_step, free_running=job.free_running)
 
 
 def close_worlds() -> None:

@@ -6,12 +6,13 @@ there says little of vision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from flashvla_ros.core.policy import Request
-from flashvla_ros.core.types import FloatArray, Inference
+from flashvla_ros.core.types import FloatArray, ImageArray, Inference
 
 OPEN_LOOP = "open_loop"
 
@@ -39,3 +40,23 @@ class TapePolicy:
         step = round(request.observation.stamp_s / self._dt_s)
         action = self._actions[min(step, len(self._actions) - 1)][None]
         return Inference(action, action, np.zeros(0, dtype=np.int64), None, 0)
+
+
+class UnseenWorld:
+    """A simulated world that shows its start for ever: pictures are a third of the time of an episode of LIBERO."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self._images: Mapping[str, ImageArray] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def reset(self, task: str, seed: int) -> None:
+        """Start an episode and take its first images."""
+        self._world.reset(task, seed)
+        self._images = self._world.images()
+
+    def images(self) -> Mapping[str, ImageArray]:
+        """Return the first images."""
+        return self._images

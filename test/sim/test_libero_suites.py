@@ -21,11 +21,12 @@ from flashvla_ros.core.types import ActionSpec, Observation
 from flashvla_ros.evaluation import suites
 from flashvla_ros.evaluation.meta import command_line
 from flashvla_ros.evaluation.modes import choose_modes
-from flashvla_ros.evaluation.open_loop import TapePolicy
+from flashvla_ros.evaluation.open_loop import TapePolicy, UnseenWorld
 from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.episode import action_from_command
 from flashvla_ros.sim.perturbation import can_perturb
 from flashvla_ros.sim.tasks import Task
+from flashvla_ros.sim.world import World
 
 INSTALLED = importlib.util.find_spec("libero") is not None
 TASK = Task("libero_object/0", "pick up the milk", "libero_object/0", 280, hold_steps=1)
@@ -143,3 +144,17 @@ def test_a_tape_is_played_by_the_clock_and_then_stands_still() -> None:
         for number in (0, 1, 2, 9)
     ]
     np.testing.assert_allclose(steps, [*actions, [0, 0, 0, 1.0], [0, 0, 0, 1.0]])
+
+
+def test_a_replay_is_shown_its_start_for_ever() -> None:
+    world = World(32)
+    unseen = UnseenWorld(world)
+    try:
+        unseen.reset("drawer-open", 0)
+        (start,) = unseen.images().values()
+        for _ in range(5):
+            unseen.step([1.0, 0.0, 0.0, 1.0])
+        assert start is next(iter(unseen.images().values())) and not unseen.success("drawer-open")
+        assert (world.render() != start).any()
+    finally:
+        world.close()
