@@ -124,22 +124,24 @@ def _history(init: Path | None) -> list[dict[str, Any]]:
         return []
     if not (init / DESCRIPTION).exists():
         return [{"checkpoint": init.name}]
-    before = json.loads((init / DESCRIPTION).read_text(encoding="utf-8"))
-    seconds = last_line(init)["seconds"]
-    return [*before["init"], {key: before[key] for key in ("config", "device", "torch")} | {"seconds": seconds}]
+    before, saved = json.loads((init / DESCRIPTION).read_text(encoding="utf-8")), last_save(init)
+    config = before["config"] | {"steps": saved["step"]}  # it may have been stopped before its end
+    same = {key: before[key] for key in ("device", "torch")}
+    return [*before["init"], {"config": config, **same, "seconds": saved["seconds"]}]
 
 
-def last_line(run: Path) -> dict[str, Any]:
-    """Return the last line of a run's log.
+def last_save(run: Path) -> dict[str, Any]:
+    """Return the line of a run's log that belongs to its checkpoint.
 
     Raises:
         DatasetError: It has none.
     """
     try:
-        line: dict[str, Any] = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])
+        lines = map(json.loads, (run / LOG).read_text(encoding="utf-8").splitlines())
+        last: dict[str, Any] = [line for line in lines if "validation" in line][-1]
     except (OSError, IndexError, ValueError) as error:
-        raise DatasetError(f"{run / LOG} has no step of a training ({error}): train it with training.fit") from error
-    return line
+        raise DatasetError(f"{run / LOG} has no saved step ({error}): train it with training.fit") from error
+    return last
 
 
 def _run(trainer: Trainer, data: Demonstrations, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.vla.checkpoint import load_config
-from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_line
+from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_save
 from training.trainer import FitConfig
 
 TITLE = "Demo policy of flashvla_ros"
@@ -120,7 +120,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
     """
     description = _read(run / DESCRIPTION)
     config, data = description["config"], description["data"]
-    last = last_line(run)
+    last = last_save(run)
     if last["step"] < config["steps"]:
         raise FlashVLAError(f"{run} stopped at step {last['step']} of {config['steps']}: finish it with --resume first")
     parts = [*description["init"], description | {"seconds": last["seconds"]}]

@@ -22,7 +22,7 @@ from flashvla_ros.vla.processor import ImageProcessor
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.dataset import AUXILIARY, DatasetError, episode_path, load, write_episode, write_meta
-from training.fit import CHECKPOINT, DESCRIPTION, LOG, STATE, fit, last_line, main
+from training.fit import CHECKPOINT, DESCRIPTION, LOG, STATE, fit, last_save, main
 from training.publish import publish
 from training.trainer import FitConfig, Trainer, load_weights
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_at_its_end_is_finished_when_resumed(
         fit(data, tmp_path, CONFIG)
     monkeypatch.undo()
     assert fit(data, tmp_path, CONFIG, resume=True)
-    assert last_line(tmp_path)["step"] == CONFIG.steps
+    assert last_save(tmp_path)["step"] == CONFIG.steps
     assert (tmp_path / CHECKPOINT / "config.json").exists()
 
 
@@ -233,6 +233,8 @@ def write_evaluation(path: Path, run: Path) -> list[dict[str, Any]]:
 def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) -> None:
     run, out, results = tmp_path / "run", tmp_path / "model", tmp_path / "results.json"
     fit(data, tmp_path / "before", dataclasses.replace(CONFIG, steps=2))
+    stopped = tmp_path / "before" / DESCRIPTION  # of more steps, after two of them
+    stopped.write_text(stopped.read_text().replace('"steps": 2,', '"steps": 9,'))
     fit(data, run, dataclasses.replace(CONFIG, state_rate=0.1), init=tmp_path / "before")
     rows = write_evaluation(results, run)
     publish(run, [results], out)
@@ -250,7 +252,7 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
     assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
     log = (run / LOG).read_text()
     (run / LOG).write_text("")
-    with pytest.raises(FlashVLAError, match="has no step of a training"):
+    with pytest.raises(FlashVLAError, match="has no saved step"):
         publish(run, [results], out)
     (run / LOG).write_text(log)
     description = json.loads((run / DESCRIPTION).read_text())
