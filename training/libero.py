@@ -1,8 +1,9 @@
 """A small policy for LIBERO, in one command: ``python -m training.libero --out runs``.
 
 Demonstrations of a scripted expert, most of them from permuted states, then training: with 64 visual tokens first,
-which takes a quarter of the time, then with 256. Whatever was stopped goes on where it was when the same command is
-given again; more tasks or episodes are added to what is there.
+which takes a quarter of the time, then with 256. That policy drives the robot through as many episodes again, and the
+expert says what it would have done there; with those frames, training ends. Whatever was stopped goes on where it was
+when the same command is given again; more tasks or episodes are added to what is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,20 @@ import torch
 from tqdm import tqdm
 
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.core.types import FloatArray
+from flashvla_ros.core.policy import Request
+from flashvla_ros.core.settings import ModelSettings, PruningSettings
+from flashvla_ros.core.types import FloatArray, ImageArray, Observation
 from flashvla_ros.sim.libero.cameras import FAST, SCENE_ROWS, SCENE_SHARE, near_camera
 from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, SUITES
 from flashvla_ros.sim.libero.scene import FIRST_DRAWN, LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
 from flashvla_ros.sim.simulator import mujoco
 from flashvla_ros.sim.tasks import find_task
+from flashvla_ros.vla.arch.table import load
 from training.architecture import DemoSize
 from training.collect import NOISE_LEVELS, Disturbance
 from training.dataset import episode_path, write_episode, write_meta
-from training.fit import STATE, fit
+from training.fit import CHECKPOINT, STATE, fit
 from training.libero_expert import LiberoExpert, object_of
 from training.trainer import FitConfig
 
@@ -40,6 +44,7 @@ SUITE = "libero_object"
 SIZE = DemoSize(image_size=128, patch_size=8)  # 256 visual tokens, as OpenVLA has
 STRIDE = 2  # steps from one frame that is kept to the next
 MAX_STEPS = 320
+DRIVEN_STEPS = 160  # of an episode that a policy drives: one that fails stays where it is
 OFFICIAL = 15  # episodes of each task from its own states, which hardly vary; the others are permuted
 NEAR_M, NEAR_WEIGHT = 0.15, 6.0  # frames with the hand this near to the object are drawn more often: two of three
 WITHIN_M = 0.002  # deeper than what rests on another
@@ -65,7 +70,8 @@ COARSE = FitConfig(
     size=DemoSize(128, patch_size=16),
 )
 # What is named is found by now; what is left is to be exact, and more pictures serve that better than more labels.
-PLAIN = dataclasses.replace(COARSE, steps=2000, batch=32, labels=1, look_weight=0.5, save_every=100, size=SIZE)
+FINE = dataclasses.replace(COARSE, steps=2000, batch=32, labels=1, look_weight=0.5, save_every=100, size=SIZE)
+PLAIN = dataclasses.replace(FINE, learning_rate=1e-3, warmup=40)
 DROPOUT = dataclasses.replace(PLAIN, steps=800, dropout_share=0.9)
 
 
@@ -95,8 +101,29 @@ def plan_episode(number: int, task: int, seed: int) -> LiberoPlan:
     )
 
 
-def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: list[str]) -> dict[str, Any]:
+Driver = Callable[[ImageArray, str], FloatArray]  # an image and an instruction to an action [7] of the robot
+
+
+def driver_of(checkpoint: Path) -> Driver:
+    """Return a policy as what drives the robot."""
+    policy = load(ModelSettings(checkpoint=str(checkpoint)))
+    dense = PruningSettings(method="none")
+
+    def drive(image: ImageArray, instruction: str) -> FloatArray:
+        observation = Observation({"camera": image}, instruction, 0.0)
+        action = policy.infer(Request(observation, dense)).action[0]
+        return np.append(action[:-1], -1.0 if action[-1] > 0.5 else 1.0)
+
+    return drive
+
+
+def record(
+    world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: list[str], drive: Driver | None = None
+) -> dict[str, Any]:
     """Run the expert through one episode and return its arrays, see :class:`training.dataset.Frames`.
+
+    Where a policy drives, the frames are those that it comes to and the labels still the expert's (DAgger, Ross et al.
+    2011, https://arxiv.org/abs/1011.0686): from demonstrations alone it does not learn what to do after its own errors.
 
     In a permuted scene any of the `targets` may be the one to pick: nothing but the instruction tells. Each picture has
     a second one, with the objects in other places around the same hand, and where the hand is empty, each is labelled
@@ -123,14 +150,15 @@ def record(world: LiberoWorld, plan: LiberoPlan, targets: list[str], objects: li
                 "auxiliary": state,
                 "seen": seen_at(place, scene.model.vis.global_.fovy).astype(np.float32),
                 "weight": np.float32(NEAR_WEIGHT if near else 1.0),
-                "instruction": np.uint8(objects.index(name)),  # they come in the order of the instructions
+                "instruction": np.uint8(objects.index(name)),
             }
             for key, value in frame.items():
                 frames.setdefault(key, []).append(value)
         pictures.append(world.render())
 
-    for step in range(MAX_STEPS):
-        action = expert()
+    instruction = find_task(f"{SUITE}/{objects.index(target)}").instruction  # objects come in the order of the tasks
+    for step in range(DRIVEN_STEPS if drive else MAX_STEPS):
+        action = drive(world.render(), instruction) if drive else expert()
         if step % STRIDE == plan.phase:
             held = target if expert.holding else ""
             with restaged(scene, rng, held) as apart:
@@ -186,15 +214,16 @@ def _state(world: LiberoWorld, objects: list[str]) -> FloatArray:
     return state.astype(np.float32)  # type: ignore[return-value]
 
 
-def collect(folder: Path, tasks: list[int], episodes: int, seed: int) -> None:
-    """Add what is missing of `episodes` demonstrations of each task."""
+def collect(folder: Path, tasks: list[int], episodes: int, seed: int, checkpoint: Path | None = None) -> None:
+    """Add what is missing of `episodes` of each task, demonstrations or those that a checkpoint's policy drives."""
     everything = [find_task(f"{SUITE}/{number}").instruction for number in range(SUITES[SUITE].tasks)]
     targets = [object_of(everything[task]) for task in tasks]
     objects = [*map(object_of, everything), "basket_1"]
     meta = {"image_size": SIZE.image_size, "seed": seed, "objects": objects, "norm_stats": STATISTICS}
     write_meta(folder, meta | {"suite": SUITE, "instructions": everything})
+    drive, name = (driver_of(checkpoint), f"{SUITE}-driven") if checkpoint else (None, SUITE)
     plans = {
-        episode_path(folder, f"{SUITE}-{task}", number): plan_episode(number, task, seed)
+        episode_path(folder, f"{name}-{task}", number): plan_episode(number, task, seed + bool(drive))
         for task in tasks
         for number in range(episodes)
     }
@@ -204,7 +233,7 @@ def collect(folder: Path, tasks: list[int], episodes: int, seed: int) -> None:
         for path, plan in sorted(plans.items(), key=lambda item: item[1].scene):  # another scene takes half a minute
             if path.exists():
                 continue
-            arrays = record(world, plan, targets, objects)
+            arrays = record(world, plan, targets, objects, drive)
             write_episode(path, **arrays)
             solved += bool(arrays["done"][-1])
             bar.update()
@@ -220,7 +249,9 @@ def make(options: argparse.Namespace) -> None:
     folder = options.out / "data"
     collect(folder, options.tasks, options.episodes, options.seed)
     start = None
-    for name, config in (("coarse", COARSE), ("plain", PLAIN), ("dropout", DROPOUT)):
+    for name, config in (("coarse", COARSE), ("fine", FINE), ("plain", PLAIN), ("dropout", DROPOUT)):
+        if name == "plain":
+            collect(folder, options.tasks, options.episodes, options.seed, options.out / "fine" / CHECKPOINT)
         steps = options.steps or config.steps
         config = dataclasses.replace(config, steps=steps, precision=options.precision)
         print(f"{name}: {steps} steps, {config.precision}, {options.threads} threads")
