@@ -115,3 +115,8 @@ def test_table_leaves_out_what_a_task_cannot_have() -> None:
     lines = markdown.success_table(rows).splitlines()
     assert lines[0].startswith("| mode | a | b | all tasks |")
     assert lines[3].startswith("| `prune` | 4/4 |  | 4/4")
+
+
+def test_a_small_p_is_not_nought() -> None:
+    cells = [cell(mode, task, mark * 4) for task in "abcdefgh" for mode, mark in (("dense", "+"), ("prune", "-"))]
+    assert rows_by_name(cells)["prune", ALL]["mcnemar_p"] == pytest.approx(2 * 0.5**32)
