@@ -18,6 +18,7 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
 
 META = "meta.json"
+DRIVEN = "driven"  # in the name of an episode in which a policy drove the robot
 AUXILIARY = ("hand_x", "hand_y", "hand_z", "gripper", "object_x", "object_y", "object_z")
 
 

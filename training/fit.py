@@ -27,7 +27,7 @@ from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.chunks import ChunkTrainer
-from training.dataset import DatasetError, load
+from training.dataset import DRIVEN, DatasetError, load
 from training.trainer import FitConfig, Trainer, load_weights
 
 STATE, LOG, DESCRIPTION, CHECKPOINT, TOKENS = "state.pt", "log.jsonl", "run.json", "checkpoint", "tokens.f16"
@@ -99,7 +99,8 @@ def fit(
     description = _describe(trainer, data, meta) | {"init": _history(init)}
     description["pictures"] = len(np.unique(frames.image[data.training]))
     description["episodes"] = len(np.unique(frames.episode))
-    description["episodes_per_task"] = len(list(data_folder.glob("episode-*"))) // len(meta["instructions"])
+    demonstrations = [path for path in data_folder.glob("episode-*") if DRIVEN not in path.name]
+    description["episodes_per_task"] = len(demonstrations) // len(meta["instructions"])
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     print(f"{description['frames']} frames, {description['parameters']} parameters, {description['device']}")
     return _run(trainer, data, tokenizer, out)

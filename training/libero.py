@@ -35,7 +35,7 @@ from flashvla_ros.sim.tasks import find_task
 from flashvla_ros.vla.arch.table import load
 from training.architecture import DemoSize
 from training.collect import NOISE_LEVELS, Disturbance
-from training.dataset import episode_path, write_episode, write_meta
+from training.dataset import DRIVEN, episode_path, write_episode, write_meta
 from training.fit import CHECKPOINT, STATE, fit
 from training.libero_expert import LiberoExpert, object_of
 from training.trainer import FitConfig
@@ -221,7 +221,7 @@ def collect(folder: Path, tasks: list[int], episodes: int, seed: int, checkpoint
     objects = [*map(object_of, everything), "basket_1"]
     meta = {"image_size": SIZE.image_size, "seed": seed, "objects": objects, "norm_stats": STATISTICS}
     write_meta(folder, meta | {"suite": SUITE, "instructions": everything})
-    drive, name = (driver_of(checkpoint), f"{SUITE}-driven") if checkpoint else (None, SUITE)
+    drive, name = (driver_of(checkpoint), f"{SUITE}-{DRIVEN}") if checkpoint else (None, SUITE)
     plans = {
         episode_path(folder, f"{name}-{task}", number): plan_episode(number, task, seed + bool(drive))
         for task in tasks
