@@ -37,7 +37,7 @@ from training.architecture import DemoSize
 from training.collect import NOISE_LEVELS, Disturbance
 from training.dataset import DRIVEN, episode_path, write_episode, write_meta
 from training.fit import CHECKPOINT, STATE, fit
-from training.libero_expert import LiberoExpert, object_of
+from training.libero_expert import LiberoExpert, instruction_for, object_of
 from training.trainer import FitConfig
 
 SUITE = "libero_object"
@@ -150,13 +150,13 @@ def record(
                 "auxiliary": state,
                 "seen": seen_at(place, scene.model.vis.global_.fovy).astype(np.float32),
                 "weight": np.float32(NEAR_WEIGHT if near else 1.0),
-                "instruction": np.uint8(objects.index(name)),
+                "instruction": np.uint8(objects.index(name)),  # they come in the order of the instructions
             }
             for key, value in frame.items():
                 frames.setdefault(key, []).append(value)
         pictures.append(world.render())
 
-    instruction = find_task(f"{SUITE}/{objects.index(target)}").instruction  # objects come in the order of the tasks
+    instruction = instruction_for(target)
     for step in range(DRIVEN_STEPS if drive else MAX_STEPS):
         action = drive(world.render(), instruction) if drive else expert()
         if step % STRIDE == plan.phase:

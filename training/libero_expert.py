@@ -167,6 +167,11 @@ def object_of(instruction: str) -> str:
     return f"{words.replace(' ', '_')}_1"
 
 
+def instruction_for(name: str) -> str:
+    """Return the instruction about an object, see :func:`object_of`."""
+    return f"pick up the {name.removesuffix('_1').replace('_', ' ')} and place it in the basket"
+
+
 def play(task_name: str, seed: int, film: Path | None, size: int) -> None:
     """Play one episode of libero_object, film it, and print what came of it and how long it took."""
     task, world = find_task(task_name), LiberoWorld(size, "fast" if size != 224 else "official")

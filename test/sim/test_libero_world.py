@@ -25,12 +25,14 @@ from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
 from flashvla_ros.sim.simulator import mujoco
 from flashvla_ros.sim.tasks import find_task
-from training.libero import plan_episode, record, restaged, seen_at
+from training import libero
+from training.libero import driver_of, plan_episode, record, restaged, seen_at
 from training.libero_expert import LiberoExpert
 
 pytestmark = [pytest.mark.libero, pytest.mark.timeout(900)]
 
 OBJECT = "libero_object/0"
+POLICY = Path(__file__).parents[2] / "models" / "libero-plain"
 WAIT = [0.0] * 6 + [-1.0]
 
 
@@ -161,6 +163,23 @@ def test_a_demonstration_has_frames_of_scenes_that_nothing_moved_into(world: Lib
     assert len(np.unique(soup.round(3), axis=0)) > len(shown) / 4
 
 
+def test_a_policy_drives_and_the_expert_labels(world: LiberoWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libero, "DRIVEN_STEPS", 8)
+    policy, answers = driver_of(POLICY), []
+
+    def drive(image: np.ndarray, words: str) -> np.ndarray:
+        assert words == "pick up the alphabet soup and place it in the basket"
+        answers.append(policy(image, words))
+        return np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0])  # it goes astray
+
+    frames = record(
+        world, dataclasses.replace(plan_episode(0, 0, 0), noise=0.0), ["alphabet_soup_1"], ["alphabet_soup_1"], drive
+    )
+    heights = frames["auxiliary"][:, 2]
+    assert heights[-1] > heights[0] + 0.01 and (frames["actions"][:, 2] < 0).all() and not frames["done"].any()
+    assert np.shape(answers) == (8, 7) and np.abs(answers).max() <= 1.0
+
+
 @pytest.mark.parametrize("name", ["alphabet_soup_1", "milk_1"])
 def test_a_place_is_seen_where_the_picture_changes_without_the_thing(world: LiberoWorld, name: str) -> None:
     world.reset(OBJECT, 0)
@@ -197,3 +216,11 @@ def test_an_evaluation_with_its_control(
     other = write_checkpoint(tmp_path / "other", tiny_config(norm_stats={"bridge_orig": statistics}))
     assert cli.main(["eval", "--checkpoint", str(other), "--suite", "libero_object"]) == 2
     assert "no statistics of libero_object (norm_stats: bridge_orig)" in capsys.readouterr().err
+
+
+def test_the_policy_that_ships_does_what_it_is_told(tmp_path: Path) -> None:
+    file, permuted = tmp_path / "x.json", "libero_object_permuted"
+    command = ["eval", "--checkpoint", str(POLICY), "--suite", permuted, "--tasks", f"{permuted}/0", "--states", "0:1"]
+    assert cli.main([*command, "--modes", "dense", "--jobs", "1", "--json", str(file)]) == 0
+    rows = {row["mode"]: row for row in json.loads(file.read_text())["rows"] if row["task"] == "all"}
+    assert rows["dense"]["successes"] == 1 and rows["open_loop"]["successes"] == 0
