@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from flashvla_ros.cli.exits import exit_code
+from flashvla_ros.control.command_rules import gripper_scale
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import FloatArray, ImageArray, Observation
@@ -37,7 +38,7 @@ from training.architecture import DemoSize
 from training.collect import NOISE_LEVELS, Disturbance
 from training.dataset import DRIVEN, episode_path, write_episode, write_meta
 from training.fit import CHECKPOINT, STATE, fit
-from training.libero_expert import LiberoExpert, instruction_for, object_of
+from training.libero_expert import GRIPPER_CLOSED, GRIPPER_OPEN, LiberoExpert, instruction_for, object_of
 from training.trainer import FitConfig
 
 SUITE = "libero_object"
@@ -107,12 +108,12 @@ Driver = Callable[[ImageArray, str], FloatArray]  # an image and an instruction 
 def driver_of(checkpoint: Path) -> Driver:
     """Return a policy as what drives the robot."""
     policy = load(ModelSettings(checkpoint=str(checkpoint)))
-    dense = PruningSettings(method="none")
+    dense, gripper = PruningSettings(method="none"), gripper_scale([1.0, 0.0], [GRIPPER_OPEN, GRIPPER_CLOSED])
 
     def drive(image: ImageArray, instruction: str) -> FloatArray:
         observation = Observation({"camera": image}, instruction, 0.0)
         action = policy.infer(Request(observation, dense)).action[0]
-        return np.append(action[:-1], -1.0 if action[-1] > 0.5 else 1.0)
+        return np.append(action[:-1], gripper(action[-1]))
 
     return drive
 

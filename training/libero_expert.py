@@ -40,6 +40,7 @@ SHIFT_M = 0.025  # farthest that a flat box is taken from its middle
 TURNED_M = 0.07  # an object this wide between the fingers is taken across
 SOFT = 12.0  # slope of an approach at its end [actions/m]; at 20 cm the action is 0.98
 GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
+BEFORE, AFTER = "pick up the ", " and place it in the basket"  # the words about an object in its instruction
 
 
 class LiberoExpert:
@@ -163,13 +164,13 @@ def _grasp(low: FloatArray, high: FloatArray) -> FloatArray:
 
 def object_of(instruction: str) -> str:
     """Return the object's name in the scene: ``pick up the milk and place it in the basket`` is about ``milk_1``."""
-    words = instruction.removeprefix("pick up the ").removesuffix(" and place it in the basket")
+    words = instruction.removeprefix(BEFORE).removesuffix(AFTER)
     return f"{words.replace(' ', '_')}_1"
 
 
 def instruction_for(name: str) -> str:
     """Return the instruction about an object, see :func:`object_of`."""
-    return f"pick up the {name.removesuffix('_1').replace('_', ' ')} and place it in the basket"
+    return BEFORE + name.removesuffix("_1").replace("_", " ") + AFTER
 
 
 def play(task_name: str, seed: int, film: Path | None, size: int) -> None:
