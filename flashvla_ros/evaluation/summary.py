@@ -102,7 +102,7 @@ def _reaction(cell: Cell) -> dict[str, Any]:
 def _against(dense: Cell, cell: Cell) -> dict[str, Any]:
     """Compare with the dense model, episode by episode."""
     compared = Paired.of(*([record.success for record in one.records] for one in (dense, cell)))
-    return {"lost": compared.lost, "won": compared.won, "mcnemar_p": float(f"{compared.mcnemar_p:.6g}")}
+    return {"lost": compared.lost, "won": compared.won, "mcnemar_p": compared.mcnemar_p}
 
 
 def rates(row: Mapping[str, Any]) -> Rate:
