@@ -8,20 +8,22 @@ picture), centres while it closes, and lifts as the fingers meet the object.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from flashvla_ros.cli.exits import exit_code
-from flashvla_ros.core.types import FloatArray, ImageArray
+from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.libero.library import library
 from flashvla_ros.sim.libero.protocol import STEP_S
 from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
-from flashvla_ros.sim.tasks import find_task
+from flashvla_ros.sim.tasks import Task, find_task
 
 CLOSE_M = 0.015  # nearness in the plane at which the fingers close
 CLOSE_HEIGHT_M = 0.015
@@ -96,8 +98,7 @@ class LiberoExpert:
         """Return the action [7] in [-1, 1]; the gripper opens at -1."""
         scene = self._scene
         low, high = scene.extent(self._target)
-        centre, grasp = (low + high) / 2, _grasp(low, high)
-        off = self._off(low, high)
+        centre, off = (low + high) / 2, self._off(low, high)
         aside = float(np.hypot(*off[:2]))
         least, most = scene.extent(scene.container)
         to_container = (least + most)[:2] / 2 - centre[:2]
@@ -114,7 +115,7 @@ class LiberoExpert:
             move, gripper = np.clip(-off * [10, 10, 25], -1, 1), GRIPPER_CLOSED
             move[2] += 0.4 * np.clip((self._width + 0.014 - scene.gap) / 0.008, 0, 1)
         else:
-            move, gripper = self._approach(off, aside, grasp[2], high[2]), GRIPPER_OPEN
+            move, gripper = self._approach(off, aside, high[2]), GRIPPER_OPEN
             if low[2] > most[2] - 0.02 and far < 0.12:
                 move[2] = 0.5  # it is on the rim: away from there
         return np.clip([*move, *self._turn(), gripper], -1.0, 1.0)
@@ -138,16 +139,16 @@ class LiberoExpert:
             return move * 0.3, GRIPPER_OPEN
         return move, GRIPPER_CLOSED
 
-    def _approach(self, off: FloatArray, aside: float, height: float, top: float) -> FloatArray:
+    def _approach(self, off: FloatArray, aside: float, top: float) -> FloatArray:
         """Come from above: down as far as the hand is near in the plane, and not aside while it is low.
 
         Motion ends softly. Were it clipped, most labels would be ±1, and the likeliest bin of a policy that is not sure
         to 2 cm would be one of the two: it would jump to and fro.
         """
         hand = self._scene.hand_position[2]
-        aim = height + np.clip(3 * (aside - 0.008), 0.0 if self._scene.gap >= OPEN_M else WAITING_M, 0.12)
+        above = np.clip(3 * (aside - 0.008), 0.0 if self._scene.gap >= OPEN_M else WAITING_M, 0.12)
         share = np.clip((hand - top) / 0.03, 0, 1) if aside > 0.04 else 1.0
-        return np.array([*np.tanh(-off[:2] * SOFT) * share, np.tanh((aim - hand) * SOFT)])
+        return np.array([*np.tanh(-off[:2] * SOFT) * share, np.tanh((above - off[2]) * SOFT)])
 
     def _turn(self) -> FloatArray:
         """Keep the tool looking down, at the yaw that fits the object."""
@@ -173,35 +174,39 @@ def instruction_for(name: str) -> str:
     return BEFORE + name.removesuffix("_1").replace("_", " ") + AFTER
 
 
-def play(task_name: str, seed: int, film: Path | None, size: int) -> None:
-    """Play one episode of libero_object, film it, and print what came of it and how long it took."""
-    task, world = find_task(task_name), LiberoWorld(size, "fast" if size != 224 else "official")
-    started = time.monotonic(), time.process_time()
+def play(tasks: Sequence[str], seeds: Sequence[int], film: Path | None, size: int) -> None:
+    """Play episodes of libero_object and film them; print what came of each, how long it took, how many succeed."""
+    world = LiberoWorld(size, "fast" if size != 224 else "official")
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 1.0 / STEP_S, (size, size)) if film else None
+    solved = 0
     try:
-        world.reset(task_name, seed)
-        ready = time.monotonic()
-        expert, frames, steps = LiberoExpert(world.scene, object_of(task.instruction)), [], 0
-        while not world.success(task_name) and steps < task.max_steps:
-            frames += [world.render()] if film else []
-            world.step(expert())
-            steps += 1
-        outcome = "success" if world.success(task_name) else "failure"
+        for task, seed in itertools.product(tasks, seeds):
+            solved += _play(world, find_task(task), seed, writer)
     finally:
         world.close()
-    if film:
-        _write(film, frames)
+        if writer is not None:
+            writer.release()
+    if len(tasks) * len(seeds) > 1:
+        print(f"{solved} of {len(tasks) * len(seeds)} episodes succeed")
+
+
+def _play(world: LiberoWorld, task: Task, seed: int, writer: cv2.VideoWriter | None) -> bool:
+    started = time.monotonic(), time.process_time()
+    world.reset(task.name, seed)
+    ready = time.monotonic()
+    expert, steps = LiberoExpert(world.scene, object_of(task.instruction)), 0
+    while not (success := world.success(task.name)) and steps < task.max_steps:
+        if writer is not None:
+            writer.write(cv2.cvtColor(world.render(), cv2.COLOR_RGB2BGR))
+        world.step(expert())
+        steps += 1
     wall, processor = time.monotonic() - started[0], time.process_time() - started[1]
     print(
-        f"{task_name}, {task.instruction!r}, start {seed}: {outcome} in {steps} steps; "
-        f"{ready - started[0]:.0f} s to the start, {wall:.0f} s in all, {processor:.0f} s of a processor"
+        f"{task.name}, {task.instruction!r}, start {seed}: {'success' if success else 'failure'} in {steps} steps; "
+        f"{ready - started[0]:.0f} s to the start, {wall:.0f} s in all, {processor:.0f} s of a processor",
+        flush=True,
     )
-
-
-def _write(film: Path, frames: list[ImageArray]) -> None:
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 1.0 / STEP_S, frames[0].shape[1::-1])
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
+    return success
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,8 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.libero_expert", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--task", default="libero_object/0", help="of libero_object or a variation (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="number of the initial state (%(default)s)")
+    parser.add_argument(
+        "--task", nargs="+", default=["libero_object/0"], help="of libero_object or a variation (libero_object/0)"
+    )
+    parser.add_argument("--seed", nargs="+", type=int, default=[0], help="numbers of the initial states (0)")
     parser.add_argument("--film", type=Path, metavar="F.mp4", help="write a film there")
     parser.add_argument("--size", type=int, default=224, help="of its pictures; 224: the official ones (%(default)s)")
     options = parser.parse_args(arguments)
