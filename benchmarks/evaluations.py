@@ -15,7 +15,6 @@ from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.markdown import Row, read_evaluation
 from flashvla_ros.evaluation.statistics import Paired, holm
 from flashvla_ros.evaluation.summary import ALL, DENSE, rates
-from flashvla_ros.sim.perturbation import NONE
 
 INTRODUCTION = """Closed loop in the simulated robot, seeds that training has never seen. The episode is the
 unit: rates come with 95 % Wilson intervals, and a mode is compared with `dense` on the same seeds: the difference in
@@ -75,10 +74,9 @@ def sections(files: Sequence[Path]) -> Iterator[str]:
 def _evaluation(section: str, file: Path, results: Mapping[str, Any]) -> list[str]:
     meta, rows = results["meta"], results["rows"]
     parts = [f"### `{meta['checkpoint']['name']}`", f"{markdown.provenance(meta)}\n\nFrom `{file.name}`."]
-    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
-        chosen = [row for row in rows if row["perturbation"] == perturbation]
-        if section == "perturbations":
-            parts.append(f"#### {'undisturbed' if perturbation == NONE else perturbation}")
+    for name, chosen in markdown.tables(rows):
+        if name or section == "perturbations":
+            parts.append(f"#### {name or 'undisturbed'}")
         parts.append(markdown.success_table(chosen))
         if compared := _compared(section, chosen):
             parts.append(compared)

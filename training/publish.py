@@ -20,7 +20,6 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
-from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.vla.checkpoint import load_config
 from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_save
 from training.trainer import FitConfig
@@ -224,11 +223,8 @@ def _modes(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
-    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
-        chosen = [row for row in rows if row["perturbation"] == perturbation]
-        if perturbation != NONE:
-            parts.append(f"Under `{perturbation}`:")
-        parts += [markdown.success_table(chosen), markdown.cost_table(chosen)]
+    for name, chosen in markdown.tables(rows):
+        parts += [*([f"### {name}"] if name else []), markdown.success_table(chosen), markdown.cost_table(chosen)]
     return "\n\n".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from flashvla_ros.cli.results import MOST_BYTES
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
 from flashvla_ros.evaluation.statistics import Paired, holm
-from flashvla_ros.evaluation.summary import ALL, rates
+from flashvla_ros.evaluation.summary import ALL, rates, suites_in
 from flashvla_ros.sim.perturbation import NONE
 
 Row = Mapping[str, Any]
@@ -54,14 +54,28 @@ def page(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Return a page with the tables of each evaluation and what it was made with."""
     parts = []
     for results in evaluations:
-        rows = results["rows"]
         parts += [f"# Evaluation of `{results['meta']['checkpoint']['name']}`", provenance(results["meta"])]
-        for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
-            chosen = [row for row in rows if row["perturbation"] == perturbation]
-            if perturbation != NONE:
-                parts.append(f"## {perturbation}")
-            parts += [success_table(chosen), cost_table(chosen)]
+        for name, rows in tables(results["rows"]):
+            parts += [*([f"## {name}"] if name else []), success_table(rows), cost_table(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Yield the rows of each table under its name: one for each perturbation, and for each of several LIBERO suites.
+
+    Without either the name is empty.
+    """
+    for perturbation in dict.fromkeys(row["perturbation"] for row in rows):
+        name = "" if perturbation == NONE else perturbation
+        chosen = [row for row in rows if row["perturbation"] == perturbation]
+        suites = suites_in(row["task"] for row in chosen)
+        if len(suites) < 2:
+            yield name, chosen
+            continue
+        for suite in suites:
+            of_suite = [row for row in chosen if row["task"].partition("/")[0] == suite]
+            renamed = [{**row, "task": ALL} if row["task"] == suite else row for row in of_suite]
+            yield f"{suite} {name}".rstrip(), renamed
 
 
 def provenance(meta: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest
 from flashvla_ros.evaluation.plan import Evaluation
+from flashvla_ros.evaluation.suites import tasks_of
+from flashvla_ros.evaluation.summary import suites_in
 from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.tasks import TASKS
@@ -32,7 +34,7 @@ def known_tasks(checkpoint: Path) -> list[str]:
         tasks = dict.fromkeys(row["task"] for row in read_json(checkpoint / EVALUATION)["rows"])
     except (FlashVLAError, KeyError, TypeError):
         return list(TASKS)
-    if suites := dict.fromkeys(task.partition("/")[0] for task in tasks if is_libero(task)):
+    if suites := suites_in(tasks):
         raise FlashVLAError(f"{checkpoint} knows tasks of LIBERO: say which with --suite {' '.join(suites)}")
     return [task for task in tasks if task in TASKS] or list(TASKS)
 
@@ -86,7 +88,10 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
 def command_line(evaluation: Evaluation) -> str:
     """Return the command that plays these episodes, with DIR for the checkpoint's folder."""
     words = ["flashvla-ros", "eval", "--checkpoint", "DIR"]
-    words += ["--tasks", *evaluation.tasks, "--modes", *(mode.name for mode in evaluation.modes)]
+    suites = suites_in(evaluation.tasks)
+    whole = evaluation.tasks == tuple(task for suite in suites for task in tasks_of(suite))
+    words += ["--suite", *suites] if suites and whole else ["--tasks", *evaluation.tasks]
+    words += ["--modes", *(mode.name for mode in evaluation.modes)]
     words += ["--episodes", str(len(evaluation.seeds)), "--seed", str(evaluation.seeds[0])]
     if evaluation.perturbations != (NONE,):
         words += ["--perturb", *evaluation.perturbations]

@@ -10,30 +10,31 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.evaluation.markdown import Row, tables
 from flashvla_ros.evaluation.summary import ALL, rates
-from flashvla_ros.sim.perturbation import NONE
 
 _COLOURS = ("#346ba4", "#c8552d", "#388e3c", "#7b5aa6", "#8a6d1d")
 
 
 def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw evaluations into a picture of the kind that its suffix names: a panel for each perturbation.
+    """Draw evaluations into a picture of the kind that its suffix names: a panel for each of their tables.
 
     Raises:
         FlashVLAError: It cannot be written.
     """
     matplotlib.use("Agg")
-    totals = [(result["meta"]["checkpoint"]["name"], row) for result in results for row in result["rows"]]
-    totals = [(name, row) for name, row in totals if row["task"] == ALL]
-    panels = list(dict.fromkeys(row["perturbation"] for _, row in totals))
-    names = list(dict.fromkeys(name for name, _ in totals))
+    names = list(dict.fromkeys(result["meta"]["checkpoint"]["name"] for result in results))
+    panels: dict[str, list[tuple[str, Row]]] = {}
+    for result in results:
+        for title, rows in tables(result["rows"]):
+            totals = [(result["meta"]["checkpoint"]["name"], row) for row in rows if row["task"] == ALL]
+            panels.setdefault(title, []).extend(totals)
     figure = Figure(figsize=(7.5, 4.2 * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         for name, colour in zip(names, _COLOURS * len(names), strict=False):
-            rows = [row for other, row in totals if other == name and row["perturbation"] == panel]
-            _points(axes, rows, name, colour)
+            _points(axes, [row for other, row in panels[panel] if other == name], name, colour)
         axes.set(
-            title="" if panel == NONE else panel,
+            title=panel,
             xlabel="visual-token FLOPs, dense = 1",
             ylabel="success",
             ylim=(-0.03, 1.06),
@@ -48,7 +49,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         raise FlashVLAError(f"cannot write {path}: {error}") from error
 
 
-def _points(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, colour: str) -> None:
+def _points(axes: Any, rows: Sequence[Row], name: str, colour: str) -> None:
     if not rows:
         return
     x = [row["visual_flops_ratio"] for row in rows]

@@ -34,19 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def tasks_of(suite: str) -> list[str]:
+    """Return the names of the tasks of a suite or of a variation of one."""
+    return [f"{suite}/{number}" for number in range(base_suite(suite).tasks)]
+
+
 def chosen_tasks(args: argparse.Namespace) -> list[str]:
     """Return the names of LIBERO's tasks that the arguments ask for; none where they ask for the demo's.
 
     Raises:
         FlashVLAError: LIBERO is not installed, a suite or task is unknown, or they do not go together.
     """
-    suites = {name: base_suite(name) for name in args.suite}
+    suites = {name: tasks_of(name) for name in args.suite}
     given = [task for task in args.tasks or () if is_libero(task)]
     if (given or suites) and len(given) < len(args.tasks or ()):
         raise FlashVLAError(f"tasks of LIBERO are suite/number and go with no others, got {', '.join(args.tasks)}")
     if given and suites and not {task.partition("/")[0] for task in given} <= suites.keys():
         raise FlashVLAError(f"--tasks takes a part of --suite: {', '.join(given)} are not all of {', '.join(suites)}")
-    tasks = given or [f"{name}/{number}" for name, suite in suites.items() for number in range(suite.tasks)]
+    tasks = given or [task for suite in suites.values() for task in suite]
     if not tasks and (args.states, args.render) != (None, None):
         raise FlashVLAError("--states and --render are LIBERO's: name its tasks too, by --suite or as suite/number")
     if len({base_suite(task).name for task in tasks}) > 1:

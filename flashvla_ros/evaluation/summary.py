@@ -1,16 +1,17 @@
-"""From episodes to the rows of a table: one for each perturbation, mode and task, and one over all tasks."""
+"""From episodes to the rows of a table: for each perturbation and mode a row a task, a LIBERO suite, and over all."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flashvla_ros.evaluation.jobs import Record
 from flashvla_ros.evaluation.statistics import Paired, Rate
+from flashvla_ros.sim.libero.protocol import is_libero
 
 ALL = "all"
 DENSE = "dense"
@@ -25,11 +26,12 @@ class Cell:
     perturbation: str
     seeds: Sequence[int]
     records: Sequence[Record]
+    total: bool = False  # of several tasks
 
 
 def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return the rows in the order of the cells, each mode's ``all`` behind its tasks."""
-    by_name = {(cell.perturbation, cell.mode, cell.task): cell for cell in _with_all(cells)}
+    """Return the rows in the order of the cells, each mode's totals behind its tasks."""
+    by_name = {(cell.perturbation, cell.mode, cell.task): cell for cell in _with_totals(cells)}
     rows = []
     for (perturbation, mode, task), cell in by_name.items():
         row = _row(cell)
@@ -40,16 +42,29 @@ def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_all(cells: Sequence[Cell]) -> list[Cell]:
+def suites_in(tasks: Iterable[str]) -> list[str]:
+    """Return the suites of tasks of LIBERO, in their order: a total over several would be of no benchmark."""
+    return list(dict.fromkeys(task.partition("/")[0] for task in tasks if is_libero(task)))
+
+
+def _with_totals(cells: Sequence[Cell]) -> list[Cell]:
     groups: dict[tuple[str, str], list[Cell]] = collections.defaultdict(list)
     for cell in cells:
         groups[cell.perturbation, cell.mode].append(cell)
     result = []
-    for (perturbation, mode), group in groups.items():
-        seeds = [seed for cell in group for seed in cell.seeds]
-        records = [record for cell in group for record in cell.records]
-        result += [*group, Cell(mode, ALL, perturbation, seeds, records)]
+    for group in groups.values():
+        result += group
+        suites = suites_in(cell.task for cell in group)
+        for suite in suites if len(suites) > 1 else ():
+            result.append(_total([cell for cell in group if cell.task.startswith(f"{suite}/")], suite))
+        result.append(_total(group, ALL))
     return result
+
+
+def _total(cells: Sequence[Cell], name: str) -> Cell:
+    seeds = [seed for cell in cells for seed in cell.seeds]
+    records = [record for cell in cells for record in cell.records]
+    return dataclasses.replace(cells[0], task=name, seeds=seeds, records=records, total=True)
 
 
 def _row(cell: Cell) -> dict[str, Any]:
@@ -76,7 +91,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "inference_p50_ms": round(float(np.quantile(fresh, 0.5)), 2),
         "reasons": dict(sorted(reasons.items())),
     }
-    if cell.task != ALL:
+    if not cell.total:
         row["seed"] = cell.seeds[0]
         row["failed_seeds"] = [seed for seed, record in zip(cell.seeds, records, strict=True) if not record.success]
     return row | _reaction(cell)
@@ -94,7 +109,7 @@ def _reaction(cell: Cell) -> dict[str, Any]:
         "reaction_steps_mean": round(float(np.mean(steps)), 3),
         "reactions_late": sum(step > 0 for step in steps),
     }
-    if cell.task != ALL:
+    if not cell.total:
         row["late_seeds"] = sorted(seed for seed, step in reactions if step)
     return row
 

@@ -120,3 +120,21 @@ def test_table_leaves_out_what_a_task_cannot_have() -> None:
 def test_a_small_p_is_not_nought() -> None:
     cells = [cell(mode, task, mark * 4) for task in "abcdefgh" for mode, mark in (("dense", "+"), ("prune", "-"))]
     assert rows_by_name(cells)["prune", ALL]["mcnemar_p"] == pytest.approx(2 * 0.5**32)
+
+
+def test_each_of_several_suites_has_its_total_and_its_table() -> None:
+    official, permuted = "libero_object", "libero_object_permuted"
+    marks = {("dense", official): "++++", ("dense", permuted): "+++-"}
+    marks |= {("prune", official): "+++-", ("prune", permuted): "+---"}
+    cells = [cell(mode, f"{suite}/{number}", text) for (mode, suite), text in marks.items() for number in range(2)]
+    rows = table_rows(cells)
+    total = {(row["mode"], row["task"]): row for row in rows if "seed" not in row}
+    assert list(total) == [(mode, name) for mode in ("dense", "prune") for name in (official, permuted, ALL)]
+    assert [total["prune", name]["lost"] for name in (official, permuted, ALL)] == [2, 4, 6]
+    tables = dict(markdown.tables(rows))
+    assert list(tables) == [official, permuted]
+    assert "| `prune` | 1/4 | 1/4 | 2/8 (" in markdown.success_table(tables[permuted])
+    alone = [row for row in rows if row["task"].startswith(f"{official}/")]
+    assert [name for name, _ in markdown.tables(alone)] == [""]
+    changed = table_rows([cell("dense", f"{suite}/0", "++++", (0,) * 4, "latency") for suite in (official, permuted)])
+    assert list(dict(markdown.tables(changed))) == [f"{official} latency", f"{permuted} latency"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import shlex
 from pathlib import Path
@@ -109,6 +110,10 @@ def test_the_command_of_a_table_plays_its_episodes_again() -> None:
     again = options(*words)
     assert again.render == "official"  # also for images of another size, where fast ones would be chosen
     assert parse_overrides(again.set) == values
+    assert (again.suite, again.tasks) == ([], ["libero_object/0"])
+    whole = tuple(task for suite in ("libero_object_swap", "libero_object") for task in suites.tasks_of(suite))
+    again = options(*shlex.split(command_line(dataclasses.replace(evaluation, tasks=whole)))[2:])
+    assert (again.suite, again.tasks) == (["libero_object_swap", "libero_object"], None)
 
 
 def test_the_protocol_is_preset() -> None:
