@@ -13,7 +13,7 @@ from flashvla_ros.sim.tasks import TASKS, Task
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROS2 = (DOCS / "ros2.md").read_text(encoding="utf-8").splitlines()
-EVALUATION = (DOCS / "evaluation.md").read_text(encoding="utf-8").splitlines()
+EVALUATION = (DOCS / "evaluation.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("row", ROBOT_PARAMETERS, ids=lambda row: row.name)
@@ -23,4 +23,4 @@ def test_every_parameter_of_the_robot_is_documented(row: Parameter) -> None:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_every_task_is_documented(task: Task) -> None:
-    assert any(line.startswith(f"| `{task.name}` | {task.instruction} | {task.scene} |") for line in EVALUATION)
+    assert f"`{task.name}` (*{task.instruction}*)" in EVALUATION
