@@ -20,7 +20,7 @@ import numpy as np
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.libero.library import library
-from flashvla_ros.sim.libero.protocol import STEP_S
+from flashvla_ros.sim.libero.protocol import STEP_S, render_for
 from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
 from flashvla_ros.sim.tasks import Task, find_task
@@ -176,7 +176,7 @@ def instruction_for(name: str) -> str:
 
 def play(tasks: Sequence[str], seeds: Sequence[int], film: Path | None, size: int) -> None:
     """Play episodes of libero_object and film them; print what came of each, how long it took, how many succeed."""
-    world = LiberoWorld(size, "fast" if size != 224 else "official")
+    world = LiberoWorld(size, render_for(size))
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 1.0 / STEP_S, (size, size)) if film else None
     solved = 0
     try:

@@ -90,7 +90,7 @@ def command_line(evaluation: Evaluation) -> str:
     words = ["flashvla-ros", "eval", "--checkpoint", "DIR"]
     suites = suites_in(evaluation.tasks)
     whole = evaluation.tasks == tuple(task for suite in suites for task in tasks_of(suite))
-    words += ["--suite", *suites] if suites and whole else ["--tasks", *evaluation.tasks]
+    words += ["--suite", *suites] if whole else ["--tasks", *evaluation.tasks]
     words += ["--modes", *(mode.name for mode in evaluation.modes)]
     words += ["--episodes", str(len(evaluation.seeds)), "--seed", str(evaluation.seeds[0])]
     if evaluation.perturbations != (NONE,):
