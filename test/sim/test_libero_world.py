@@ -127,6 +127,17 @@ def test_permuted_states_come_from_their_seed_alone(world: LiberoWorld) -> None:
     assert np.abs(states[0] - states[1]).max() > 0.05
 
 
+def test_no_two_tasks_swap_alike_at_a_seed() -> None:
+    """Else one draw of places would count as an episode of each of ten tasks."""
+    scene, places = LiberoScene(f"libero_object{protocol.PERMUTED}/0"), []
+    for number in range(10):
+        scene.task = f"libero_object{protocol.PERMUTED}/{number}"
+        scene.reset(3)
+        places.append([np.mean(scene.extent(name), axis=0)[:2].round(1).tolist() for name in scene.objects])
+    scene.close()
+    assert len({str(place) for place in places}) > 7
+
+
 def test_a_picture_of_other_places_leaves_the_episode_as_it_was(world: LiberoWorld) -> None:
     states, rng = [], np.random.default_rng(0)
     for looks in (False, True):
