@@ -42,8 +42,8 @@ class Stop:
     Attributes:
         cause: Why; the gate gives it as the reason of the step that follows.
         detail: The same in words, for the log and the status.
-        command: [1, D] to publish now; None where nothing is to be published: the stop action is ``none``, or the
-            robot was never commanded.
+        command: [1, D] to publish now; None where nothing is to be published: the stop action is ``none``, or no
+            command is in force.
         positions: Where the robot is, by the name of a dimension.
     """
 
@@ -177,9 +177,10 @@ class Worker:
             self._epoch += 1
             self._reset_cause, self._since_s = cause, None
             if not self._stop_is(cause):
-                positions, held, control = self.positions(), self._held(), self.settings.control
-                command = safety.stop_command(control.stop_action, self.spec, held, positions)
-                if self.state is State.RUNNING:
+                positions, command = self.positions(), None
+                if self.state is State.RUNNING:  # else none is in force, and the robot may have been moved since
+                    held = self._held()
+                    command = safety.stop_command(self.settings.control.stop_action, self.spec, held, positions)
                     self._cut = None if command is None else held
                 if command is not None:
                     self._published = command, self._clock()

@@ -118,7 +118,7 @@ class GuardNode(StoppableNode):
 
     def _on_gripper(self, message: Float64) -> None:
         with self._lock:
-            passes, stop = self._guard.gripper(message.data, time.monotonic())
+            passes, stop = self._guard.gripper(message.data, time.monotonic(), self._positions())
             if passes and not self._closed.is_set():
                 self._gripper.publish(message)
             self._enact(stop)

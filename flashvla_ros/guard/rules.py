@@ -17,6 +17,7 @@ from flashvla_ros.control.motion import oriented
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import ActionKind, FloatArray
+from flashvla_ros.gate.chunk import in_force
 from flashvla_ros.guard.settings import GuardSettings
 
 _SLACK = 1e-9  # of a value, for what is divided and multiplied on its way here
@@ -52,7 +53,7 @@ class GuardStop:
     Attributes:
         cause: Why.
         detail: The same in words.
-        values: [1, D] to publish now; None where nothing is: it is stopped already, or was never commanded.
+        values: [1, D] to publish now; None where nothing is: the stop action is ``none``, or no command is in force.
     """
 
     cause: Reason
@@ -110,7 +111,9 @@ class Guard:
         self.refused += 1
         return False, stop if fault is None else self.stop(*fault, now_s, positions) or stop
 
-    def gripper(self, value: float, now_s: float) -> tuple[bool, GuardStop | None]:
+    def gripper(
+        self, value: float, now_s: float, positions: Mapping[str, float] = _NOWHERE
+    ) -> tuple[bool, GuardStop | None]:
         """Judge the value of a gripper, which passes where a command would."""
         if self.state is GuardState.STOPPED or self.writers > 1:
             return False, None
@@ -118,7 +121,8 @@ class Guard:
         if np.isfinite(value) and low <= value <= high:
             return True, None
         detail = f"gripper_command is {value:g} (guard.gripper is {list(self.settings.guard.gripper) or 'any'})"
-        return False, self.stop(Reason.LIMITS if np.isfinite(value) else Reason.NOT_FINITE, detail, now_s)
+        cause = Reason.LIMITS if np.isfinite(value) else Reason.NOT_FINITE
+        return False, self.stop(cause, detail, now_s, positions)
 
     def stop(
         self, cause: Reason, detail: str, now_s: float, positions: Mapping[str, float] = _NOWHERE
@@ -129,7 +133,7 @@ class Guard:
         if before is not None and (cause is not Reason.EMERGENCY_STOP or before.cause is cause):
             return None
         values = None
-        if before is None:
+        if self.state is GuardState.PASSING:  # else none is in force, and the robot may have been moved since
             held = self._in_force(now_s)
             values = safety.stop_command(self.settings.guard.stop_action, self.spec, held, positions)
             self._held = values[-1] if values is not None else held
@@ -180,7 +184,7 @@ class Guard:
         if self._passed is None:
             return self._held
         values, since_s = self._passed
-        return np.asarray(values[min(max(round((now_s - since_s) / self.spec.dt_s), 0), len(values) - 1)])
+        return in_force(values, now_s - since_s, self.spec.dt_s)
 
     def _strange(self, publisher: bytes) -> tuple[Reason, str] | None:
         """One publisher moves the robot; another may take its place once the robot stands."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.reasons import Reason
+from flashvla_ros.gate.chunk import in_force
 from flashvla_ros.guard import rules
 from flashvla_ros.guard.rules import Age, Guard, GuardState
 from flashvla_ros.guard.settings import ROWS, GuardSettings
@@ -158,6 +159,24 @@ def test_the_stop_of_a_joint_is_where_it_is_measured_or_its_target():
         assert (None if stop.values is None else stop.values.tolist()) == expected
 
 
+def test_where_no_command_is_in_force_a_stop_moves_nothing():
+    joints = Guard(GuardSettings.of({**JOINTS, "guard.stop_action": "hold"}))
+    assert joints.command(np.array([[0.05, 0.05]]), Age(), 10.0, {"a": 0.0, "b": 0.0})[0]
+    joints.tick(11.0)
+    joints.tick(12.0)
+    assert joints.state is GuardState.READY
+    stop = joints.stop(Reason.EMERGENCY_STOP, "pressed", 20.0)  # by now the arm may have been moved by hand
+    assert (stop.cause, stop.values) == (Reason.EMERGENCY_STOP, None)
+
+
+def test_a_trajectory_is_stopped_at_the_row_that_the_policys_own_stop_holds():
+    rows = np.array([[0.01, 0.01], [0.02, 0.02], [0.03, 0.03]])
+    joints = Guard(GuardSettings.of({**JOINTS, "guard.stop_action": "hold", "action.dt_s": 0.1}))
+    assert joints.command(rows, Age(), 10.0, {"a": 0.0, "b": 0.0})[0]
+    stop = joints.stop(Reason.EMERGENCY_STOP, "pressed", 10.2)
+    assert stop.values.tolist() == [in_force(rows, 0.2, 0.1).tolist()] == [[0.02, 0.02]]
+
+
 def test_a_joint_that_nobody_has_measured_takes_no_first_step():
     joints = Guard(GuardSettings.of(JOINTS))
     passes, stop = joints.command(np.array([[0.05, 0.05]]), Age(), 10.0, {"a": 0.0})
@@ -184,6 +203,12 @@ def test_a_gripper_has_its_own_range(value, cause):
     passes, stop = gripping.gripper(value, 10.0)
     assert passes is (cause is None)
     assert (stop and stop.cause) == cause
+
+
+def test_a_gripper_out_of_range_stops_joints_where_they_are_measured():
+    joints = Guard(GuardSettings.of({**JOINTS, "guard.gripper": [0.0, 1.0]}))
+    assert joints.command(np.array([[0.05, 0.05]]), Age(), 10.0, {"a": 0.0, "b": 0.0})[0]
+    assert joints.gripper(2.0, 10.1, {"a": 0.01, "b": 0.02})[1].values.tolist() == [[0.01, 0.02]]
 
 
 @pytest.mark.parametrize(
