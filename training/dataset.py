@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Frames:
         seen: [F, 2] float32, where the image shows what the instruction names: row and column as shares of its sides;
             NaN where the data set does not say.
         done: [F] bool, the instruction in force is already accomplished.
-        episode: [F] int32, number of the frame's episode in the data set.
+        episode: [F] int64, see :func:`episode_id`.
         weight: [F] float32, how often a frame is drawn in proportion to others; 1 where the data set has none.
     """
 
@@ -51,7 +52,7 @@ class Frames:
     auxiliary: NDArray[np.float32]
     seen: NDArray[np.float32]
     done: NDArray[np.bool_]
-    episode: NDArray[np.int32]
+    episode: NDArray[np.int64]
     weight: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -61,6 +62,11 @@ class Frames:
 def episode_path(folder: Path, task: str, number: int) -> Path:
     """Return where an episode lies."""
     return folder / f"episode-{task}-{number:05d}.npz"
+
+
+def episode_id(path: Path) -> int:
+    """Return a number that an episode keeps as the data set grows, and with it whether it is held out."""
+    return zlib.crc32(path.stem.encode())
 
 
 def write_episode(path: Path, **arrays: NDArray[Any]) -> None:
@@ -95,9 +101,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
-    """Read a data set into memory: the frames of its successful episodes, in order of their names, and its meta data.
+    """Read a data set into memory, in order of the episodes' names: their frames, and its meta data.
 
-    Where noise has driven an expert into a corner that its script does not know, its actions are no example to follow.
+    Where noise has driven an expert into a corner that its script does not know, its actions are no example to follow,
+    and the episode is left out. Where a policy drove, its failures are what there is to learn from.
     """
     meta = read_meta(folder)
     paths = sorted(folder.glob("episode-*.npz"))
@@ -106,14 +113,14 @@ def load(folder: Path) -> tuple[Frames, dict[str, Any]]:
     names = [field.name for field in dataclasses.fields(Frames) if field.name != "episode"]
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "episode")}
     pictures = 0
-    for number, path in enumerate(paths):
+    for path in paths:
         with np.load(path) as file:
-            if not file["done"][-1]:
+            if not file["done"][-1] and DRIVEN not in path.name:
                 continue
             episode = _defaults(len(file["done"])) | dict(file)
         episode["image"] = episode["image"] + np.int32(pictures)
         pictures += len(episode["images"])
-        episode["episode"] = np.full(len(episode["done"]), number, dtype=np.int32)
+        episode["episode"] = np.full(len(episode["done"]), episode_id(path), dtype=np.int64)
         for name, values in parts.items():
             values.append(episode[name])
     if not pictures:

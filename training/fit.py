@@ -27,7 +27,7 @@ from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.chunks import ChunkTrainer
-from training.dataset import DRIVEN, DatasetError, load
+from training.dataset import DRIVEN, DatasetError, episode_id, load
 from training.trainer import FitConfig, Trainer, load_weights
 
 STATE, LOG, DESCRIPTION, CHECKPOINT, TOKENS = "state.pt", "log.jsonl", "run.json", "checkpoint", "tokens.f16"
@@ -97,11 +97,15 @@ def fit(
     if (out / STATE).exists():
         trainer.restore(out / STATE)
     description = _describe(trainer, data, meta) | {"init": _history(init)}
+    paths = list(data_folder.glob("episode-*.npz"))
+    driven = [episode_id(path) for path in paths if DRIVEN in path.name]
+    episodes = np.unique(frames.episode)
     description["pictures"] = len(np.unique(frames.image[data.training]))
-    description["episodes"] = len(np.unique(frames.episode))
-    demonstrations = [path for path in data_folder.glob("episode-*") if DRIVEN not in path.name]
-    description["episodes_per_task"] = len(demonstrations) // len(meta["instructions"])
-    write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    description["driven"] = int(np.isin(episodes, driven).sum())
+    description["episodes"] = len(episodes) - description["driven"]
+    description["episodes_per_task"] = (len(paths) - len(driven)) // len(meta["instructions"])
+    if trainer.step < config.steps or not (out / DESCRIPTION).exists():  # a finished run saw what it saw
+        write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     print(f"{description['frames']} frames, {description['parameters']} parameters, {description['device']}")
     return _run(trainer, data, tokenizer, out)
 

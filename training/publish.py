@@ -42,7 +42,7 @@ and these instructions:
 | parameters | {parameters:,} |
 | image, visual tokens | {image} px square, {tokens} |
 | action | {action}; `unnorm_key` {key} |
-| data | {frames} of {episodes} expert episodes, noise on what was executed; scenes drawn from 10⁹ on |
+| data | {frames} of {episodes}, noise on what was executed; scenes drawn from 10⁹ on |
 | training | {training} |
 | {loss} |
 
@@ -142,7 +142,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
             tokens=model.visual_tokens,
             key="`" + "`, `".join(model.norm_stats) + "`",
             frames=_frames(description),
-            episodes=description["episodes"],
+            episodes=_episodes(description),
             training="; then ".join(_training(part) for part in parts),
             seed=results[0]["meta"]["seeds"][0],
             modes=_modes(results),
@@ -166,6 +166,11 @@ def _frames(description: Mapping[str, Any]) -> str:
     """How many frames a run was trained on, and how many pictures they show where several share one."""
     frames, pictures = description["frames"], description["pictures"]
     return f"{frames:,} frames" if pictures == frames else f"{frames:,} labels of {pictures:,} pictures"
+
+
+def _episodes(description: Mapping[str, Any]) -> str:
+    driven = description.get("driven", 0)
+    return f"{description['episodes']} expert episodes" + (f" and {driven} that the policy drove" if driven else "")
 
 
 def _training(part: Mapping[str, Any]) -> str:

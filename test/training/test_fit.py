@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
-from training.dataset import AUXILIARY, DatasetError, episode_path, load, write_episode, write_meta
+from training.dataset import AUXILIARY, DRIVEN, DatasetError, episode_id, episode_path, load, write_episode, write_meta
 from training.fit import CHECKPOINT, DESCRIPTION, LOG, STATE, fit, last_save, main
 from training.publish import publish
 from training.trainer import FitConfig, Trainer, load_weights
@@ -142,8 +143,33 @@ def test_validation_episodes_are_never_drawn(data: Path) -> None:
     frames, _ = load(data)
     _, demonstrations = _parts(data)
     held_out = set(frames.episode[demonstrations.validation].tolist())
-    assert held_out == {19}
+    assert held_out == {episode_id(episode_path(data, "drawer-open", number)) for number in (5, 7, 18)}
     assert held_out.isdisjoint(frames.episode[demonstrations.training].tolist())
+
+
+def test_failures_are_left_out_unless_a_policy_drove_and_nothing_changes_what_is_held_out(
+    data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path, dirs_exist_ok=True)
+    before, _ = load(tmp_path)
+    with np.load(episode_path(data, "drawer-open", 0)) as file:
+        failed = dict(file) | {"done": np.zeros(len(file["done"]), dtype=bool)}
+    for name in ("aaa", f"aaa-{DRIVEN}"):
+        write_episode(episode_path(tmp_path, name, 0), **failed)
+    added = set(load(tmp_path)[0].episode.tolist()) - set(before.episode.tolist())
+    assert added == {episode_id(episode_path(tmp_path, f"aaa-{DRIVEN}", 0))}
+    fit(tmp_path, tmp_path / "run", CONFIG)
+    count = json.loads((tmp_path / "run" / DESCRIPTION).read_text())
+    assert (count["episodes"], count["driven"]) == (20, 1)
+
+
+def test_a_finished_run_is_not_described_anew_by_data_that_it_never_saw(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    fit(tmp_path / "data", tmp_path / "run", CONFIG)
+    before = (tmp_path / "run" / DESCRIPTION).read_text()
+    shutil.copyfile(episode_path(data, "drawer-open", 0), episode_path(tmp_path / "data", "x", 0))
+    fit(tmp_path / "data", tmp_path / "run", CONFIG, resume=True)
+    assert (tmp_path / "run" / DESCRIPTION).read_text() == before
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +266,7 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
     publish(run, [results], out)
     card = (out / "README.md").read_text()
     assert "49/50" in card
-    assert "114 frames of 20 expert episodes" in card
+    assert "102 frames of 20 expert episodes" in card
     assert "--steps 4" in card
     assert "2 steps of 4 frames, token dropout in 50% of them" in card
     assert "--init RUN-0 --out RUN --seed 0 --steps 4" in card
@@ -274,7 +300,7 @@ def test_the_card_of_a_policy_for_libero_says_how_it_was_made(pointing: Path, tm
     (run / DESCRIPTION).write_text(json.dumps(description))
     publish(run, [results], out)
     card = (out / "README.md").read_text()
-    assert "456 labels of 228 pictures of 20 expert episodes" in card
+    assert "432 labels of 216 pictures of 20 expert episodes" in card
     assert "in robosuite's units" in card and "Meta-World" not in card
     assert "    python -m training.libero --out RUNS --episodes" in card and "training.fit" not in card
     assert "flashvla-ros eval --checkpoint RUNS/plain/checkpoint" in card
