@@ -72,7 +72,7 @@ def node(process: Process) -> Node:
         executable=process.executable,
         name=process.name,
         namespace=process.namespace,
-        parameters=[*map(str, process.files), dict(process.parameters)],
+        parameters=[*map(str, process.files), str(process.own_file())],
         remappings=list(process.remappings),
         ros_arguments=["--log-level", process.log_level] if process.log_level else None,
         additional_env={PARENT_VARIABLE: str(os.getpid())},  # a killed launch takes its nodes along

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
+import shutil
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bringup.libero import check_robot, libero_parameters
-from flashvla_ros.cli.parameter_files import read_parameters
+from flashvla_ros.cli.parameter_files import given_values, overriding, read_parameters
 from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.certificate import shipped
 from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
@@ -24,6 +29,7 @@ _GUARDED = ("command", "gripper_command")  # topics that go through the guard
 _HEARD = ("emergency_stop", "joint_states", "end_effector_pose")  # topics that policy and guard both read
 _MEANING = ("action.names", "action.kinds", "action.dt_s", "command.type", "command.frame_id")
 _COMPRESSED = "/compressed"
+_NUMBERS = itertools.count()  # of the files that this process writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,12 @@ class Process:
         """The same as a Python module, for machines without them."""
         return "flashvla_ros.guard.node" if self.name == GUARD else f"flashvla_ros.nodes.{self.executable}"
 
+    def own_file(self) -> Path:
+        """Write `parameters` as the file to be read last; it lives as long as this process."""
+        path = _own_folder() / f"{self.name}-{next(_NUMBERS)}.yaml"
+        path.write_text(overriding(self.parameters, self.files), encoding="utf-8")
+        return path
+
     def arguments(self) -> list[str]:
         """Return the command line behind the program's name."""
         words = ["--ros-args", "-r", f"__node:={self.name}"]
@@ -63,11 +75,8 @@ class Process:
             words += ["-r", f"__ns:=/{self.namespace.strip('/')}"]
         if self.log_level:
             words += ["--log-level", self.log_level]
-        for path in self.files:
+        for path in (*self.files, self.own_file()):
             words += ["--params-file", str(path)]
-        for name, value in self.parameters.items():
-            # JSON is YAML, so that a word such as off stays a word.
-            words += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
         for old, new in self.remappings:
             words += ["-r", f"{old}:={new}"]
         return words
@@ -149,7 +158,7 @@ class Bringup:
 
     @property
     def _rules(self) -> tuple[tuple[str, str], ...]:
-        return tuple(_remapping(rule) for rule in self.remap.split())
+        return tuple(_remapping(rule, self._full("")) for rule in self.remap.split())
 
     @property
     def _libero(self) -> bool:
@@ -163,22 +172,29 @@ class Bringup:
         """The guard reads what the policy's commands mean from the policy's parameters; its limits are its own."""
         given = {**self._given(policy.files), **policy.parameters}
         parameters = {name: given[name] for name in _MEANING if name in given}
-        if "control.stop_action" in given:
-            parameters["guard.stop_action"] = given["control.stop_action"]
-        if self.use_sim_time:
-            parameters["use_sim_time"] = True
         files = (_existing(self.guard_params),) if self.guard_params else ()
         if not self.camera and not files:
             files = (share_path("config", "libero.yaml" if self._libero else "guard.yaml"),)
+        own = [given_values(file, self._full(GUARD)) for file in files]
+        if "control.stop_action" in given and not any("guard.stop_action" in values for values in own):
+            parameters["guard.stop_action"] = given["control.stop_action"]
+        times = [given_values(file, self._full(POLICY)).get("use_sim_time") for file in policy.files]
+        if self.use_sim_time or True in times:
+            parameters["use_sim_time"] = True
         remappings = tuple(rule for rule in self._rules if rule[0] in (*_GUARDED, *_HEARD))
         return Process(GUARD, files, parameters, remappings, self.namespace, self.log_level)
 
     def _given(self, files: Sequence[Path]) -> dict[str, Value]:
         """Return what parameter files say to the policy node."""
-        space, given = self.namespace.strip("/"), dict[str, Value]()
+        given: dict[str, Value] = {}
         for file in files:
-            given.update(read_parameters(file, f"/{space}/{POLICY}" if space else f"/{POLICY}"))
+            given.update(read_parameters(file, self._full(POLICY)))
         return given
+
+    def _full(self, name: str) -> str:
+        """Return the full name of a node."""
+        space = self.namespace.strip("/")
+        return f"/{space}/{name}" if space else f"/{name}"
 
     def _policy(self) -> Process:
         parameters: dict[str, Value] = {"node.autostart": self.autostart, **self.overrides}
@@ -230,6 +246,13 @@ class Bringup:
         if self._libero and not self.policy:
             parameters.update(libero_parameters(self.checkpoint, self.task).robot)
         return Process(ROBOT, (self._defaults,), parameters, (), self.namespace, self.log_level)
+
+
+@functools.cache
+def _own_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="flashvla_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def refuse_unknown(words: Sequence[str], file: str, known: Sequence[str]) -> None:
@@ -284,11 +307,12 @@ def _are_compressed(topics: Collection[str]) -> bool:
     return bool(compressed)
 
 
-def _remapping(rule: str) -> tuple[str, str]:
+def _remapping(rule: str, space: str) -> tuple[str, str]:
+    """Split a rule; its topic may be written in full, and is relative to the namespace from here on."""
     topic, arrow, name = rule.partition(":=")
-    if not (topic and arrow and name):
+    if not (topic and arrow and name) or ":" in topic:
         raise SettingsError(f"a remapping has the form topic:=name, such as command:=/arm/command, got {rule!r}")
-    return topic, name
+    return topic.removeprefix(space), name
 
 
 def _folder(path: str) -> str:

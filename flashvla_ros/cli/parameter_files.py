@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +29,27 @@ def read_parameters(path: Path, node: str) -> dict[str, Any]:
         SettingsError: The file cannot be read, is of another form, has nothing for this node, or holds an unknown
             parameter or a bad value.
     """
-    values: dict[str, Any] = {}
-    for group in _sections_for(path, node):
-        values.update((name, value) for name, value in _flatten(group) if not _of_any_node(name))
+    values = {name: value for name, value in given_values(path, node).items() if not _of_any_node(name)}
     return {name: find(name).parse(find(name).from_yaml(value)) for name, value in values.items()}
+
+
+def given_values(path: Path, node: str) -> dict[str, Any]:
+    """Return whatever a file sets for a node, by name and as YAML reads it; errors as of :func:`read_parameters`."""
+    return {name: value for group in _sections_for(path, node) for name, value in _flatten(group)}
+
+
+def overriding(values: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """Return the text of a parameter file that goes before others, whatever their sections are called.
+
+    For rcl a section is where its name came first, in any file or as ``-p``'s ``/**``, and a later one wins. In a
+    section the last value in a group goes before one of a name with dots.
+    """
+    groups: dict[str, Any] = {}
+    for name, value in values.items():
+        *above, last = name.split(".")
+        functools.reduce(lambda group, key: group.setdefault(key, {}), above, groups)[last] = value
+    names = [name for file in files for name, _ in _sections(read_yaml(file), "")]
+    return json.dumps({name: {_SECTION: groups} for name in dict.fromkeys([*names, "/**"])}, ensure_ascii=False)
 
 
 def check_files(paths: Sequence[Path], node: str) -> None:

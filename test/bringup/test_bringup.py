@@ -218,6 +218,47 @@ def test_the_guard_stands_between_the_policy_and_the_controller(tmp_path):
     assert settings.guard.stop_action == "hold"
 
 
+@pytest.mark.parametrize(
+    "names", [("/**", "/flashvla"), ("/flashvla", "/**"), ("/*", "/**/flashvla"), ("left/*", "/**")]
+)
+def test_what_is_asked_for_goes_before_files_whatever_their_sections_are_called(tmp_path, names):
+    """For rcl, sections come in the order in which their names came first, and files that mix them would win."""
+    files = [tmp_path / "1.yaml", tmp_path / "2.yaml", tmp_path / "3.yaml"]
+    forms = (
+        (names, "control: {dry_run: false}"),
+        (names[::-1], "control.dry_run: false"),
+        (names, "control: {dry_run: no}"),
+    )
+    for file, (order, form) in zip(files, forms, strict=True):
+        file.write_text("".join(f"{name}:\n  ros__parameters: {{{form}}}\n" for name in order))
+    overrides = {"control.dry_run": True, "gate.delta": 1e-05, "gate.mode": "off", "action.names": ("y", "n", "é")}
+    assert settings_of(Process("flashvla", tuple(files), overrides, (), "left")).with_values({}) == (
+        Settings().with_values(overrides)
+    )
+
+
+def test_the_guard_keeps_its_own_stop_action_and_the_policys_clock(tmp_path):
+    params, own = tmp_path / "arm.yaml", tmp_path / "guard.yaml"
+    params.write_text("/flashvla:\n  ros__parameters: {use_sim_time: true, control: {stop_action: none}}\n")
+    own.write_text("/**/guard:\n  ros__parameters: {guard: {stop_action: zero}}\n")
+    bringup = Bringup(camera="/image", params=str(params), guard_params=str(own))
+    guard = bringup.processes()[1]
+    assert guard_settings(guard).guard.stop_action == "zero"
+    assert guard.parameters == {"use_sim_time": True}
+    own.write_text("/**/guard:\n  ros__parameters: {limits: {max_speed: []}}\n")
+    assert bringup.processes()[1].parameters["guard.stop_action"] == "none"
+
+
+def test_topics_that_are_written_in_full_are_remapped_for_policy_and_guard(tmp_path):
+    for space, root in (("", "/"), ("left", "/left/")):
+        remap = f"{root}emergency_stop:=/estop {root}command:=/arm/command"
+        policy, guard = Bringup(camera="/image", remap=remap, namespace=space).processes()
+        assert ("emergency_stop", "/estop") in policy.remappings
+        assert dict(guard.remappings) == {"emergency_stop": "/estop", "command": "/arm/command"}
+    with pytest.raises(FlashVLAError, match="got 'flashvla:command:=/a'"):
+        Bringup(camera="/image", remap="flashvla:command:=/a").processes()
+
+
 def test_the_demos_guard_allows_what_the_demos_policy_may_say():
     policy, guard, _ = Bringup().processes()
     said, allowed = settings_of(policy), guard_settings(guard)
