@@ -77,7 +77,9 @@ class GuardNode(StoppableNode):
         joints, pose, gripper = interfaces.JOINT_STATES, interfaces.END_EFFECTOR_POSE, interfaces.GRIPPER_COMMAND
         self.create_subscription(joints.type, joints.name, self._on_joint_states, joints.qos)
         self.create_subscription(pose.type, pose.name, self._on_pose, pose.qos)
-        self.create_subscription(gripper.type, gripper.name + interfaces.UNGUARDED, self._on_gripper, gripper.qos)
+        self._grippers = self.create_subscription(
+            gripper.type, gripper.name + interfaces.UNGUARDED, self._on_gripper, gripper.qos
+        )
         self._commands = self.create_subscription(
             command_type,
             interfaces.COMMAND.name + interfaces.UNGUARDED,
@@ -126,7 +128,8 @@ class GuardNode(StoppableNode):
     def _on_emergency_stop(self, message: Bool) -> None:
         if message.data:
             with self._lock:
-                detail = f"asked for on {self.resolve_topic_name(interfaces.EMERGENCY_STOP.name)}; holds until ~/reset"
+                topic, reset = self.resolve_topic_name(interfaces.EMERGENCY_STOP.name), f"{self.get_name()}/reset"
+                detail = f"asked for on {topic}; holds until {self.resolve_service_name(reset)}"
                 now_s, positions = time.monotonic(), self._positions()
                 self._enact(self._guard.stop(Reason.EMERGENCY_STOP, detail, now_s, positions))
 
@@ -172,7 +175,8 @@ class GuardNode(StoppableNode):
 
     def _look_around(self) -> None:
         """Count who publishes commands; one that is known not to run may be of a process that was killed."""
-        self._guard.writers = self.count_publishers(self._commands.topic_name) - self._not_alive
+        topics = self._commands.topic_name, self._grippers.topic_name
+        self._guard.writers = max(map(self.count_publishers, topics)) - self._not_alive
 
     def _enact(self, stop: GuardStop | None) -> None:
         if stop is None:
@@ -199,10 +203,15 @@ class GuardNode(StoppableNode):
             "cause": stop.cause if stop else "",
             **{name: getattr(guard, name) for name in ("passed", "refused", "stops", "writers", "alive")},
         }
+        topic, level, message = self._command.topic_name, DiagnosticStatus.OK, str(state)
+        if stop:
+            level, message = DiagnosticStatus.ERROR, f"stopped, {stop.cause}: {stop.detail}"
+        elif self.count_publishers(topic) > 1:
+            level, message = DiagnosticStatus.WARN, f"{topic} has another publisher, whose commands nobody guards"
         status = DiagnosticStatus(
-            level=DiagnosticStatus.ERROR if stop else DiagnosticStatus.OK,
+            level=level,
             name=self.get_fully_qualified_name(),
-            message=f"stopped, {stop.cause}: {stop.detail}" if stop else str(state),
+            message=message,
             values=[KeyValue(key=key, value=str(value)) for key, value in figures.items()],
         )
         self._status.publish(status)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
-from geometry_msgs.msg import PoseStamped
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -167,6 +168,40 @@ def test_a_guard_whose_watch_has_failed_ends_and_stops_the_robot_as_it_does():
         assert "InvalidHandle" in arm.guard.failure
     finally:
         arm.close()
+        rclpy.try_shutdown(context=context)
+
+
+def test_whoever_else_commands_the_robot_is_seen():
+    """One on the controller's topic goes past the guard, which says so; one of grippers in front of it is stopped."""
+    context = Context()
+    rclpy.init(context=context)
+    executor = SingleThreadedExecutor(context=context)
+    arm = Arm("left", "TwistStamped", context)
+    executor.add_node(arm.node)
+    said: list[DiagnosticStatus] = []
+    arm.node.create_subscription(DiagnosticStatus, "guard/status", said.append, interfaces.GUARD_STATUS.qos)
+
+    def until(condition: Callable[[], Any]) -> None:
+        end_s = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < end_s, said
+            executor.spin_once(timeout_sec=0.01)
+
+    try:
+        topic = interfaces.COMMAND
+        past = arm.node.create_publisher(TwistStamped, topic.name, topic.qos)
+        until(lambda: said and said[-1].level == DiagnosticStatus.WARN)
+        assert said[-1].message == "/left/command has another publisher, whose commands nobody guards"
+        arm.node.destroy_publisher(past)
+        until(lambda: said[-1].level == DiagnosticStatus.OK)
+        topic = interfaces.GRIPPER_COMMAND
+        for _ in range(2):
+            arm.node.create_publisher(topic.type, topic.name + interfaces.UNGUARDED, topic.qos)
+        until(lambda: said[-1].level == DiagnosticStatus.ERROR)
+        assert "2 publishers send commands" in said[-1].message
+    finally:
+        arm.close()
+        executor.shutdown()
         rclpy.try_shutdown(context=context)
 
 

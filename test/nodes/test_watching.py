@@ -148,7 +148,8 @@ def test_the_other_panels_name_topics_and_services_of_their_types():
     stop = PANELS["Publish!stop"]
     assert stop["datatype"] == "std_msgs/msg/Bool" == name_of(TOPICS[stop["topicName"]].type).replace("/", "/msg/")
     assert json.loads(stop["value"]) == {"data": True}
-    assert PANELS["CallService!reset"]["serviceName"] == interfaces.RESET.replace("~", "/flashvla")
+    for panel, node in (("reset", "/flashvla"), ("guard", "/guard")):
+        assert PANELS[f"CallService!{panel}"]["serviceName"] == interfaces.RESET.replace("~", node)
 
 
 @pytest.mark.parametrize("name", [name for name, display in DISPLAYS.items() if display["Class"] in RVIZ_TYPES])
