@@ -24,7 +24,7 @@ from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Float64, Header, String
+from std_msgs.msg import Bool, Float64, Header, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.types import FloatArray, ImageArray
@@ -86,6 +86,7 @@ class RobotNode(StoppableNode):
         self._velocity: FloatArray = np.zeros(self._world.axes)
         self._gripper = -1.0
         self._answered = self._gripper_answered = self._answered_once = False
+        self._pressed = False  # the emergency stop, in this episode: whoever pressed it releases it
         self._by_hand = ""  # an instruction from outside, which stays until the next one
         self._own: collections.Counter[str] = collections.Counter()  # instructions that come back to this node
         self._published_at = self._command_at = time.monotonic()
@@ -108,6 +109,8 @@ class RobotNode(StoppableNode):
         self._grippers = self.create_subscription(
             Float64, interfaces.GRIPPER_COMMAND.name, self._on_gripper, interfaces.GRIPPER_COMMAND.qos
         )
+        button = interfaces.EMERGENCY_STOP
+        self.create_subscription(Bool, button.name, self._on_emergency_stop, button.qos)
         self._reset_client: Client[Any, Any] = self.create_client(Trigger, f"{self.settings.policy}/reset")
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._tick_s, self._tick, clock=steady)
@@ -147,7 +150,7 @@ class RobotNode(StoppableNode):
         episode = Episode(self._world, plan)
         self._episode = episode
         self._velocity, self._gripper = np.zeros(self._world.axes), -1.0
-        self._phase = Phase.STARTING
+        self._phase, self._pressed = Phase.STARTING, False
         self._command_at = time.monotonic()
         self._announce_instruction(episode, EpisodeStatus.STARTED)
         self._pixels = self._world.images()
@@ -190,7 +193,7 @@ class RobotNode(StoppableNode):
             self.finished = True
         elif error:
             self._phase = Phase.CONNECTING
-        elif self._reset_client.service_is_ready():
+        elif self._reset_client.service_is_ready() and not (self._pressed and self._still):
             self._reset = self._reset_client.call_async(Trigger.Request())
             self._reset_deadline = time.monotonic() + RESET_TIMEOUT_S
             self._phase = Phase.RESETTING
@@ -203,8 +206,15 @@ class RobotNode(StoppableNode):
         if self._phase is Phase.STARTING:
             self._publish_frame()
             return
-        still = time.monotonic() - self._command_at > self.settings.command_timeout_s
-        self._advance(np.zeros_like(self._velocity) if still else self._velocity, self._gripper)
+        self._advance(np.zeros_like(self._velocity) if self._still else self._velocity, self._gripper)
+
+    @property
+    def _still(self) -> bool:
+        """Whether the last command is too old to be followed."""
+        return time.monotonic() - self._command_at > self.settings.command_timeout_s
+
+    def _on_emergency_stop(self, message: Bool) -> None:
+        self._pressed |= message.data
 
     def _on_command(self, message: TwistStamped) -> None:
         stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Float64, String
+from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
 
 from flashvla_ros.core.errors import SettingsError, SimulationError
@@ -204,6 +204,15 @@ def test_the_policy_is_reset_between_episodes(stage: Stage, capfd: pytest.Captur
     assert {event.task for event in stage.driver.events} == {"drawer-close"}
     stage.spin(lambda: bool(stage.driver.joints))
     assert "right_j0" in stage.driver.joints[0].name
+
+
+def test_the_robot_does_not_release_an_emergency_stop(stage: Stage) -> None:
+    robot = stage.start(episodes=2, max_steps=40, rate_hz=20.0, command_timeout_s=0.1, answer_timeout_s=1.0)
+    stage.spin(lambda: len(stage.driver.images) > 3)
+    stage.driver.silent = True  # as a policy is, once stopped
+    stage.driver.create_publisher(Bool, "emergency_stop", interfaces.EMERGENCY_STOP.qos).publish(Bool(data=True))
+    stage.spin(lambda: robot.finished and len(stage.driver.ended()) == 2)
+    assert stage.driver.resets == 0
 
 
 def test_a_stop_between_episodes_is_no_step_of_the_next_one(stage: Stage) -> None:
