@@ -72,7 +72,8 @@ def test_one_episode_is_counted_recorded_and_written(tmp_path):
     assert list(bag.glob("*.mcap"))
 
 
-def test_ctrl_c_ends_everything_with_a_summary(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_or_a_closed_terminal_ends_everything_with_a_summary(tmp_path, number):
     model = write_checkpoint(tmp_path / "model")
     process = subprocess.Popen(
         [*BRINGUP, "--checkpoint", str(model), "--verbose"], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -84,7 +85,7 @@ def test_ctrl_c_ends_everything_with_a_summary(tmp_path):
         assert any("moving:" in line for line in process.stdout)
         children = children_of(process.pid)
         assert len(children) == 3  # policy, guard, robot
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stdout.read()
         assert process.wait() == 0
     finally:
