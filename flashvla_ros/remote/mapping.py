@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,12 @@ class ObservationMap:
         positions: dict[str, float] = {}
         for row in self.settings.state:
             key, _, names = row.partition(":")
-            try:
-                values = np.asarray(_get(message, key.strip()))
-            except ValueError:  # lists of unequal lengths
-                values = np.empty(0)
-            if values.dtype.kind not in "iuf" or values.size != len(names.split()) or not np.isfinite(values).all():
+            given = _get(message, key.strip())
+            values = given.ravel() if isinstance(given, np.ndarray) else given if isinstance(given, list) else [given]
+            fits = len(values) == len(names.split())
+            if not fits or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
                 raise RemoteError(f"{key.strip()} must be {len(names.split())} finite numbers: {names.strip()}")
-            positions.update(zip(names.split(), map(float, values.ravel()), strict=True))
+            positions.update(zip(names.split(), map(float, values), strict=True))
         return Observation(images, prompt.strip(), stamp, received_s, joint_positions=positions)
 
     def example(self) -> Observation:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,10 +21,12 @@ from websockets.sync.client import ClientConnection, connect
 
 from flashvla_ros.__main__ import main
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.errors import RemoteError
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.remote import wire
+from flashvla_ros.remote.mapping import ObservationMap
 from flashvla_ros.remote.policy import RemotePolicy
 from flashvla_ros.remote.server import PolicyServer
 from flashvla_ros.remote.service import ServerOptions
@@ -180,13 +183,24 @@ def test_a_bad_observation_is_answered_in_one_line(served: Callable[..., Served]
             connection.recv(timeout=10)
 
 
-@pytest.mark.parametrize("state", [[[1.0], [1.0, 2.0]], [1.0, None], "12", {"a": 1.0}, [1.0]])
+@pytest.mark.parametrize("state", [[[1.0], [1.0, 2.0]], [1.0, None], "12", {"a": 1.0}, [1.0], np.eye(2), [np.nan, 1.0]])
 def test_a_state_that_is_not_as_many_numbers_is_named(served: Callable[..., Served], state: Any) -> None:
     address = served(None, SETTINGS.with_values({"remote.state": ["state: a b"]})).address
     message = {"observation/image": np.zeros((2, 2, 3), np.uint8), "prompt": "go", "state": state}
     with connect(f"ws://{address}", compression=None) as connection:
         connection.recv()
         assert say(connection, message) == "RemoteError: state must be 2 finite numbers: a b"
+
+
+def test_words_for_a_state_cost_no_memory() -> None:
+    """NumPy would give each of them the room of the longest."""
+    settings = SETTINGS.with_values({"remote.state": ["state: a b"]})
+    message = {"observation/image": np.zeros((2, 2, 3), np.uint8), "prompt": "go", "state": ["x"] * 99 + ["x" * 10**5]}
+    tracemalloc.start()
+    with pytest.raises(RemoteError, match="2 finite numbers"):
+        ObservationMap(settings.remote, ("image",)).from_wire(message, 0.0, 0.0)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
 
 
 def test_a_failing_model_harms_its_client_alone(served: Callable[..., Served]) -> None:
