@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import threading
 import time
@@ -127,6 +128,23 @@ def test_ten_clients_at_once_each_get_what_they_would_get_alone(served: Callable
     for thread in threads:
         thread.join(60)
     assert failures == []
+
+
+@pytest.mark.parametrize("values", [{}, {"gate.calibration": "online"}, {"control.prefetch": 1}])
+def test_every_question_at_the_root_runs_the_model_on_its_own_picture(
+    served: Callable[..., Served], values: dict[str, Any]
+) -> None:
+    def chunk(request: Request, scripted: Inference) -> Inference:
+        return dataclasses.replace(scripted, action=np.tile(by_picture(request, scripted).action, (5, 1)))
+
+    policy = ScriptedPolicy(actions=[[[0.5, 0.0, 0.0, 1.0]] * 5], answer=chunk)
+    levels, settings = [100, 150, 200, 250], SETTINGS.with_values(values)
+    stamps = [0.1, 0.2, 0.45, 0.5]
+    with client(served(policy, settings).address) as infer:
+        answers = [infer(level, stamp_s) for level, stamp_s in zip(levels, stamps, strict=True)]
+    assert [answer["gate"]["reason"] for answer in answers] == ["mode_off"] * 4
+    for level, answer in zip(levels, answers, strict=True):
+        np.testing.assert_array_equal(answer["actions"][:, 0], np.full(5, np.sin(level) / 7))
 
 
 def test_no_client_is_starved(served: Callable[..., Served]) -> None:
