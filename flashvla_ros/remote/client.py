@@ -110,7 +110,7 @@ class PolicyClient:
         if wait_s > 0.0:
             raise _WaitingError(f"it failed {self._failures} times, and is tried again in {wait_s:.2g} s")
         key, tls = self._endpoint.api_key, self._endpoint.tls
-        self._connection = connection = await connect(
+        self._connection = connection = await _Connect(
             self._endpoint.uri,
             compression=None,  # as openpi's client; pictures and weights of chance do not shrink
             max_size=wire.MOST_BYTES,
@@ -161,6 +161,13 @@ class PolicyClient:
             connection.transport.abort()
 
 
+class _Connect(connect):
+    """Follows no redirect: the rules for addresses were held against the first one alone."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 class _WaitingError(Exception):
     """The back-off has not passed."""
 
@@ -168,6 +175,9 @@ class _WaitingError(Exception):
 def _words(error: Exception) -> str:
     if isinstance(error, websockets.InvalidStatus):
         status = error.response.status_code
+        if 300 <= status < 400:
+            place = " ".join(error.response.headers.get_all("Location"))
+            return f"it points to {place or 'nowhere':.200}, no redirect is followed: name the server in model.remote"
         refused = "it refuses the API key" if status in (401, 403) else "it does not speak openpi's protocol"
         return f"{refused} (HTTP status {status})"
     if isinstance(error, websockets.InvalidMessage | EOFError):

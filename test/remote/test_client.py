@@ -199,6 +199,25 @@ def test_a_refused_key_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     RemotePolicy.connect(settings(uri))
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(serve: Serve, status: int) -> None:
+    """An address off this machine that the rules would refuse must not be reached by way of one that they allow."""
+    other = serve()
+
+    def elsewhere(connection: ServerConnection, _request: Any) -> Any:
+        response = connection.respond(HTTPStatus(status), "")
+        response.headers["Location"] = other.uri
+        response.headers["Location"] = other.uri  # said twice, as a broken proxy may
+        return response
+
+    uri = serve(process_request=elsewhere).uri
+    said = connecting(uri)
+    assert (
+        said == f"{uri}: it points to {other.uri} {other.uri}, no redirect is followed: name the server in model.remote"
+    )
+    assert other.connections == 0
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificate")
