@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,6 +22,7 @@ from flashvla_ros.remote.endpoint import Endpoint
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _CLOSE_S = 0.2  # for the server to say goodbye
+_Read = TypeVar("_Read")
 
 
 class PolicyClient:
@@ -46,17 +48,23 @@ class PolicyClient:
         self._thread = threading.Thread(target=self._loop.run_forever, name="flashvla-remote", daemon=True)
         self._thread.start()
 
-    def ask(self, message: dict[str, Any], deadline_s: float) -> Any:
-        """Send a message and return the answer, within `deadline_s` from now.
+    def ask(self, message: dict[str, Any], deadline_s: float, read: Callable[[Any], _Read]) -> _Read:
+        """Send a message and return what `read` makes of the answer, which is there within `deadline_s` from now.
 
         Raises:
-            RemoteError: There is no connection, no answer in time, or none that can be read.
+            RemoteError: There is no connection, no answer in time, or none that can be read; or `read` raised it.
         """
         data = wire.pack(message)
         answer = asyncio.run_coroutine_threadsafe(self._within(data, deadline_s), self._loop).result()
-        if isinstance(answer, str):  # openpi's server sends a traceback as text
-            raise RemoteError(f"{self._endpoint.uri} failed: {(answer.strip().splitlines() or [''])[-1]:.300}")
-        return wire.unpack(answer)
+        try:
+            if isinstance(answer, str):  # openpi's server sends a traceback as text
+                raise RemoteError(f"{self._endpoint.uri} failed: {(answer.strip().splitlines() or [''])[-1]:.300}")
+            found = read(wire.unpack(answer))
+        except RemoteError:
+            asyncio.run_coroutine_threadsafe(self._failed(), self._loop).result()
+            raise
+        self._failures = 0
+        return found
 
     def connect(self, deadline_s: float) -> dict[Any, Any]:
         """Connect if need be and return the server's metadata; raises as :meth:`ask` does."""
@@ -96,7 +104,6 @@ class PolicyClient:
             raise
         finally:
             self._answer = None
-        self._failures = 0
         return answer
 
     async def _connected(self) -> ClientConnection:

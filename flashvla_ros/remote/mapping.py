@@ -66,9 +66,9 @@ class ObservationMap:
         }
         prompt, stamp = _get(message, self.settings.prompt), message.get(STAMP, stamp_s)
         if not isinstance(prompt, str) or not prompt.strip():
-            raise RemoteError(f"{self.settings.prompt} must be an instruction in words, got {_form(prompt)}")
+            raise RemoteError(f"{self.settings.prompt} must be an instruction in words, got {form(prompt)}")
         if not isinstance(stamp, float) or not math.isfinite(stamp):
-            raise RemoteError(f"{STAMP} must be a finite number of seconds, got {_form(stamp)}")
+            raise RemoteError(f"{STAMP} must be a finite number of seconds, got {form(stamp)}")
         positions: dict[str, float] = {}
         for row in self.settings.state:
             key, _, names = row.partition(":")
@@ -127,7 +127,7 @@ def chunk_of(answer: Any, settings: RemoteSettings, size: int) -> FloatArray:
         raise RemoteError(f"an answer is a map, got {type(answer).__name__}")
     chunk = _get(answer, settings.actions)
     if not isinstance(chunk, np.ndarray) or chunk.dtype.kind not in "iuf":
-        raise RemoteError(f"{settings.actions} must be an array of numbers, got {_form(chunk)}")
+        raise RemoteError(f"{settings.actions} must be an array of numbers, got {form(chunk)}")
     if chunk.ndim != 2 or not len(chunk) or chunk.shape[1] != size:
         raise RemoteError(
             f"{settings.actions} has shape {list(chunk.shape)}, but action.names declares {size} dimensions"
@@ -160,9 +160,11 @@ def _picture(value: Any, key: str) -> Any:
             return value
         if value.shape[0] == 3:
             return np.ascontiguousarray(value.transpose(1, 2, 0))
-    raise RemoteError(f"{key} must be a uint8 picture [H, W, 3], got {_form(value)}")
+    raise RemoteError(f"{key} must be a uint8 picture [H, W, 3], got {form(value)}")
 
 
-def _form(value: Any) -> str:
+def form(value: Any) -> str:
     """Return what a value is, in one line."""
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"{value!r:.100}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return " ".join(f"{value!r:.100}".split())

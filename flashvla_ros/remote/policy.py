@@ -11,10 +11,11 @@ import numpy as np
 from flashvla_ros.core.errors import RemoteError, SettingsError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionSpec, Inference, Observation
+from flashvla_ros.core.types import ActionSpec, FloatArray, Inference, Observation
+from flashvla_ros.remote import wire
 from flashvla_ros.remote.client import PolicyClient
 from flashvla_ros.remote.endpoint import Endpoint
-from flashvla_ros.remote.mapping import STAMP, ObservationMap, chunk_of
+from flashvla_ros.remote.mapping import STAMP, ObservationMap, chunk_of, form
 
 NETWORK, MODEL = "network", "model"  # stages of an inference
 _FIRST_ANSWER_S = 180.0  # a server may compile its model at the first question
@@ -96,12 +97,17 @@ class RemotePolicy:
         message = self._map.to_wire(observation)
         if self._returns_stamp:
             message[STAMP] = observation.stamp_s
-        answer = self._client.ask(message, deadline_s)
+
+        def read(answer: Any) -> tuple[FloatArray, float]:
+            action = chunk_of(answer, self._settings, self._spec.size)
+            stamp = answer.get(STAMP)
+            if self._returns_stamp and not (isinstance(stamp, float) and stamp == observation.stamp_s):
+                raise RemoteError(f"the server answered another observation, of stamp {form(stamp)}")
+            return action, _model_s(answer)
+
+        action, model_s = self._client.ask(message, deadline_s, read)
         elapsed_s = time.monotonic() - started_s
-        action = chunk_of(answer, self._settings, self._spec.size)
-        if self._returns_stamp and answer.get(STAMP) != observation.stamp_s:
-            raise RemoteError(f"the server answered another observation, of stamp {answer.get(STAMP)!r:.40}")
-        model_s = min(_model_s(answer), elapsed_s)
+        model_s = min(model_s, elapsed_s)
         return Inference.tokenless(action, self._scale, {NETWORK: elapsed_s - model_s, MODEL: model_s})
 
     def _check(self, metadata: dict[Any, Any], settings: Settings) -> None:
@@ -112,9 +118,8 @@ class RemotePolicy:
         self._returns_stamp = own.get("returns") == STAMP
         for name in ("names", "kinds", "dt_s"):
             here, there = getattr(settings.action, name), own.get(name)
-            there = tuple(there) if isinstance(there, list) else there
-            if there != here:
-                raise SettingsError(f"action.{name} is {here}, but {settings.model.remote} serves {there}")
+            if wire.pack(there) != wire.pack(here):
+                raise SettingsError(f"action.{name} is {here}, but {settings.model.remote} serves {form(there)}")
 
 
 def _model_s(answer: dict[Any, Any]) -> float:

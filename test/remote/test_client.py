@@ -154,8 +154,14 @@ def test_a_server_of_another_action_is_refused(serve: Serve) -> None:
     assert "declares 4 dimensions" in connecting(serve(lambda *_: {"actions": np.zeros((5, 7))}, good=0).uri)
 
 
-def test_our_own_servers_metadata_must_be_as_the_parameters_say(serve: Serve) -> None:
-    own = {"names": ["x", "y", "z", "gripper"], "kinds": ["delta", "delta", "delta", "gripper"], "dt_s": 0.2}
+def metadata_of(given: Settings) -> dict[str, Any]:
+    action = given.action
+    return {"names": list(action.names), "kinds": list(action.kinds), "dt_s": action.dt_s}
+
+
+@pytest.mark.parametrize("dt_s", [0.2, None, np.ones((2, 2))])
+def test_our_own_servers_metadata_must_be_as_the_parameters_say(serve: Serve, dt_s: object) -> None:
+    own = {**metadata_of(Settings()), "dt_s": dt_s}
     assert "action.dt_s is 0.1" in connecting(serve(metadata={"flashvla": own}).uri)
 
 
@@ -279,16 +285,48 @@ def test_an_answer_that_nobody_asked_for_ends_the_connection(serve: Serve) -> No
 
 
 def test_the_answer_to_another_observation_is_refused_where_the_server_returns_stamps(serve: Serve) -> None:
-    own = {
-        "names": ["x", "y", "z", "gripper"],
-        "kinds": ["delta", "delta", "delta", "gripper"],
-        "dt_s": 0.1,
-        "returns": "stamp_s",
-    }
-    server = serve(lambda _c, m, n: {**well(_c, m, n), "stamp_s": m["stamp_s"] - (n == 3)}, 0, {"flashvla": own})
+    own = {**metadata_of(Settings()), "returns": "stamp_s"}
+    behind: list[ServerConnection] = []  # is one answer behind, and stays so
+
+    def stamped(connection: ServerConnection, message: dict, number: int) -> Any:
+        if number == 3:
+            behind.append(connection)
+        return {**well(connection, message, number), "stamp_s": message["stamp_s"] - (connection in behind)}
+
+    server = serve(stamped, 0, {"flashvla": own})
     policy = RemotePolicy.connect(settings(server.uri))
     ask(policy)
     assert "answered another observation, of stamp 0.0" in failing(policy)
+    time.sleep(0.15)  # the back-off
+    ask(policy)
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("stamp", [None, "1", np.ones((2, 2)), [np.ones((2, 2))]])
+def test_a_stamp_of_another_form_is_refused_in_one_line(serve: Serve, stamp: object) -> None:
+    own = {**metadata_of(Settings()), "returns": "stamp_s"}
+    server = serve(lambda *given: {**well(*given), "stamp_s": stamp}, 0, {"flashvla": own})
+    assert "answered another observation" in connecting(server.uri)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["Traceback\nKeyError: 'image'", b"\xc1", {"actions": chunk(np.nan)}, {"actions": np.zeros((1, 7))}, [1]],
+    ids=["traceback", "no msgpack", "NaN", "shape", "no map"],
+)
+def test_an_answer_that_cannot_be_used_ends_the_connection_and_is_asked_for_less_and_less_often(
+    serve: Serve, answer: object
+) -> None:
+    server = serve(lambda *_: answer, good=1)
+    policy = RemotePolicy.connect(settings(server.uri))
+    started_s = time.monotonic()
+    while time.monotonic() < started_s + 0.5:
+        failing(policy)
+        time.sleep(0.005)
+    elapsed_s = time.monotonic() - started_s
+    bad = len(server.messages) - 1
+    assert 2 <= bad <= 2 + np.log2(1 + elapsed_s / 0.1)  # pauses of 0.1, 0.2, 0.4 s, …
+    assert server.connections == bad  # each over another
 
 
 def test_a_failing_server_is_asked_less_and_less_often(serve: Serve) -> None:
