@@ -25,6 +25,15 @@ def precheck(settings: Settings) -> None:
         if importlib.util.find_spec(module) is None:
             raise SettingsError(f"model.remote needs {module}, which is not installed: {remedy('remote')}")
     Endpoint.of(settings.model.remote, settings.remote)
+    check_keys(settings)
+
+
+def check_keys(settings: Settings) -> None:
+    """Refuse another number of keys than cameras, whichever side of the wire this is.
+
+    Raises:
+        SettingsError: ``remote.images`` does not fit ``camera.names``.
+    """
     cameras, keys = settings.camera.names or ("image",), settings.remote.images
     if len(cameras) != len(keys):
         raise SettingsError(

@@ -17,6 +17,7 @@ from flashvla_ros.core.errors import RemoteError, SettingsError
 from flashvla_ros.core.extras import remedy
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.remote.endpoint import KEY_VARIABLE, api_key, is_loopback
+from flashvla_ros.remote.loading import check_keys
 from flashvla_ros.remote.replicas import run as run_replicas
 from flashvla_ros.remote.server import PolicyServer, tls_of
 from flashvla_ros.remote.service import ServerOptions
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings().with_values({**values, **parse_overrides(args.set)})
     if settings.model.remote:
         raise SettingsError("model.remote names a policy that is served already: give a checkpoint")
+    check_keys(settings)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         asyncio.run(_until_a_signal(_serving(settings, options)))

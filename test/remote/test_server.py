@@ -296,6 +296,8 @@ def test_health_is_open_and_metadata_asks_for_the_key(served: Callable[..., Serv
         (["--certificate", "missing.pem"], "holds no certificate"),
         (["--set", "model.remote=ws://localhost:1"], "served already"),
         (["--checkpoint", "missing"], "missing"),
+        (["--checkpoint", "missing", "--set", "camera.names=a,b"], "give one key per camera"),
+        (["--checkpoint", "missing", "--set", "remote.images=a,b"], "give one key per camera"),
     ],
 )
 def test_what_the_command_refuses(
