@@ -1,4 +1,4 @@
-"""``flashvla-ros doctor``: looks at the machine, at ROS, at the cameras and at a checkpoint."""
+"""``flashvla-ros doctor``: looks at the machine, at ROS, at the cameras and at a checkpoint or a server."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
 from flashvla_ros.cli.results import meta, processor_name, write_results
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
+from flashvla_ros.core.errors import FlashVLAError, RemoteError, SettingsError
 from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.doctor.finding import Finding, Level
+from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import check_machine
 from flashvla_ros.doctor.ros import check_ros
 from flashvla_ros.doctor.settings import check_certificate, check_settings
+from flashvla_ros.remote.loading import precheck
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOPIC:=NAME",
         help="as the node's, such as image:=/cam/image_raw",
     )
-    parser.add_argument(
-        "--wait", type=float, default=3.0, metavar="S", help="longest wait for a camera or a controller (%(default)s)"
-    )
+    parser.add_argument("--wait", type=float, default=3.0, metavar="S", help="longest wait for anything (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
 
 
@@ -54,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     findings = []
     if wrong := [rule for rule in args.remap if not all(rule.partition(":="))]:
         raise SettingsError(f"--remap takes TOPIC:=NAME, such as image:=/camera/image_raw, got {wrong[0]!r}")
+    if args.explain and settings.model.remote and args.checkpoint is None:
+        raise SettingsError("--explain runs a checkpoint, but model.remote names a server: give --checkpoint")
     found = _findings(settings, args)
     for finding in itertools.chain(found, _explained(args.checkpoint, settings) if args.explain else ()):
         findings.append(finding)
@@ -75,6 +76,9 @@ def _findings(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]
     if checkpoint is None:
         yield from check_machine(settings.model)
         yield from check_ros(settings, args.wait, args.remap, args.node)
+        if settings.model.remote:
+            yield _remote(settings, args.wait)
+            return
     try:
         folder = _folder(checkpoint, settings)
     except FlashVLAError as error:
@@ -89,6 +93,20 @@ def _findings(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]
     yield from check_checkpoint(folder, settings)
     if folder.is_dir():
         yield check_certificate(settings, folder)
+
+
+def _remote(settings: Settings, wait_s: float) -> Finding:
+    """Say whether the node could use the policy server; its model, which may move a robot by now, is asked nothing."""
+    try:
+        precheck(settings)
+        from flashvla_ros.remote.policy import RemotePolicy  # websockets is an extra
+
+        RemotePolicy.reach(settings, wait_s)
+    except RemoteError as error:
+        return Finding("remote", Level.FAILURE, str(error), "start the server, or see docs/remote.md")
+    except SettingsError as error:
+        return Finding.failure_of("remote", error)
+    return ok("remote", f"{settings.model.remote} lets the node in; whether its actions fit is seen at activation")
 
 
 def _explained(checkpoint: Path | None, settings: Settings) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
 def check_certificate(settings: Settings, folder: Path) -> Finding:
     """Say whether the settings are certified on a folder of weights; a warning only where a certificate is named."""
     try:
-        asked = settings.with_values({"model.checkpoint": str(folder)})
+        asked = settings.with_values({"model.checkpoint": str(folder), "model.remote": ""})
         certified, why = certification(asked, checkpoint_fingerprint(folder))
     except CheckpointError as error:
         return Finding.failure_of("certificate", error)

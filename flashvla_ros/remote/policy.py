@@ -48,11 +48,15 @@ class RemotePolicy:
             SettingsError: The address may not be used so, or the server's policy is another.
             RemoteError: It does not answer, or its answer cannot be used.
         """
-        client = PolicyClient(Endpoint.of(settings.model.remote, settings.remote))
-        policy = cls(client, settings)
-        metadata = client.connect(_FIRST_ANSWER_S)
-        policy._check(metadata, settings)
+        policy = cls.reach(settings, _FIRST_ANSWER_S)
         policy._ask(policy._map.example(), _FIRST_ANSWER_S)
+        return policy
+
+    @classmethod
+    def reach(cls, settings: Settings, deadline_s: float) -> RemotePolicy:
+        """Do the same but for the question, within `deadline_s`; raises as :meth:`connect` does."""
+        policy = cls(PolicyClient(Endpoint.of(settings.model.remote, settings.remote)), settings)
+        policy._check(policy._client.connect(deadline_s), settings)
         return policy
 
     @property

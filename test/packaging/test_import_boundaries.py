@@ -38,7 +38,7 @@ ALLOWED_ROOMS = {
     "evaluation": {"cli", "control", "core", "gate", "sim", "view", "vla"},
     "bags": {"cli", "control", "core", "gate", "messages", "view", "vla"},
     "bench": {"bags", "cli", "control", "core", "gate", "sim", "vla"},
-    "doctor": {"bags", "bench", "cli", "control", "core", "gate", "messages", "msg", "sim", "vla"},
+    "doctor": {"bags", "bench", "cli", "control", "core", "gate", "messages", "msg", "remote", "sim", "vla"},
     "nodes": {"cli", "control", "core", "gate", "messages", "msg", "remote", "sim", "view", "vla"},
     "guard": {"cli", "control", "core", "messages", "nodes"},
     "bringup": {"bags", "cli", "core", "gate", "guard", "msg", "nodes", "sim"},
