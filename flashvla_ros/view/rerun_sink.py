@@ -127,9 +127,10 @@ class RerunSink:
         cameras = list(self.cameras.values())
         masks = token_masks(kept if len(kept) else None, count, max(len(cameras), 1))
         for camera, mask in zip(cameras, masks, strict=False):
-            image = self._recent.get((camera, self._stamp_ns))
-            if mask is None or image is None:
+            stamps = [stamp for name, stamp in self._recent if name == camera and stamp <= self._stamp_ns]
+            if mask is None or not stamps:
                 continue
+            image = self._recent[camera, max(stamps)]  # a step is stamped as the last of its pictures
             height, width, _ = image.shape
             size = width, height
             bright = kept_pixels(mask, self._visible(height, width), image=size, size=size)

@@ -130,6 +130,28 @@ def test_a_picture_of_which_nothing_was_pruned_is_the_recorded_one(logged: Any) 
     assert np.abs(shown_at(logged, 2) - picture(2)).mean() < 8.0
 
 
+def test_every_camera_is_darkened_whose_picture_came_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is stamped as the picture that completed it; those of the other cameras are a little older."""
+    rr = pytest.importorskip("rerun", reason="the extra `rerun` is not installed")
+    from flashvla_ros.view.rerun_sink import RerunSink
+
+    shown: list[tuple[str, Any]] = []
+    monkeypatch.setattr(RerunSink, "_log_image", lambda _self, camera, image: shown.append((camera, image)))
+    sink = RerunSink(rr.RecordingStream("test"), lambda _settings: lambda _height, _width: None)
+    sink.cameras = {"/front": "front", "/wrist": "wrist", "/late": "late"}
+    pictures = [("/front", 0), ("/front", 1), ("/wrist", 2), ("/front", 3), ("/late", 3)]
+    for number, (topic, tick) in enumerate(pictures):
+        sink.take(topic, IMAGE, raw_image(picture(number), START_NS + tick), START_NS + tick)
+    shown.clear()
+    patches = 3 * SIDE * SIDE
+    status = message(GATE, START_NS + 2, kept_tokens=KEPT[:1], visual_tokens=patches, action=np.zeros(1), action_size=1)
+    sink.take("/flashvla/gate", GATE, status, START_NS + 4)
+    assert [camera for camera, _ in shown] == ["front", "wrist"]
+    for (_, image), number in zip(shown, (1, 2), strict=True):
+        np.testing.assert_array_equal(image[-1, -1], (picture(number)[-1, -1] * DIM).astype(np.uint8))
+    np.testing.assert_array_equal(shown[0][1][0, 0], picture(1)[0, 0])  # which was kept
+
+
 def test_the_robot_moves_by_its_joints(logged: Any) -> None:
     turns = [row["quaternion"][0][2] for stamp, row in logged["/frames/hand"] if stamp >= START_NS]
     assert turns == pytest.approx([np.sin(0.05 * step) for step in range(STEPS)], abs=1e-6)
