@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     parser.add_argument("--clients", type=int, default=32, metavar="N", help="most at a time (%(default)s)")
     parser.add_argument("--replicas", type=int, default=0, metavar="N", help="of the model, by Ray Serve, a GPU each")
-    parser.add_argument(
-        "--ray", default="local", metavar="ADDRESS", help="cluster of --replicas; %(default)s: start one"
-    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="cluster of --replicas (local: start one)")
     parser.add_argument("--rate", type=float, default=100.0, metavar="HZ", help="most answers a client (%(default)g)")
     away = parser.add_argument_group("for clients on other machines, who need both")
     away.add_argument("--certificate", type=Path, metavar="PEM", help="the server's certificate and its private key")
@@ -76,8 +74,11 @@ def options_of(args: argparse.Namespace) -> ServerOptions:
         )
     if not (0 <= args.port < 65536 and args.clients > 0 and 0.0 < args.rate < float("inf") and args.replicas >= 0):
         raise SettingsError("--port is 0 to 65535, --clients and --rate are above 0, and --replicas is 0 or more")
+    if args.ray and not args.replicas:
+        raise SettingsError("--ray names the cluster of --replicas: give --replicas, or leave --ray out")
     tls_of(args.certificate)
-    return ServerOptions(args.host, args.port, key, args.certificate, args.clients, args.rate, args.replicas, args.ray)
+    ray = args.ray or "local"
+    return ServerOptions(args.host, args.port, key, args.certificate, args.clients, args.rate, args.replicas, ray)
 
 
 def _serving(settings: Settings, options: ServerOptions) -> Callable[[asyncio.Event], Awaitable[None]]:

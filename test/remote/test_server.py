@@ -292,6 +292,7 @@ def test_health_is_open_and_metadata_asks_for_the_key(served: Callable[..., Serv
         (["--clients", "0"], "--clients and --rate are above 0"),
         (["--rate", "nan"], "--clients and --rate are above 0"),
         (["--replicas", "-1"], "--replicas is 0 or more"),
+        (["--ray", "auto", "--checkpoint", "missing"], "give --replicas, or leave --ray out"),
         (["--port", "70000"], "--port is 0 to 65535"),
         (["--certificate", "missing.pem"], "holds no certificate"),
         (["--set", "model.remote=ws://localhost:1"], "served already"),
