@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.tables import table
 from flashvla_ros.bench.command import ms
+from flashvla_ros.evaluation.statistics import Paired
 from flashvla_ros.evaluation.summary import rates
 
 
@@ -18,7 +19,10 @@ def page(results: Mapping[str, Any]) -> str:
         low, high = row["speedup_95"]
         steps = f"{ms(row['step_ms'])} (**{row['speedup']:.2f}**, {low:.2f}-{high:.2f})"
         model = f"{ms(row['model_ms'])} ({row['over_least']:.1f})"
-        against = f"{row['lost']} / {row['won']}, p = {row['mcnemar_p']:.2g}" if "lost" in row else ""
+        against = ""
+        if "lost" in row:  # its mcnemar_p is rounded in older files: 0 for what is small
+            pair = Paired(row["lost"], row["won"])
+            against = f"{pair.lost} / {pair.won}, p = {pair.mcnemar_p:.2g}"
         shares = (f"{row[name]:.2f}" for name in ("reuse_rate", "visual_flops_ratio", "flops_ratio"))
         lines.append([f"`{row['mode']}`", str(rates(row)), against, *shares, model, steps])
     head = ["rule", "success", "lost / won against dense", "reuse", "visual FLOPs", "FLOPs", "model [ms]", "step [ms]"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from checkpoints import write_checkpoint
 
 from benchmarks.rivals.efficientvla import FewerLayers
 from benchmarks.rivals.l2_gate import L2Gate
+from benchmarks.rivals.page import page
 from benchmarks.rivals.rule import DENSE, Rule
 from benchmarks.rivals.sp_vla import BUFFER, SpeedRule, extrapolated
 from benchmarks.rivals.timing import Step, summary, timed
 from benchmarks.rivals.vla_cache import CachedTokens, parts_of
 from benchmarks.rivals.vla_pruner import NAME, WINDOW, UnionPruner
 from flashvla_ros.bench.trace import load_observations
+from flashvla_ros.cli.results import read_results
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import Inference
@@ -24,6 +27,7 @@ from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
 FRAMES = load_observations("open the drawer")
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +129,9 @@ def test_every_rule_is_timed_against_plain_generate_and_the_least_time(policy) -
     assert set(found) == {"plain generate", "half"}
     assert found["plain generate"]["speedup"] == 1.0
     assert all(row["over_least"] > 1.0 and row["least_ms"] > 0.0 for row in found.values())
+
+
+@pytest.mark.parametrize(("lost", "won", "p"), [(94, 0, "1e-28"), (39, 1, "7.5e-11"), (3, 0, "0.25")])
+def test_a_p_that_the_file_rounds_to_zero_is_told_as_it_is(lost: int, won: int, p: str) -> None:
+    pages = [page(read_results(RESULTS / f"rivals-{name}.json")) for name in ("demo", "plain")]
+    assert f"| {lost} / {won}, p = {p} |" in "".join(pages)
