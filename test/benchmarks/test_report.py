@@ -61,3 +61,15 @@ def test_every_command_of_the_readme_exists_and_every_benchmark_stands_there():
     parts = {"abuser", "evaluations", "own_node", "promises", "publishing", "speed", "steady", "tables", "usage"}
     assert named == {path.stem for path in report.FOLDER.glob("*.py")} - parts | folders
     assert {path.name for path in RESULTS.glob("*.json")} <= set(re.findall(r"[\w-]+\.json", readme))
+
+
+def test_the_commands_of_the_readme_are_those_that_made_the_files():
+    lines = (report.FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    told = {name: line for line in lines for name in re.findall(r"`([\w-]+\.json)`", line)}
+    made = {file.name: json.loads(file.read_text())["meta"] for file in RESULTS.glob("*.json")}
+    for name in [name for name, meta in made.items() if "rounds" in meta]:
+        rounds = re.findall(r"--rounds (\d+)", told[name].partition(f"`{name}`")[0])
+        assert rounds[-1] == str(made[name]["rounds"]), name
+    for name in ("abuse.json", "abuse-floods.json"):
+        assert f"--minutes {made[name]['minutes']:g} --seed {made[name]['seed']} " in told[name]
+        assert ("`nice " in told[name]) == (made[name]["nice"] > 0)
