@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,17 @@ def record(folder: Path, seeds: range) -> None:
 
         stepper = Stepper(policies[name], ActionSpec.of(settings[name].action))
         outcome = roll_out(world, stepper, plan_episode(task, seed), settings[name], keep)
-        np.savez_compressed(path, **{key: np.stack(values) for key, values in rows.items()}, success=outcome.success)
+        write(path, **{key: np.stack(values) for key, values in rows.items()}, success=np.array(outcome.success))
         print(path.name, "success" if outcome.success else "failure", len(rows["act"]), "steps", flush=True)
     world.close()
+
+
+def write(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write an episode so that a file of that name is always complete."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
 
 
 # Features.
@@ -332,13 +342,16 @@ def read(folder: Path) -> dict[str, list[Episode]]:
     """Return the recorded episodes of each policy, with their tasks.
 
     Raises:
-        FlashVLAError: There are none.
+        FlashVLAError: There are none, or one is broken.
     """
     found: dict[str, list[Episode]] = {}
     for path in sorted(folder.glob("*_*_*.npz")):
-        policy, task, _ = path.stem.split("_")
-        with np.load(path) as stored:
-            found.setdefault(policy, []).append((task, dict(stored)))
+        policy, task = path.stem.split("_")[:2]
+        try:
+            with np.load(path) as stored:
+                found.setdefault(policy, []).append((task, dict(stored)))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise FlashVLAError(f"{path} is no whole episode ({error}): delete it and record again") from error
     if not found:
         raise FlashVLAError(f"{folder} holds no recorded episodes: python -m benchmarks.score record {folder}")
     return found
