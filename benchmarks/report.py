@@ -149,10 +149,11 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     ),
     "score": (
         "What predicts that a reuse will be off?",
-        "Dense episodes in lock-step; what is known before the model runs, alone and in a logistic model that has seen "
-        "no episode of the task. Reuse is what may be reused until 5 % of all steps are off. *tokens* are probability "
-        "and margin of the last fresh action's tokens. *shipped* is `calibration.score`; the other policy has played "
-        "the same tasks. With learning on, the steps of a task before this one have been seen, all of them.",
+        "Episodes without a gate, 75 % of the tokens, in lock-step; what is known before the model runs, alone and in "
+        "a logistic model that has seen no episode of the task. Reuse is what may be reused until 5 % of all steps are "
+        "off. *tokens* are probability and margin of the last fresh action's tokens. *shipped* is `calibration.score`; "
+        "the other policy has played the same tasks. With learning on, the steps of a task before this one have been "
+        "seen, all of them.",
         score.page,
     ),
     "overhead": ("What ROS adds to a model", "The parts are those of `benchmarks/overhead.py`.", overhead.page),

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import report
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.settings import Settings
 
 RESULTS = report.FOLDER / "results"
 
@@ -50,6 +51,12 @@ def test_a_file_is_shown_in_its_section_with_the_picture_beside_it(tmp_path: Pat
     page = report.compose(tmp_path)
     assert "### `ics-here.json`\n\nhere; torch x" in page
     assert f"({tmp_path.name}/ics-here.png)" in page
+
+
+def test_episodes_that_are_pruned_are_not_called_dense():
+    _, text, _ = report.SECTIONS["score"]
+    assert text.startswith(f"Episodes without a gate, {100 * Settings().pruning.keep_ratio:g} % of the tokens")
+    assert "dense" not in text.lower()
 
 
 def test_every_command_of_the_readme_exists_and_every_benchmark_stands_there():
