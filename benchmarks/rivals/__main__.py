@@ -105,8 +105,10 @@ def configurations(checkpoint: Path, only: list[str]) -> tuple[OpenVLAPolicy, li
     return policy, [one for one in found if not only or one.name in (*only, "dense")]
 
 
-def play(rows: list[Configuration], tasks: list[str], seeds: range, path: Path, checkpoint: str) -> list[Cell]:
-    """Play what the ledger does not hold yet."""
+def play(
+    rows: list[Configuration], tasks: list[str], seeds: range, path: Path, checkpoint: str
+) -> tuple[list[Cell], dict[str, Any]]:
+    """Play what the ledger does not hold yet; return all, and for ``meta`` who played them."""
     ledger, keys = EpisodeLedger(path), {}
     with ledger, tqdm(total=len(rows) * len(tasks) * len(seeds), unit="episode", mininterval=INTERVAL_S) as bar:
         for seed in seeds:
@@ -117,11 +119,12 @@ def play(rows: list[Configuration], tasks: list[str], seeds: range, path: Path, 
                     if key not in ledger.records:
                         ledger.add(key, _record(job, row.rule))
                     bar.update()
-    return [
+    cells = [
         Cell(row.name, task, NONE, seeds, [ledger.records[keys[row.name, task, seed]] for seed in seeds])
         for row in rows
         for task in tasks
     ]
+    return cells, ledger.origins(keys.values())
 
 
 def _record(job: Job, by: Rule | None) -> Record:
@@ -156,7 +159,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     policy, rows = configurations(args.checkpoint, args.only)
     tasks = args.tasks or known_tasks(args.checkpoint)
     sha256, seeds = fingerprint(args.checkpoint), range(args.episodes)
-    cells = play(rows, tasks, seeds, beside(args.json), sha256)
+    cells, origins = play(rows, tasks, seeds, beside(args.json), sha256)
     found = [row for row in table_rows(cells) if row["task"] == ALL]
     taken = timed_rows(policy, rows, tasks[0], found)
     found = [row | taken[row["mode"]] for row in found]
@@ -167,6 +170,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         tasks=tasks,
         seeds=[0, args.episodes],
         plain=taken[PLAIN],
+        **origins,
     )
     return {"meta": made, "rows": found}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.tables import table
 from flashvla_ros.bench.command import ms
+from flashvla_ros.evaluation.markdown import origins
 from flashvla_ros.evaluation.statistics import Paired
 from flashvla_ros.evaluation.summary import rates
 
@@ -27,9 +28,10 @@ def page(results: Mapping[str, Any]) -> str:
         lines.append([f"`{row['mode']}`", str(rates(row)), against, *shares, model, steps])
     head = ["rule", "success", "lost / won against dense", "reuse", "visual FLOPs", "FLOPs", "model [ms]", "step [ms]"]
     plain = run["plain"]
+    told = f"; {origins(run)}".rstrip("; ")
     words = (
         f"`{run['checkpoint']['name']}` on {run['device']}, {run['dtype']}, {run['threads']} thread; "
-        f"{', '.join(run['tasks'])}; seeds {run['seeds'][0]} to {run['seeds'][1] - 1} of each. "
+        f"{', '.join(run['tasks'])}; seeds {run['seeds'][0]} to {run['seeds'][1] - 1} of each{told}. "
         f"Behind a model time: how many times the roofline's least time it is. Behind a mean step: times as fast as "
         f"transformers' generate ({ms(plain['model_ms'])} ms, {plain['over_least']:.1f} times its least), "
         f"with the 95 % interval."

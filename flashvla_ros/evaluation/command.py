@@ -124,8 +124,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)
         ledger = args.ledger or (args.json and beside(args.json))
-        rows = table_rows(play(evaluation, meta["checkpoint"]["sha256"], ledger, workers))
-        meta |= {"seconds": round(time.monotonic() - started_s)}
+        cells, origins = play(evaluation, meta["checkpoint"]["sha256"], ledger, workers)
+        rows = table_rows(cells)
+        meta |= {**origins, "seconds": round(time.monotonic() - started_s)}
         print(markdown.console(rows))
         if args.json:
             write_results(args.json, meta, rows)

@@ -6,15 +6,17 @@ command that meets the key again takes the episode from here: it resumes, extend
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import MEGABYTE, parse_json, read_text
@@ -34,16 +36,29 @@ class EpisodeLedger:
 
     Attributes:
         records: Key to record.
-        foreign: Keys of records that were played by other code than this.
+        codes: Key to the digest of the code that played it; empty where the line does not say.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
-        self.foreign: set[str] = set()
+        self.codes: dict[str, str] = {}
+        self._added: set[str] = set()
         self._stream: IO[str] | None = None
         if path is not None and path.exists():
             self._read(path)
+
+    @property
+    def foreign(self) -> set[str]:
+        """Keys of records that were played by other code than this."""
+        return {key for key, code in self.codes.items() if code != code_digest()}
+
+    def origins(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return for ``meta`` how many episodes each code played, how many of them other code and earlier runs."""
+        keys = set(keys)
+        codes = collections.Counter(self.codes[key] for key in keys)
+        other = codes.total() - codes[code_digest()]
+        return {"codes": dict(codes), "other_code": other, "from_ledger": len(keys - self._added)}
 
     def add(self, key: str, record: Record) -> None:
         """Keep one episode, on disk before this returns.
@@ -52,7 +67,8 @@ class EpisodeLedger:
             FlashVLAError: It cannot be written.
         """
         self.records[key] = record
-        self.foreign.discard(key)
+        self.codes[key] = code_digest()
+        self._added.add(key)
         if self._stream is not None:
             line = {"key": key, "code": code_digest(), "record": dataclasses.asdict(record)}
             try:
@@ -88,12 +104,9 @@ class EpisodeLedger:
             try:
                 line = parse_json(text)
                 self.records[line["key"]] = Record.from_dict(line["record"])
+                self.codes[line["key"]] = str(line.get("code", ""))
             except (ValueError, KeyError, TypeError):
                 continue  # cut off by a kill, or of another version: the episode is played again
-            if line.get("code") != code_digest():
-                self.foreign.add(line["key"])
-            else:
-                self.foreign.discard(line["key"])
 
 
 @functools.cache

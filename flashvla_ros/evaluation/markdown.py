@@ -84,10 +84,17 @@ def provenance(meta: Mapping[str, Any]) -> str:
     timing = "free-running with the latency that was measured" if meta["free_running"] else "lock-step"
     return (
         f"Checkpoint `{checkpoint['name']}` ({checkpoint['sha256'][:12]}, {checkpoint['visual_tokens']} tokens), "
-        f"seeds {first} to {last} of each task, {timing}, on {meta['device']}; "
+        f"seeds {first} to {last} of each task, {timing}, on {meta['device']}; {origins(meta)}"
         f"torch {meta['versions'].get('torch', '?')}, flashvla_ros {meta['versions']['flashvla_ros']}.\n\n"
         f"    {meta['command']}"
     )
+
+
+def origins(meta: Mapping[str, Any]) -> str:
+    """Return how many episodes are of other code and of earlier runs; empty for none, and for a file without it."""
+    words = {"other_code": "other code", "from_ledger": "earlier runs"}
+    counts = ((meta.get(name), source) for name, source in words.items())
+    return "".join(f"{n} of {sum(meta['codes'].values())} episodes from {source}; " for n, source in counts if n)
 
 
 def success_table(rows: Sequence[Row]) -> str:

@@ -65,8 +65,8 @@ class Evaluation:
         ]
 
 
-def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -> list[Cell]:
-    """Play the episodes that the ledger at `path` does not have yet, and return all.
+def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -> tuple[list[Cell], dict[str, Any]]:
+    """Play the episodes that the ledger at `path` does not have yet; return all, and for ``meta`` who played them.
 
     `checkpoint` is the fingerprint of its files; without a path the episodes are kept in memory alone.
     """
@@ -79,20 +79,21 @@ def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -
             jobs.setdefault(key, job)  # two modes with the same settings play once
     if is_libero(evaluation.tasks[0]):  # task by task: a worker has room for one of its environments
         jobs = dict(sorted(jobs.items(), key=lambda item: evaluation.tasks.index(item[1].plan.task.name)))
-    records = _play(jobs, path, run)
-    return [
+    ledger = _play(jobs, path, run)
+    cells = [
         Cell(
             mode.name,
             task,
             perturbation,
             evaluation.seeds,
-            [records[keys[perturbation, mode.name, task, seed]] for seed in evaluation.seeds],
+            [ledger.records[keys[perturbation, mode.name, task, seed]] for seed in evaluation.seeds],
         )
         for perturbation, mode, task in evaluation.cells()
     ]
+    return cells, ledger.origins(jobs)
 
 
-def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> dict[str, Record]:
+def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> EpisodeLedger:
     ledger = EpisodeLedger(path)
     todo = {key: job for key, job in jobs.items() if key not in ledger.records}
     if foreign := ledger.foreign & jobs.keys():
@@ -112,4 +113,4 @@ def _play(jobs: dict[str, Job], path: Path | None, run: Run) -> dict[str, Record
         if path:
             print(f"stopped; {path} has what is finished, and the same command goes on from there", file=sys.stderr)
         raise
-    return ledger.records
+    return ledger

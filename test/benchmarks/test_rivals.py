@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
+from benchmarks.rivals import __main__ as main
 from benchmarks.rivals.efficientvla import FewerLayers
 from benchmarks.rivals.l2_gate import L2Gate
 from benchmarks.rivals.page import page
@@ -21,8 +22,10 @@ from benchmarks.rivals.vla_pruner import NAME, WINDOW, UnionPruner
 from flashvla_ros.bench.trace import load_observations
 from flashvla_ros.cli.results import read_results
 from flashvla_ros.core.policy import Request
-from flashvla_ros.core.settings import ModelSettings
+from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.core.types import Inference
+from flashvla_ros.evaluation import jobs, ledger
+from flashvla_ros.evaluation.jobs import Record
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.pruning.select import METHODS
 
@@ -135,3 +138,21 @@ def test_every_rule_is_timed_against_plain_generate_and_the_least_time(policy) -
 def test_a_p_that_the_file_rounds_to_zero_is_told_as_it_is(lost: int, won: int, p: str) -> None:
     pages = [page(read_results(RESULTS / f"rivals-{name}.json")) for name in ("demo", "plain")]
     assert f"| {lost} / {won}, p = {p} |" in "".join(pages)
+
+
+def test_the_page_says_how_many_episodes_other_code_and_earlier_runs_have_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, record = (
+        [main.Configuration("dense", Settings(), None)],
+        Record(*[1] * 5, {}, *[None] * 2, 1.0, 1.0, (1,), (1,)),
+    )
+    monkeypatch.setattr(jobs, "run_job", lambda _: record)
+    with monkeypatch.context() as other:
+        other.setattr(ledger, "code_digest", lambda: "other")
+        main.play(rows, ["drawer-open"], range(2), tmp_path / "x", "weights")
+    _, origins = main.play(rows, ["drawer-open"], range(3), tmp_path / "x", "weights")
+    results = read_results(RESULTS / "rivals-demo.json")
+    told = page({**results, "meta": results["meta"] | origins})
+    assert "of each; 2 of 3 episodes from other code; 2 of 3 episodes from earlier runs. Behind" in told
+    assert "of each. Behind" in page(results)

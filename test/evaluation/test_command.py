@@ -10,7 +10,7 @@ import pytest
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.core.errors import SimulationError
-from flashvla_ros.evaluation import jobs
+from flashvla_ros.evaluation import jobs, markdown
 from flashvla_ros.evaluation.jobs import run_job
 
 try:
@@ -51,6 +51,9 @@ def test_an_evaluation_is_played_once_and_films_are_the_same_episodes(
     more += ["--json", str(file), "--video", str(films), "--video-episodes", "drawer-close:dense:0"]
     assert cli.main(more) == 0
     assert len(played) == 4
+    meta = json.loads(file.read_text())["meta"]
+    assert (meta["codes"], meta["other_code"], meta["from_ledger"]) == ({meta["code"]: 4}, 0, 2)
+    assert "2 of 4 episodes from earlier runs; " in markdown.page([json.loads(file.read_text())])
     assert "failure in 10 steps, 0 reused" in capsys.readouterr().out
     (film,) = films.iterdir()
     capture = cv2.VideoCapture(str(film))
