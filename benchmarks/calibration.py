@@ -2,7 +2,7 @@
 
 A step's need is uniform in [0, 1], and its reuse is off with probability ``hard`` * need² / 2, so that the risk of a
 level λ is known: ``hard`` * λ³ / 6. After a shift the world is three times as hard. Finished runs are kept in a file of
-lines, so that the same command goes on where it was stopped.
+lines, so that the same command and code go on where they were stopped.
 
     python -m benchmarks.calibration --runs 200 --steps 20000 --json F.json --plot docs/images/calibration.png
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.digest import digest
 from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name
@@ -226,16 +227,18 @@ def finished(path: Path) -> Iterator[dict[str, Any]]:
 
 def play(runs: int, count: int, path: Path) -> dict[tuple[float, bool], list[dict[str, Any]]]:
     """Run what the file does not hold yet, seed by seed, and return everything."""
-    known = {(run["rate"], run["shift"], run["seed"], run["steps"]): run for run in finished(path)}
+    code = digest(HARDER, RISK, BINS, _memory, steps, stream, online, risk_of, simulate, _binned)
+    names = ("rate", "shift", "seed", "steps", "code")
+    known = {tuple(run.get(name) for name in names): run for run in finished(path)}
     found: dict[tuple[float, bool], list[dict[str, Any]]] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream_:
         for seed, rate, shift in itertools.product(range(runs), RATES, (False, True)):
-            key = (rate, shift, seed, count)
+            key = (rate, shift, seed, count, code)
             if key not in known:
                 run = simulate(rate, shift, seed, count)
                 plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in run.items()}
-                known[key] = dict(zip(("rate", "shift", "seed", "steps"), key, strict=True)) | plain
+                known[key] = dict(zip(names, key, strict=True)) | plain
                 stream_.write(json.dumps(known[key]) + "\n")
                 stream_.flush()
             found.setdefault((rate, shift), []).append(known[key])

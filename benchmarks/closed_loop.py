@@ -9,8 +9,8 @@ none was that good.
 
     python -m benchmarks.closed_loop --seeds 17 --ledger L.jsonl --json F.json
 
-A chain that was stopped goes on at its next episode. Rows that the JSON file holds of other policies, budgets and gates
-stay there, so a campaign can be played in parts.
+A chain that was stopped goes on at its next episode, as long as code, settings and checkpoint are the same. Rows that
+the JSON file holds of other policies, budgets and gates stay there, so a campaign can be played in parts.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, Self
 from unittest import mock
 
 from benchmarks.calibration import finished
+from benchmarks.digest import digest
 from benchmarks.tables import publish, table
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import meta, processor_name, read_results
@@ -37,6 +38,7 @@ from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
+from flashvla_ros.evaluation.meta import fingerprint
 from flashvla_ros.evaluation.statistics import Paired, Rate, holm
 from flashvla_ros.gate import calibration
 from flashvla_ros.gate.calibration import CalibrationState, Trial, is_off
@@ -136,6 +138,7 @@ class Player:
             "permissiveness": state.permissiveness,
             "state": state.packed().tolist() if state.steps else [],
             "claim": state.claim,
+            "device": processor_name(),
         }
 
 
@@ -147,9 +150,14 @@ class Ledger:
         self.episodes = list(finished(path))
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def chain(self, chain: Sequence[Any]) -> list[Played]:
-        """Return the episodes of a chain, in the order in which they were played."""
-        return [episode for episode in self.episodes if episode["chain"] == list(chain)]
+    def chain(self, chain: Sequence[Any], of: str, scenes: Iterable[Scene]) -> list[Played]:
+        """Return the episodes of a chain from its first scene on, up to the first that is not there.
+
+        `of` is the digest of what they were played with.
+        """
+        found = [one for one in self.episodes if one["chain"] == list(chain) and one.get("of") == of]
+        known = {(one["seed"], one["task"]): one for one in found}
+        return [known[scene] for scene in itertools.takewhile(known.__contains__, scenes)]
 
     def add(self, episode: Played) -> None:
         """Keep one."""
@@ -178,14 +186,17 @@ def extend(
     after: Played | None = None,
     world_of: WorldOf = World,
 ) -> list[Played]:
-    """Play what the ledger does not hold of a chain, and return all of it; it goes on from the episode `after`."""
-    known = ledger.chain(chain)
+    """Play what the ledger does not hold of a chain, and return its scenes; it goes on from the episode `after`."""
+    values = settings.values() | {"model.checkpoint": fingerprint(Path(settings.model.checkpoint))}
+    before = [after[name] for name in ("of", "seed", "task")] if after else []
+    of = digest(values, before, Counter, Player, world_of)
+    known = ledger.chain(chain, of, scenes)
     if todo := scenes[len(known) :]:
         last = known[-1] if known else after
         with Player(settings, last, world_of, blind=chain[2] == BLIND) as player:
             for seed, task in todo:
-                ledger.add(player.play(chain, seed, task))
-    return ledger.chain(chain)
+                ledger.add({**player.play(chain, seed, task), "of": of})
+    return ledger.chain(chain, of, scenes)
 
 
 def totals(episodes: Iterable[Played]) -> dict[str, int]:
@@ -218,6 +229,8 @@ def row_of(chain: tuple[str, float, str], episodes: list[Played], delta: float |
         "late": late,
         "permissiveness": episodes[-1]["permissiveness"] if "δ" not in mode else None,
         "successes": [episode["success"] for episode in episodes],
+        "device": ", ".join(dict.fromkeys(episode["device"] for episode in episodes)),
+        "seeds": len({episode["seed"] for episode in episodes}),
     }
 
 
@@ -255,7 +268,8 @@ def page(results: Mapping[str, Any]) -> str:
     head = ["policy", "kept", "gate", "success", "points against online", "reused", "audited", "off, of all steps"]
     head += ["reused and off, second half", "off, of the reused", "last λ"]
     made = results["meta"]
-    return f"{made['device']}; ε = {made['risk']:g}; shares of control steps.\n\n{table(head, lines)}"
+    devices = dict.fromkeys(row.get("device", made["device"]) for row in rows)
+    return f"{', '.join(devices)}; ε = {made['risk']:g}; shares of control steps.\n\n{table(head, lines)}"
 
 
 def main() -> int:
@@ -272,7 +286,9 @@ def main() -> int:
     def work() -> None:
         ledger, known = Ledger(args.ledger), []
         if args.json and args.json.exists():
-            known = read_results(args.json)["rows"]
+            before = read_results(args.json)
+            older = {name: before["meta"][name] for name in ("device", "seeds")}  # of rows that do not say their own
+            known = [older | row for row in before["rows"]]
         rows = {(row["policy"], row["keep"], row["mode"]): row for row in known}
         for chain in itertools.product(args.policies, args.keep, args.modes):
             policy, keep, mode = chain

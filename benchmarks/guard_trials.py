@@ -3,7 +3,8 @@
 Policy node and guard are processes; this one is camera, robot, operator and observer. When something was sent is what
 the middleware stamps on it. A stop is due when the cause begins, or, where only silence tells of it, a time
 ``guard.timeout_s`` after the last command. It is in time within 1.5 control periods and what an idle timer of this
-process was late by in the same trial. The file is rewritten after each kind; a run that was cut short goes on.
+process was late by in the same trial. The file is rewritten after each kind; a run that was cut short goes on,
+with the same code.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
 
+from benchmarks.digest import digest
 from benchmarks.tables import table
 from flashvla_ros.bringup.command import keep_to_this_machine
 from flashvla_ros.cli.exits import exit_code
@@ -389,16 +391,25 @@ def page(results: Mapping[str, Any]) -> str:
     return f"{words}\n\n{table([*head, 'late ms, p50', 'late ms, max', 'idle timer ms, max'], lines)}"
 
 
+def code_of_trials() -> str:
+    """Return a name for the code that is tried, and for what tries it."""
+    root = Path(__file__).parents[1]
+    rooms = [root / "flashvla_ros" / name for name in ("guard", "nodes", "messages")]
+    bench = [root / "test" / "system" / name for name in ("surroundings.py", "faulty_policy_node.py")]
+    return digest(*rooms, *bench, Path(__file__))
+
+
 def _run(args: argparse.Namespace) -> None:
     rows = list(read_results(args.json)["rows"]) if args.json.exists() else []
-    rows = [row for row in rows if row["trials"] >= args.trials]
-    done = {(row["kind"], row["command"]) for row in rows}
-    load = os.getloadavg()[0]
+    code, load = code_of_trials(), os.getloadavg()[0]
     for name in args.kinds or KINDS:
         for joints in (False, True):
-            if (name, "absolute joints" if joints else "twist") in done:
+            kind = name, "absolute joints" if joints else "twist"
+            before = next((row for row in rows if (row["kind"], row["command"]) == kind), {})
+            if before.get("code") == code and before["trials"] >= args.trials:
                 continue
-            rows.append(run_kind(name, joints, args.trials))
+            rows = [row for row in rows if row is not before]
+            rows.append({**run_kind(name, joints, args.trials), "code": code})
             print({key: value for key, value in rows[-1].items() if key != "rows"}, flush=True)
             write_results(args.json, meta(processor_name(), command="guard_trials", load=load), rows)
 

@@ -6,7 +6,7 @@ every reused step too, so that *off* is what was executed.
 
     python -m benchmarks.shift --ledger L.jsonl --json F.json --plot F.png
 
-A run that was stopped goes on at its next episode.
+A run that was stopped goes on at its next episode, as long as code, settings and checkpoints are the same.
 """
 
 from __future__ import annotations
@@ -95,16 +95,20 @@ def phases(seeds: Mapping[str, int]) -> Iterator[tuple[str, str, list[Scene]]]:
         yield from ((shift, phase, scenes) for shift in ([BEFORE] if phase == BEFORE else SHIFTS))
 
 
-def play(ledger: Ledger, mode: str, noisy: Path) -> None:
-    """Play what the ledger does not hold of one gate."""
+def play(ledger: Ledger, mode: str, noisy: Path) -> dict[tuple[str, str], list[Played]]:
+    """Play what the ledger does not hold of one gate, and return the episodes of each shift and phase."""
     last: dict[str, Played] = {}
+    found: dict[tuple[str, str], list[Played]] = {}
     for shift, phase, scenes in phases(ROUNDS):
         changed = phase == "during"
         settings = settings_of(POLICY, KEEP, MODES[mode])
         if changed and shift == "weight noise":
             settings = settings.with_values({"model.checkpoint": str(noisy)})
         world_of, after = SHIFTS[shift] if changed else World, last.get(shift, last.get(BEFORE))
-        last[shift] = extend(ledger, (shift, phase, mode), settings, scenes, after=after, world_of=world_of)[-1]
+        chain = shift, phase, mode
+        found[shift, phase] = extend(ledger, chain, settings, scenes, after=after, world_of=world_of)
+        last[shift] = found[shift, phase][-1]
+    return found
 
 
 def curve(episodes: Sequence[Played]) -> dict[str, list[float]]:
@@ -118,11 +122,11 @@ def curve(episodes: Sequence[Played]) -> dict[str, list[float]]:
     }
 
 
-def rows_of(ledger: Ledger) -> list[dict[str, Any]]:
+def rows_of(played: Mapping[str, Mapping[tuple[str, str], Sequence[Played]]]) -> list[dict[str, Any]]:
     """Return one row for each gate, shift and phase."""
     rows = []
-    for mode, (shift, phase, _) in itertools.product(MODES, phases(ROUNDS)):
-        episodes = ledger.chain((shift, phase, mode))
+    for mode, (shift, phase, _) in itertools.product(played, phases(ROUNDS)):
+        episodes = played[mode][shift, phase]
         counts = {"episodes": len(episodes), **totals(episodes)}
         rows.append({"shift": shift, "phase": phase, "mode": mode, **counts, "curve": curve(episodes)})
     return rows
@@ -206,10 +210,8 @@ def main() -> int:
         ledger, checkpoint = Ledger(args.ledger), Path(settings_of(POLICY, KEEP, {}).model.checkpoint)
         with tempfile.TemporaryDirectory() as folder:
             noisy = make_noisy(checkpoint, args.noise, Path(folder))
-            for mode in MODES:
-                play(ledger, mode, noisy)
+            rows = rows_of({mode: play(ledger, mode, noisy) for mode in MODES})
         made = meta(processor_name(), command="shift", risk=ONLINE["calibration.risk"], policy=POLICY, keep=KEEP)
-        rows = rows_of(ledger)
         publish(page, {**made, "noise": args.noise}, rows, args.json)
         if args.plot:
             draw(rows, args.plot)

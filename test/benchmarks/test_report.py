@@ -65,7 +65,8 @@ def test_every_command_of_the_readme_exists_and_every_benchmark_stands_there():
     folders = {path.parent.name for path in report.FOLDER.glob("*/__main__.py")}
     modules = [f"benchmarks.{name}.__main__" if name in folders else f"benchmarks.{name}" for name in named]
     assert all(callable(importlib.import_module(module).main) for module in modules)
-    parts = {"abuser", "evaluations", "own_node", "promises", "publishing", "speed", "steady", "tables", "usage"}
+    parts = {"abuser", "digest", "evaluations", "own_node", "promises", "publishing", "speed", "steady", "tables"}
+    parts |= {"usage"}
     assert named == {path.stem for path in report.FOLDER.glob("*.py")} - parts | folders
     assert {path.name for path in RESULTS.glob("*.json")} <= set(re.findall(r"[\w-]+\.json", readme))
 
