@@ -21,6 +21,7 @@ from flashvla_ros.core.files import write_text
 from flashvla_ros.vla.arch.oft.head import L1Head
 from flashvla_ros.vla.model import PrismaticVLM
 from training.batches import Batch, Demonstrations
+from training.dataset import DatasetError
 from training.parallel import chunk_rows
 from training.trainer import FitConfig, Trainer
 
@@ -34,21 +35,28 @@ class VisualTokens:
         path: float16 [F, N, d]; one of another size is made again.
         model: Its towers and projector must not change afterwards.
         data: The frames.
+        origin: Of both, see :func:`training.fit.origin_of`.
+
+    Raises:
+        DatasetError: The file is of another origin.
     """
 
-    def __init__(self, path: Path, model: PrismaticVLM, data: Demonstrations) -> None:
+    def __init__(self, path: Path, model: PrismaticVLM, data: Demonstrations, origin: str) -> None:
         count = len(data.training) + len(data.validation)
         shape = (count, model.config.visual_tokens, model.config.llama().hidden_size)
         progress = path.with_suffix(".done")
         fits = path.exists() and path.stat().st_size == 2 * int(np.prod(shape))
-        start = int(progress.read_text()) if fits and progress.exists() else 0
+        done = progress.read_text().split() if path.exists() and progress.exists() else []
+        if done[1:] not in ([], [origin]):  # older files do not say
+            raise DatasetError(f"{path} was made from another --init or other data: give the same, or another --out")
+        start = int(done[0]) if fits and done else 0
         self._tokens = np.memmap(path, np.float16, "r+" if fits else "w+", shape=shape)
         for first in tqdm(range(start, count, _AT_ONCE), unit="batch", desc="visual tokens", disable=start == count):
             rows = np.arange(first, min(first + _AT_ONCE, count))
             with torch.no_grad():
                 self._tokens[rows] = model.visual_tokens(data.batch(rows).pixel_values).numpy().astype(np.float16)
             self._tokens.flush()
-            write_text(progress, str(rows[-1] + 1))
+            write_text(progress, f"{rows[-1] + 1} {origin}")
 
     def __call__(self, rows: NDArray[np.int64]) -> Tensor:
         """Return those of some frames [B, N, d], float32."""
@@ -69,13 +77,17 @@ class ChunkTrainer(Trainer):
         self.chunk_size, size = data.batch(data.training[:1]).actions.shape[1:]
         width = model.config.llama().hidden_size
         self.action_head = L1Head(size * width, width, size)
-        self._tokens = VisualTokens(tokens, model, data)
+        self._file = tokens
         for frozen in (model.towers, model.projector, model.language_model.lm_head):
             frozen.requires_grad_(False)
         model.config = dataclasses.replace(
             model.config, oft={"chunk_size": self.chunk_size, "action_bounds": "quantiles"}
         )
         super().__init__(config, model, data.state_mean.shape[0])
+
+    def prepare(self, data: Demonstrations) -> None:
+        """Make the visual tokens that are missing."""
+        self._tokens = VisualTokens(self._file, self.model, data, self.origin)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return what is saved, by name."""

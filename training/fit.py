@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -21,13 +22,14 @@ from tqdm import tqdm
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import processor_name
 from flashvla_ros.core.files import write_text
+from flashvla_ros.evaluation.meta import fingerprint
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.model import PrismaticVLM
 from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.chunks import ChunkTrainer
-from training.dataset import DRIVEN, DatasetError, episode_id, load
+from training.dataset import DRIVEN, META, DatasetError, episode_id, load
 from training.trainer import FitConfig, Trainer, load_weights
 
 STATE, LOG, DESCRIPTION, CHECKPOINT, TOKENS = "state.pt", "log.jsonl", "run.json", "checkpoint", "tokens.f16"
@@ -94,8 +96,8 @@ def fit(
         trainer = Trainer(config, model, frames.auxiliary.shape[1])
     if init is not None and not published:
         load_weights(init / STATE, trainer.modules(), config.size)
-    if (out / STATE).exists():
-        trainer.restore(out / STATE)
+    trainer.origin = origin_of(data_folder, init)
+    _begin(trainer, data, out / STATE)
     description = _describe(trainer, data, meta) | {"init": _history(init)}
     paths = list(data_folder.glob("episode-*.npz"))
     driven = [episode_id(path) for path in paths if DRIVEN in path.name]
@@ -108,6 +110,24 @@ def fit(
         write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     print(f"{description['frames']} frames, {description['parameters']} parameters, {description['device']}")
     return _run(trainer, data, tokenizer, out)
+
+
+def _begin(trainer: Trainer, data: Demonstrations, state: Path) -> None:
+    if state.exists():
+        trainer.restore(state)
+    if trainer.step < trainer.config.steps:  # what a finished run began with is not asked
+        trainer.prepare(data)
+
+
+def origin_of(data_folder: Path, init: Path | None) -> str:
+    """Return 16 hexadecimal digits of the names and sizes of a data set's files and of the weights to begin with."""
+    files = [data_folder / META, *sorted(data_folder.glob("episode-*.npz"))]
+    parts = [f"{path.name} {path.stat().st_size}" for path in files]
+    if init is not None and (init / "config.json").exists():
+        parts.append(fingerprint(init))
+    elif init is not None:
+        parts.append(hashlib.sha256((init / STATE).read_bytes()).hexdigest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _describe(trainer: Trainer, data: Demonstrations, meta: dict[str, Any]) -> dict[str, Any]:

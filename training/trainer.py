@@ -94,7 +94,11 @@ def load_weights(path: Path, modules: Mapping[str, nn.Module], size: DemoSize) -
 
 
 class Trainer:
-    """Model, auxiliary head of so many states, and optimiser, and what one step does to them."""
+    """Model, auxiliary head of so many states, and optimiser, and what one step does to them.
+
+    Attributes:
+        origin: Stands for the weights and the data that a run begins with; empty where that is not known.
+    """
 
     def __init__(self, config: FitConfig, model: PrismaticVLM, states: int) -> None:
         self.config = config
@@ -113,8 +117,12 @@ class Trainer:
             for block in (*model.towers, model.projector, *model.layers):
                 block.compile()
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.origin = ""
         self.step = 0
         self.seconds = 0.0
+
+    def prepare(self, data: Demonstrations) -> None:
+        """Make what the steps to come need of the data."""
 
     def modules(self) -> dict[str, nn.Module]:
         """Return what is saved, by name."""
@@ -205,6 +213,7 @@ class Trainer:
         """Write everything that a resumed run needs."""
         state = {
             "config": dataclasses.asdict(self.config),
+            "origin": self.origin,
             "step": self.step,
             "seconds": self.seconds,
             **{name: module.state_dict() for name, module in self.modules().items()},
@@ -215,10 +224,17 @@ class Trainer:
         partial.replace(path)
 
     def restore(self, path: Path) -> None:
-        """Go on from a state that :meth:`save` wrote with the same settings."""
+        """Go on from a state that :meth:`save` wrote with the same settings and, unless it is finished, origin.
+
+        Raises:
+            DatasetError: It was written with others.
+        """
         state = torch.load(path, weights_only=True)
         if state["config"] != dataclasses.asdict(self.config):
             raise DatasetError(f"{path} was written with other settings: give the same ones, or another --out")
+        origin = state.get("origin", self.origin)  # older states do not say
+        if state["step"] < self.config.steps and origin != self.origin:
+            raise DatasetError(f"{path} began with another --init or other data: give the same, or another --out")
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])

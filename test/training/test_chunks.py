@@ -21,7 +21,7 @@ from training.architecture import DemoSize, demo_config, demo_tokenizer
 from training.batches import Demonstrations
 from training.chunks import ChunkTrainer
 from training.dataset import AUXILIARY, DatasetError, episode_path, write_episode, write_meta
-from training.fit import CHECKPOINT, STATE, fit
+from training.fit import CHECKPOINT, STATE, TOKENS, fit
 from training.forcing import pad_prompts
 from training.parallel import chunk_rows
 from training.publish import publish
@@ -113,6 +113,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole, parts = (torch.load(tmp_path / name / STATE, weights_only=True) for name in ("whole", "parts"))
     for part in ("model", "action_head"):
         assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part])
+
+
+def test_visual_tokens_of_other_weights_are_not_taken_and_a_finished_run_needs_none(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    data, base = folders
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    save_checkpoint(other, PrismaticVLM(demo_config(SIZE)), demo_tokenizer(INSTRUCTIONS))
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkTrainer, "train_step", stopped)  # no state yet, but all tokens
+        for name in ("run", "older"):
+            with pytest.raises(KeyboardInterrupt):
+                fit(data, tmp_path / name, CONFIG, init=base)
+        progress = tmp_path / "older" / "tokens.done"
+        before = (tmp_path / "run" / TOKENS).read_bytes()
+        with pytest.raises(DatasetError, match="was made from another --init or other data"):
+            fit(data, tmp_path / "run", CONFIG, init=other)
+        assert (tmp_path / "run" / TOKENS).read_bytes() == before
+        progress.write_text(progress.read_text().split()[0])  # as older runs have it
+        with pytest.raises(KeyboardInterrupt):
+            fit(data, tmp_path / "older", CONFIG, init=other)
+    fit(data, tmp_path / "run", CONFIG, init=base)
+    (tmp_path / "run" / TOKENS).unlink()
+    assert fit(data, tmp_path / "run", CONFIG, init=other, resume=True) == {}
+    assert not (tmp_path / "run" / TOKENS).exists()
 
 
 def test_chunks_need_towers_that_are_trained(folders: tuple[Path, Path], tmp_path: Path) -> None:

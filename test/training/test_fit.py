@@ -103,6 +103,34 @@ def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, mon
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_run_is_resumed_on_the_data_and_weights_that_it_began_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(trainer: Trainer, *_: object) -> None:
+        if trainer.step == CONFIG.steps:
+            raise KeyboardInterrupt
+
+    for name, seed in (("one", 1), ("two", 2)):
+        fit(data, tmp_path / name, dataclasses.replace(CONFIG, steps=2, seed=seed))
+    grown, run = tmp_path / "grown", tmp_path / "run"
+    shutil.copytree(data, grown)
+    shutil.copyfile(episode_path(data, "drawer-open", 0), episode_path(grown, "x", 0))
+    monkeypatch.setattr(Trainer, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, run, CONFIG, init=tmp_path / "one")
+    monkeypatch.undo()
+    for folder, init in ((grown, "one"), (data, "two")):
+        with pytest.raises(DatasetError, match="began with another --init or other data"):
+            fit(folder, run, CONFIG, init=tmp_path / init, resume=True)
+    state = torch.load(run / STATE, weights_only=True)
+    shutil.copytree(run, tmp_path / "older")
+    del state["origin"]  # as older runs have it
+    torch.save(state, tmp_path / "older" / STATE)
+    assert fit(grown, tmp_path / "older", CONFIG, init=tmp_path / "two", resume=True)
+    assert fit(data, run, CONFIG, init=tmp_path / "one", resume=True)
+    assert fit(grown, run, CONFIG, init=tmp_path / "two", resume=True) == {}  # it is finished
+
+
 def test_a_run_that_is_stopped_at_its_end_is_finished_when_resumed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
