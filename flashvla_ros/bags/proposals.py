@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,8 +104,12 @@ def read_runs(bags: Sequence[Path], source: Source) -> tuple[Settings, list[Reco
 
 
 def _runs(steps: Sequence[RecordedStep], size: int) -> Iterator[RecordedRun]:
-    for _, group in itertools.groupby(steps, key=lambda step: (step.resets, step.digest)):
-        found = list(group)
+    groups: list[list[RecordedStep]] = []
+    for before, step in zip([None, *steps], steps, strict=False):
+        if before is None or step.restarted(before) or step.resets > before.resets:
+            groups.append([])
+        groups[-1].append(step)
+    for found in groups:
         chunks = [step.rows("action", size) for step in found]
         if len({len(chunk) for chunk in chunks}) == 1:
             yield RecordedRun(np.array([step.stamp_ns * 1e-9 for step in found]), np.array(chunks))

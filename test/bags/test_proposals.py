@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import yaml
@@ -14,7 +12,8 @@ from rosbags.typesys import get_types_from_msg
 
 from flashvla_ros import __main__ as cli
 from flashvla_ros.bags.definitions import message_definition
-from flashvla_ros.bags.proposals import RecordedRun, action_rows
+from flashvla_ros.bags.options import Source
+from flashvla_ros.bags.proposals import RecordedRun, action_rows, read_runs
 from flashvla_ros.cli.parameter_files import read_parameters
 from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.core.settings import Settings
@@ -27,8 +26,11 @@ RUNS, STEPS = 20, 15
 JOINTS = ("--set", "command.type=JointTrajectory", "--set", "action.names=a,b,c,gripper")
 
 
-def write_run(path, actions: np.ndarray, settings: Settings):
-    """A recording of commands [runs, steps, D] at 10 Hz, with the settings and the pictures that they answer."""
+def write_run(path, actions: np.ndarray, settings: Settings, activations: int = 1, digests: int = 1):
+    """A recording of commands [runs, steps, D] at 10 Hz, with the settings and the pictures that they answer.
+
+    Its runs are those of `activations`; its settings change `digests` - 1 times, and nobody recorded to what.
+    """
     record = Provenance(settings, {}, {}).to_json()
     definition, _ = message_definition(GATE)
     STORE.register(get_types_from_msg(definition, GATE)) if GATE not in STORE.types else None
@@ -40,11 +42,13 @@ def write_run(path, actions: np.ndarray, settings: Settings):
         for number, action in enumerate(actions.reshape(-1, actions.shape[-1])):
             at_ns = START_NS + number * 10**8
             writer.write(to["/image"], at_ns, STORE.serialize_cdr(raw_image(picture(number, (24, 32)), at_ns), IMAGE))
+            step = number % (actions[..., 0].size // activations)
+            changed = number * digests // actions[..., 0].size
             status = GateStatus(
-                step=number,
-                epoch=number // actions.shape[1],
+                step=step,
+                epoch=step // actions.shape[1],
                 instruction="push",
-                settings_digest=json.loads(record).get("settings_digest") or settings_digest(settings),
+                settings_digest=str(changed) if changed else settings_digest(settings),
                 action=action.tolist(),
                 action_size=len(action),
             )
@@ -103,6 +107,15 @@ def test_thresholds_of_the_monitors_go_into_the_same_file(recorded, tmp_path):
     assert node.limits.max_step
     assert 0.0 <= node.monitor.max_reversals < 0.5  # a circle never turns back
     assert 0.0 < node.monitor.max_oscillation < 1.0
+
+
+@pytest.mark.parametrize(("activations", "digests"), [(2, 1), (1, 3)])
+def test_a_run_begins_where_the_node_was_activated_or_reset_alone(tmp_path, activations, digests):
+    actions = np.repeat(np.arange(2.0), 12).reshape(2, 12, 1) * np.ones(4)  # a jump from the first to the second
+    bag = write_run(tmp_path / "bag", actions, Settings(), activations, digests)
+    _, runs = read_runs([bag], Source())
+    assert [run.commands.shape for run in runs] == [(12, 1, 4)] * 2
+    assert [np.ptp(run.commands) for run in runs] == [0.0, 0.0]
 
 
 def test_a_recording_of_another_robot_is_named(recorded, tmp_path, capsys):
