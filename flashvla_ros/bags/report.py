@@ -25,7 +25,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
 table, pre { display: block; overflow-x: auto }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; text-align: right }
-tr.best { background: #e4f3e4; font-weight: 600 } tr.now { background: #f1f1f1 }
+tr.recommended { background: #e4f3e4; font-weight: 600 } tr.now { background: #f1f1f1 }
 img.plot { max-width: 100% } figure { display: inline-block; margin: 0 1em 1em 0; width: 160px; vertical-align: top }
 figcaption { font-size: 12px } pre { background: #f6f6f6; padding: .8em }
 """
@@ -70,7 +70,8 @@ def _summary(tuning: Tuning) -> str:
         commands = "\n".join(tuning.commands)
         advice = (
             f"<p>Recommended: {tuning.best.reuse_rate:.1%} of the steps reused at a p95 error of "
-            f"{tuning.best.error[1]:.4f}, within the {tuning.max_error:g} allowed; now {tuning.now.reuse_rate:.1%}.</p>"
+            f"{tuning.best.error[1]:.4f}, within the {tuning.max_error:g} allowed; {tuning.label}: "
+            f"{tuning.now.reuse_rate:.1%}.</p>"
             f"<pre>{_text(commands)}</pre>"
         )
     note = (
@@ -95,7 +96,7 @@ def _scatter(tuning: Tuning) -> Figure:
     )
     if rows:
         figure.colorbar(points, ax=axes, label="gate.delta")
-    for row, marker, name in ((tuning.now, "s", "now"), (tuning.best, "*", "recommended")):
+    for row, marker, name in ((tuning.now, "s", tuning.label), (tuning.best, "*", "recommended")):
         if row is not None and row.reused:
             axes.scatter([row.reuse_rate], [row.error[1]], marker=marker, s=160, c="none", edgecolors="red", label=name)
     axes.axhline(tuning.max_error, color="red", linewidth=0.8, linestyle="--", label="largest error allowed")
@@ -106,18 +107,18 @@ def _scatter(tuning: Tuning) -> Figure:
 
 def _table(tuning: Tuning) -> str:
     head = "".join(f"<th>{name}</th>" for name in (*SWEPT, "reused", "p50", "p95", "max"))
-    rows = [_table_row(tuning.now, "now")]
-    rows += [_table_row(row, "best" if row is tuning.best else "") for row in sweep.frontier(tuning.rows)]
+    rows = [_table_row(tuning.now, tuning.label)]
+    rows += [_table_row(row, "recommended" if row is tuning.best else "") for row in sweep.frontier(tuning.rows)]
     return (
         f"<p>The setting of the recording, then those that no other beats in both reuse and error.</p>"
         f"<table><tr>{head}<th></th></tr>{''.join(rows)}</table>"
     )
 
 
-def _table_row(row: sweep.Row, kind: str) -> str:
+def _table_row(row: sweep.Row, name: str) -> str:
     values = [f"{getattr(row.settings, name):g}" for name in SWEPT]
     values += [f"{row.reuse_rate:.1%}", *map(_number, row.error)]
-    name = {"now": "now", "best": "recommended"}.get(kind, "")
+    kind = name.partition(",")[0]
     return f"<tr class='{kind}'>{''.join(f'<td>{value}</td>' for value in values)}<td>{name}</td></tr>"
 
 

@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(_lines(tuning)))
     write_report(args.html, tuning)
     if tuning.best is not None:
-        thresholds = {name: getattr(tuning.best.settings, name) for name in SWEPT}
-        write_text(args.yaml, _parameters("gate", thresholds))
+        write_text(args.yaml, _parameters("gate", tuning.recommended))
     print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
     if args.score:
         print(_learn(args.score, tuning))
@@ -111,7 +110,7 @@ def _lines(tuning: Tuning) -> list[str]:
         "error: largest difference of any normalised dimension from what the dense model says for that frame",
         "",
         f"{'delta':>6} {'max_angle_deg':>13} {'max_reuse':>9} {'reused':>8} {'p50':>7} {'p95':>7} {'max':>7}",
-        _line(tuning.now) + "  now",
+        f"{_line(tuning.now)}  {tuning.label}",
     ]
     lines += [_line(row) + ("  recommended" if row is best else "") for row in _shown(tuning)]
     lines += ["", *_calibrated(tuning.calibrated)]

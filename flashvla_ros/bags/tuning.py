@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -59,6 +60,7 @@ class Tuning:
         max_error: Largest p95 error that is allowed.
         calibrated: What calibration would have done, one for each risk.
         node: Full name of the policy node.
+        off: The gate was off, and is guarded in `settings` and every row.
     """
 
     settings: Settings
@@ -69,13 +71,23 @@ class Tuning:
     max_error: float
     calibrated: list[sweep.Calibrated]
     node: str
+    off: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the row `now` is called."""
+        return "now, were gate.mode guarded" if self.off else "now"
+
+    @property
+    def recommended(self) -> dict[str, Any]:
+        """The recommended parameters of the group gate, empty where there are none."""
+        names = (("mode",) if self.off else ()) + SWEPT
+        return {name: getattr(self.best.settings, name) for name in names} if self.best else {}
 
     @property
     def commands(self) -> list[str]:
-        """What to type to set the recommended thresholds."""
-        if self.best is None:
-            return []
-        return [f"ros2 param set {self.node} gate.{name} {getattr(self.best.settings, name)}" for name in SWEPT]
+        """What to type to set them."""
+        return [f"ros2 param set {self.node} gate.{name} {value}" for name, value in self.recommended.items()]
 
 
 def tune(
@@ -96,13 +108,16 @@ def tune(
         SettingsError: No tokens are selected, so there is nothing that δ could compare.
     """
     settings = _tunable(source, bags)
+    if off := settings.gate.mode == "off":
+        settings = settings.with_values({"gate.mode": "guarded"})
     gates = (*sweep.grid(settings.gate, *thresholds), settings.gate)
     work = [BagJob(bag, source, settings, gates) for bag in bags]
     done = dict(fan_out(run_job, work, jobs=jobs, ray=ray, ray_gpus=ray_gpus))
     outcomes = [done[number] for number in range(len(work))]
     *rows, now = sweep.evaluate([(outcome.features, outcome.sources) for outcome in outcomes], gates)
     calibrated = [_calibrated(risk, outcomes, settings) for risk in risks]
-    return Tuning(settings, outcomes, rows, now, sweep.recommend(rows, max_error), max_error, calibrated, source.node)
+    best = sweep.recommend(rows, max_error)
+    return Tuning(settings, outcomes, rows, now, best, max_error, calibrated, source.node, off)
 
 
 def _calibrated(risk: float, outcomes: Sequence[BagOutcome], settings: Settings) -> sweep.Calibrated:
@@ -113,7 +128,7 @@ def _calibrated(risk: float, outcomes: Sequence[BagOutcome], settings: Settings)
 
 
 def _tunable(source: Source, bags: Sequence[Path]) -> Settings:
-    """Look into every recording before any long work; return the settings of the first, with the gate switched on."""
+    """Look into every recording before any long work; return the settings of the first."""
     opened = []
     for bag in bags:
         with source.open(bag) as recording:
@@ -121,7 +136,7 @@ def _tunable(source: Source, bags: Sequence[Path]) -> Settings:
     settings = opened[0]
     if settings.pruning.method == "none":
         raise SettingsError("pruning.method is none, so no step can be reused: add --set pruning.method=ics")
-    return settings.with_values({"gate.mode": "guarded"}) if settings.gate.mode == "off" else settings
+    return settings
 
 
 def run_job(job: BagJob) -> BagOutcome:

@@ -91,6 +91,19 @@ def test_tune_recommends_within_the_error_and_writes_what_to_set(tmp_path, capsy
 
 
 @pytest.mark.usefixtures("turning")
+def test_where_the_gate_was_off_it_is_switched_on_with_the_thresholds(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", drive(60))
+    code, result = tune(tmp_path, bag, "--max-error", "0.05", "--set", "gate.mode=off")
+    output = capsys.readouterr().out
+    (best,) = [row for row in result["rows"] if row["recommended"]]
+    thresholds = {f"gate.{name}": best[name] for name in ("delta", "max_angle_deg", "max_reuse")}
+    assert code == 0 and read_parameters(tmp_path / "t.yaml", "/arm") == {"gate.mode": "guarded", **thresholds}
+    page = (tmp_path / "t.html").read_text()
+    for words in ("now, were gate.mode guarded", "ros2 param set /flashvla gate.mode guarded"):
+        assert words in output and words in page
+
+
+@pytest.mark.usefixtures("turning")
 def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     bag = write_bag(tmp_path / "<bag>", drive(60))
     tune(tmp_path, bag, "--max-error", "0.05", "--node", "/left/arm", "--instruction", "go")
