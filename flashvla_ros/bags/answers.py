@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,7 +61,7 @@ class RecordedAnswers:
         self._scale = np.array(settings.remote.scale or (1.0,))
         self._answers: list[tuple[int, FloatArray]] = []
         for step in steps:
-            if len(step.values.get("answer", ())):
+            if len(step.values.get("answer", ())) and math.isfinite(step.values["age_s"]):
                 asked_ns = step.stamp_ns - round(step.values["age_s"] * 1e9)
                 self._answers.append((asked_ns, step.rows("answer", self.action_size)))
         self._next = 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
 from flashvla_ros.core.errors import BagError
@@ -16,6 +18,8 @@ from flashvla_ros.core.errors import BagError
 # script that writes a bag with it, as rosbag2_py's examples do, writes them too.
 _BEHIND = (0, 4, 8)
 SEPARATOR = "\n" + "=" * 80 + "\n"
+_OURS = "flashvla_ros/msg/"
+_LATER = "draft_tokens"  # of GateStatus: the fields from here on are missing in bags of older releases
 _PRIMITIVES = {"bool", "byte", "char", "string", "wstring", "float32", "float64"}
 _PRIMITIVES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -76,16 +80,19 @@ def _nested(text: str, package: str) -> Iterator[str]:
 class Decoder:
     """Turns serialised messages into objects with the fields of their ROS type; arrays are NumPy arrays.
 
+    Types of ROS are those of Jazzy, and of Noetic for a ROS 1 bag. A bag's own definitions serve the types of this
+    package, whose older layouts are read too: whoever made the bag wrote them, and what they say is not believed.
+
     Args:
-        definitions: Type to format (MSG, IDL, or NONE) and text. A type without one is decoded as in ROS 2 Jazzy. One
-            that cannot be parsed, such as a service's event, matters only to who asks for its messages.
+        definitions: Type to format (MSG, IDL, or NONE) and text. One that cannot be parsed, such as a service's event,
+            or that changes a type of ROS, matters only to who asks for its messages.
         ros1: The messages are serialised as in ROS 1.
     """
 
     def __init__(self, definitions: Mapping[str, tuple[str, str]], *, ros1: bool = False) -> None:
         self._ros1 = ros1
-        self._store = get_typestore(Stores.EMPTY)
-        self._fallback = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
+        self._store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
+        self._known = set(self._store.types)
         self._unparsable: dict[str, str] = {}
         for name, (form, text) in definitions.items():
             try:
@@ -100,12 +107,14 @@ class Decoder:
         """Return the message.
 
         Raises:
-            BagError: Its type is unknown, or its bytes are not of this type.
+            BagError: Its type is unknown or defined in another way, or its bytes are not of this type.
         """
-        store = self._store if type_name in self._store.types else self._fallback
-        if type_name not in store.types:
-            raise BagError(f"the definition of {type_name} {self._unparsable.get(type_name) or 'is not in the bag'}")
-        read = store.deserialize_ros1 if self._ros1 else store.deserialize_cdr
+        if why := self._unparsable.get(type_name):
+            raise BagError(f"the definition of {type_name} cannot be used: {why}")
+        if type_name not in self._known:
+            self._check(type_name)
+            self._known.add(type_name)
+        read = self._store.deserialize_ros1 if self._ros1 else self._store.deserialize_cdr
         why = ""
         for behind in _BEHIND:
             try:
@@ -113,6 +122,25 @@ class Decoder:
             except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
                 why = why or one_line(error)
         raise BagError(f"it is not a {type_name}: {why}")
+
+    def _check(self, name: str) -> None:
+        """Refuse a type of others, and a layout of this package's own that no release has had or could have."""
+        if not name.startswith(_OURS):
+            raise BagError(f"{name} is not a type that is read here")
+        if name not in self._store.types:
+            raise BagError(f"the definition of {name} is not in the bag")
+        known = dict(get_types_from_msg(message_definition(name)[0], name)[name][1])
+        found = dict(self._store.fielddefs[name][1])
+        wrong = [field for field, kind in found.items() if kind != known.get(field, kind if _is_plain(kind) else None)]
+        wrong += [field for field in itertools.takewhile(lambda field: field != _LATER, known) if field not in found]
+        if wrong:
+            raise BagError(f"the definition of {name} in the bag is of no release: see its field {wrong[0]}")
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a field of this kind takes no longer to decode than its bytes are long; fixed arrays are unrolled."""
+    node, detail = kind
+    return node == Nodetype.BASE or (node == Nodetype.SEQUENCE and detail[0][0] == Nodetype.BASE)
 
 
 def one_line(error: BaseException) -> str:

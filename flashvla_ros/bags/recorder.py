@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import re
@@ -90,9 +91,10 @@ class LiveTopics:
         """A view takes everything."""
 
     def write(self, topic: tuple[str, str, Decoder], time_ns: int, data: bytes) -> None:
-        """Show one serialised message."""
+        """Show one serialised message; those of types that nobody shows are passed over."""
         name, type_name, decoder = topic
-        self._sink.take(name, type_name, decoder.decode(data, type_name), time_ns)
+        with contextlib.suppress(BagError):
+            self._sink.take(name, type_name, decoder.decode(data, type_name), time_ns)
 
 
 class BagRecorder(Node):

@@ -83,9 +83,10 @@ def _read(sink: Any, path: Path, source: Source) -> None:
         sink.cameras = {topic: camera for camera, topic in images.items()}
         wanted = [name for name in bag.topics if name.rpartition("/")[2] in _SHOWN]
         ours = [name for name, topic in bag.topics.items() if topic.type.startswith("flashvla_ros/")]
+        failed: dict[str, str] = {}
         for message in bag.messages([*images.values(), *wanted, *ours]):
             try:
                 sink.take(message.topic, message.type, bag.decode(message), message.time_ns)
             except BagError as error:
-                sink.warnings.append(str(error))
-        sink.warnings += recording.warnings
+                failed.setdefault(message.topic, str(error))
+        sink.warnings += [*failed.values(), *recording.warnings]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -12,11 +14,15 @@ import time
 from pathlib import Path
 
 import lz4.frame
+import numpy as np
 import pytest
-from bag_factory import drive, fill, write_bag
+from bag_factory import GATE, IMAGE, START_NS, STORE, STRING, drive, fill, header, write_bag
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from flashvla_ros import __main__ as cli
 from flashvla_ros.bags import expansion
+from flashvla_ros.bags.definitions import SEPARATOR, Decoder, message_definition
 from flashvla_ros.bags.expansion import zstd
 from flashvla_ros.bags.reader import open_bag
 from flashvla_ros.core.errors import BagError
@@ -244,6 +250,60 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str, words: str) -> No
         os.mkfifo(inside)
     paths = {"endless": Path("/dev/zero"), "long": tmp_path / ("x" * 300), "null": Path("a\0b")}
     _refused(inside.parent if kind.startswith("folder") else paths.get(kind, path), words)
+
+
+OWN = message_definition(GATE)[0]
+BOMB = f"{SEPARATOR}MSG: flashvla_ros/E\nuint8 a"
+
+
+@pytest.mark.timeout(120)  # unrolled, one of them took minutes
+@pytest.mark.parametrize(
+    ("topic", "kind", "definition", "words"),
+    [
+        ("/instruction", STRING, "int32 data", "std_msgs/msg/String cannot be used: .* different definition"),
+        ("/image", IMAGE, "string height", "sensor_msgs/msg/Image cannot be used: .* different definition"),
+        ("/flashvla/gate", GATE, "int32 data", "GateStatus in the bag is of no release: see its field header"),
+        ("/flashvla/gate", GATE, OWN.replace("float64[] action ", "string action "), "see its field action"),
+        ("/flashvla/gate", GATE, OWN.replace("string settings_digest", "string x"), "see its field settings_digest"),
+        ("/flashvla/gate", GATE, f"E[100000] x\n{OWN}{BOMB}", "see its field x"),
+        ("/flashvla/gate", GATE, f"string[100000] x\n{OWN}", "see its field x"),
+    ],
+)
+def test_a_definition_that_changes_a_type_is_refused(
+    tmp_path: Path, topic: str, kind: str, definition: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        hostile = writer.add_connection(topic, kind, msgdef=definition, rihs01="RIHS01_0")
+        writer.write(hostile, START_NS - 1, b"\0\1\0\0" + bytes(200_000))
+        for name, known, time_ns, content in drive(3):
+            if name != topic:
+                to = next((c for c in writer.connections if c.topic == name), None)
+                to = to or writer.add_connection(name, known, typestore=STORE)
+                writer.write(to, time_ns, STORE.serialize_cdr(content, known))
+    assert cli.main(["replay", str(tmp_path / "bag")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(words, line)
+
+
+@pytest.mark.parametrize(("last", "more"), [("float64 step_s", ""), ("float64[] answer", "string[] later")])
+def test_the_layouts_of_other_releases_are_read(last: str, more: str) -> None:
+    definition = OWN[: OWN.index("\n", OWN.index(last))] + f"\n{more}{OWN[OWN.index(SEPARATOR) :]}"
+    store = get_typestore(Stores.ROS2_JAZZY)
+    store.register(get_types_from_msg(definition, GATE))
+    fields = dataclasses.fields(store.types[GATE])
+    texts = {field.name: "" for field in fields if field.type == "str"}
+    values = {
+        field.name: [] if field.name == "later" else np.empty(0) if "array" in str(field.type) else 0
+        for field in fields
+    }
+    status = store.types[GATE](**{**values, **texts, "header": header(0), "step": 7})
+    decoded = Decoder({GATE: ("MSG", definition)}).decode(bytes(store.serialize_cdr(status, GATE)), GATE)
+    assert decoded.step == 7 and hasattr(decoded, "answer") == bool(more)
+
+
+def test_types_of_others_are_not_decoded() -> None:
+    with pytest.raises(BagError, match="evil/msg/E is not a type that is read here"):
+        Decoder({"evil/msg/E": ("MSG", "int32 x")}).decode(bytes(8), "evil/msg/E")
 
 
 def _refused(path: Path, words: str) -> None:
