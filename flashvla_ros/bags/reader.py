@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bags.definitions import one_line
-from flashvla_ros.bags.expansion import COMPRESSED, check_file, expanded, expanded_files
+from flashvla_ros.bags.expansion import COMPRESSED, ExpansionError, check_file, expanded, expanded_files
 from flashvla_ros.bags.recovery import BrokenMcap
 from flashvla_ros.bags.storage import RawMessage, RosbagsStorage
 from flashvla_ros.cli.yaml_files import read_yaml
@@ -51,6 +51,8 @@ class Bag:
             for message in self._storage.messages(set(topics)):
                 yield dataclasses.replace(message, data=expanded(message.data))
                 where = f"after {message.time_ns / 1e9:.3f} s"
+        except ExpansionError as error:
+            raise BagError(f"{self.path} has {error}") from error
         except Exception as error:  # noqa: BLE001 - damaged bytes make the parsers below fail in any way
             warning = f"{self.path} is damaged {where}: {one_line(error)}"
             if warning not in self.warnings:
@@ -90,9 +92,12 @@ def open_bag(path: Path) -> Iterator[Bag]:
     except (OSError, ValueError) as error:  # a name with a null character is a ValueError
         raise BagError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     with expanded_files(files) as whole:
-        for file in whole:
-            check_file(file)
-        bag = _open_files(path, whole, warnings)
+        try:
+            for file in whole:
+                check_file(file)
+            bag = _open_files(path, whole, warnings)
+        except ExpansionError as error:
+            raise BagError(f"{path} has {error}") from error
         try:
             yield bag
         finally:
@@ -129,6 +134,8 @@ def _plain(name: str) -> str:
 def _open_files(path: Path, files: list[Path], warnings: list[str]) -> Bag:
     try:
         return Bag(path, RosbagsStorage(files), warnings)
+    except ExpansionError:
+        raise
     except Exception as error:  # damaged bytes make the parsers below fail in any way
         if any(file.suffix != ".mcap" for file in files):
             raise BagError(f"{path} cannot be read: {one_line(error)}") from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mcap.exceptions import RecordLengthLimitExceeded
 from mcap.records import Channel, Chunk, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
+from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
 
 from flashvla_ros.bags.definitions import Decoder
+from flashvla_ros.bags.expansion import MOST_BYTES, ExpansionError
 from flashvla_ros.bags.storage import RawMessage, full_name
 
 _FORMS = {"ros2msg": "MSG", "ros2idl": "IDL"}  # by a schema's encoding
@@ -44,13 +48,17 @@ class BrokenMcap:
         names: dict[int, str] = {}
         end = "before any message"
         with path.open("rb") as stream:
-            records = StreamReader(stream, emit_chunks=True, record_size_limit=None).records
+            records = StreamReader(stream, emit_chunks=True, record_size_limit=MOST_BYTES).records
             while True:
                 offset = stream.tell()
                 try:
                     record = next(records, None)
-                    parts = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
-                except Exception as error:  # noqa: BLE001 - parsers and decompressors share no base class
+                    parts = breakup_chunk(_plain(record), validate_crc=True) if isinstance(record, Chunk) else [record]
+                except ExpansionError:
+                    raise
+                except Exception as error:
+                    if isinstance(error, RecordLengthLimitExceeded) and path.stat().st_size - offset > MOST_BYTES:
+                        raise ExpansionError("record") from error
                     why = str(error) or "the file ends inside a record"
                     self.breaks.append(f"{path} breaks off at byte {offset} ({why}); {end}")
                     return
@@ -67,3 +75,9 @@ class BrokenMcap:
                     elif isinstance(part, Message) and part.channel_id in channels:
                         end = f"the last whole message is of {part.log_time / 1e9:.3f} s"
                         yield RawMessage(*channels[part.channel_id], part.log_time, part.data)
+
+
+def _plain(chunk: Chunk) -> Chunk:
+    """Decompress a chunk as far as is allowed, which mcap does without a bound."""
+    data = DECOMPRESSORS[chunk.compression](chunk.data, chunk.uncompressed_size)
+    return dataclasses.replace(chunk, compression="", data=data)

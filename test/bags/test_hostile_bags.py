@@ -11,12 +11,14 @@ import shutil
 import sqlite3
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lz4.frame
 import numpy as np
 import pytest
-from bag_factory import GATE, IMAGE, START_NS, STORE, STRING, drive, fill, header, write_bag
+from bag_factory import GATE, IMAGE, START_NS, STORE, STRING, drive, fill, header, raw_image, write_bag
+from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
@@ -28,6 +30,7 @@ from flashvla_ros.bags.reader import open_bag
 from flashvla_ros.core.errors import BagError
 
 GIGABYTES = bytes(1 << 30)
+BLACK = np.zeros((1000, 1000, 3), np.uint8)
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 
 
@@ -123,17 +126,50 @@ def test_a_chunk_that_unfolds_to_gigabytes_is_refused(tmp_path: Path, kind: str,
     _refused(path, "of more than 256 MB: it is damaged, or made to do harm")
 
 
-@pytest.mark.parametrize("compression", ["bz2", "lz4"])
-def test_a_ros_1_chunk_that_unfolds_to_too_much_is_refused(
-    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trick", ["attachment", "endless record", "tiny frame"])
+def test_a_chunk_that_only_the_index_finds_is_refused(
+    tmp_path: Path, trick: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expansion, "MOST_BYTES", 8_000_000)  # bz2 would take 10 s to make more
-    data = bz2.compress(GIGABYTES[: 1 << 25]) if compression == "bz2" else lz4.frame.compress(GIGABYTES[: 1 << 25])
-    fields = (b"op=\x05", b"compression=" + compression.encode(), b"size=" + struct.pack("<I", 1000))
-    header = b"".join(struct.pack("<I", len(field)) + field for field in fields)
-    path = tmp_path / "ros1.bag"
-    path.write_bytes(b"#ROSBAG V2.0\n" + struct.pack("<I", len(header)) + header + struct.pack("<I", len(data)) + data)
-    _refused(path, "chunk at byte .* of more than 8 MB")
+    monkeypatch.setattr(expansion, "MOST_BYTES", 1_000_000)
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP)
+    writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+    with writer:
+        if trick == "tiny frame":
+            writer.storage.compressor = lambda data: streamed(b"") + zstd.compress(data)
+        to = writer.add_connection("/image", IMAGE, typestore=STORE)
+        writer.write(to, START_NS, STORE.serialize_cdr(raw_image(BLACK, START_NS), IMAGE))
+    [file] = (tmp_path / "bag").glob("*.mcap")
+    data = bytearray(file.read_bytes())
+    chunk = 17 + int.from_bytes(data[9:17], "little")
+    assert data[chunk] == 6
+    if trick != "tiny frame":
+        data[chunk] = 9 if trick == "attachment" else 0x7F
+    if trick == "endless record":
+        data[chunk + 1 : chunk + 9] = struct.pack("<Q", 1 << 40)
+    file.write_bytes(data)
+    with open_bag(file) as opened, pytest.raises(BagError, match="bag.mcap has a chunk of more than 1 MB"):
+        list(opened.messages(["/image"]))
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [bz2.compress, lz4.frame.compress, lambda data: bz2.compress(b"") + bz2.compress(data)],
+    ids=["bz2", "lz4", "two streams"],
+)
+def test_a_ros_1_chunk_that_unfolds_to_too_much_is_refused(
+    tmp_path: Path, compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expansion, "MOST_BYTES", 1_000_000)
+    writer, store = Writer1(tmp_path / "ros1.bag"), get_typestore(Stores.ROS1_NOETIC)
+    writer.set_compression(writer.CompressionFormat["LZ4" if compress is lz4.frame.compress else "BZ2"])
+    writer.compressor = compress
+    with writer:
+        writer.write(writer.add_connection("/words", STRING, typestore=store), 1, bytes(3_000_000))
+    with (
+        open_bag(tmp_path / "ros1.bag") as bag,
+        pytest.raises(BagError, match=r"ros1\.bag has a chunk of more than 1 MB"),
+    ):
+        list(bag.messages(["/words"]))
 
 
 def test_a_file_that_unfolds_to_gigabytes_is_refused(tmp_path: Path) -> None:
@@ -144,11 +180,14 @@ def test_a_file_that_unfolds_to_gigabytes_is_refused(tmp_path: Path) -> None:
     _refused(path, "is damaged")
 
 
-def test_a_message_that_unfolds_to_gigabytes_ends_the_bag_with_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [b"", b"x"])
+def test_a_message_that_unfolds_to_gigabytes_ends_the_bag_with_a_warning(tmp_path: Path, before: bytes) -> None:
     bag = write_bag(tmp_path / "bag", drive(3), "sqlite3")
     [file] = bag.glob("*.db3")
     database = sqlite3.connect(file)
-    database.execute("UPDATE messages SET data = ? WHERE id = 3", (zstd.compress(GIGABYTES),))
+    database.execute(
+        "UPDATE messages SET data = ? WHERE id = 3", ((streamed(before) if before else b"") + zstd.compress(GIGABYTES),)
+    )
     database.commit()
     database.close()
     found, warnings = times(bag)
