@@ -32,10 +32,19 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         BagError: The bag cannot be read, or has no observation.
-        FlashVLAError: The engine is the reference.
+        FlashVLAError: The engine is the reference, or the checkpoint is not the recorded one.
     """
-    with _recorded(args) as (settings, recorded):
-        policy = models.load_subject(args.model, settings.model)
+    with _recorded(args) as (settings, recorded, known):
+        if not args.model and settings.model.remote:
+            raise FlashVLAError(f"{settings.model.remote} drove the robot, no checkpoint of here: give one to --model")
+        model = args.model or settings.model.checkpoint or models.DEMO
+        checkpoint = "" if model in models.SIZES else checkpoint_fingerprint(_folder(model))
+        if known and checkpoint != known:
+            raise FlashVLAError(
+                f"{args.bag} was recorded with another checkpoint ({known[:12]}) than {model} ({checkpoint[:12]}): "
+                f"give that one to --model"
+            )
+        policy = models.load_subject(model, settings.model)
         if policy.backend.engine == "eager":
             raise FlashVLAError("the engine eager is the reference: --certify needs --engine static or compiled")
         seen = recorded or (seen_by(policy, frame) for frame in load_observations(models.INSTRUCTION))
@@ -44,8 +53,8 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
     made = meta(
         **measure.describe_backend(policy.backend),
         command="bench --certify",
-        model=args.model,
-        checkpoint="" if args.model in models.SIZES else checkpoint_fingerprint(_folder(args.model)),
+        model=model,
+        checkpoint=checkpoint,
         frames={"file": relative(frames), "sha256": _digest(frames)},
         asked=args.certify,
         equal=all(row["equal"] for row in rows),
@@ -70,15 +79,17 @@ def line(results: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _recorded(args: argparse.Namespace) -> Iterator[tuple[Settings, Iterator[Observation] | None]]:
+def _recorded(args: argparse.Namespace) -> Iterator[tuple[Settings, Iterator[Observation] | None, str]]:
+    """Give settings, observations where there is a bag, and the recorded checkpoint's fingerprint where it has one."""
     if args.bag is None:
-        yield settings_of(args), None
+        yield settings_of(args), None, ""
         return
     from flashvla_ros.bags.options import Source  # needs an extra
 
     with Source(parse_overrides(args.set)).open(args.bag) as recording:
+        first = recording.log.first
         settings = settings_of(args, recording.settings.first)
-        yield settings, (frame.observation for frame in recording.frames)
+        yield settings, (frame.observation for frame in recording.frames), first.checkpoint if first else ""
 
 
 def _rows(policy: VLAPolicy, pruning: PruningSettings, seen: Iterator[Observation]) -> Iterator[dict[str, Any]]:

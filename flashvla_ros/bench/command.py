@@ -20,17 +20,18 @@ _COLOURS = dict(zip(STAGES, ("#999", "#4477aa", "#66ccee", "#ee6677", "#228833",
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``bench``."""
     parser.add_argument(
-        "--model", default="demo", help="demo, random weights of size tiny, mid or 7b, or a folder (%(default)s)"
+        "--model",
+        help="demo, random weights of size tiny, mid or 7b, or a folder (the recorded one with --bag, or demo)",
     )
     parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="timed rounds (%(default)s)")
     parser.add_argument("--seconds", type=positive, default=0, metavar="S", help="begin no round after this time")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="configurations such as 'ics*'")
     parser.add_argument("--trace", type=Path, default=DEFAULT_TRACE, metavar="FILE", help="decisions to mix by (CSV)")
-    parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--attention", default="auto", help="auto, flash_attention_2, sdpa or eager")
-    parser.add_argument("--engine", default="auto", help="auto, eager, static or compiled")
-    parser.add_argument("--threads", type=positive, default=0, metavar="N", help="CPU threads (torch's default)")
+    parser.add_argument("--device", help="torch device (auto)")
+    parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--attention", help="auto, flash_attention_2, sdpa or eager")
+    parser.add_argument("--engine", help="auto, eager, static or compiled")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (torch's default)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter")
     parser.add_argument("--note", default="", metavar="TEXT", help="about this machine, for the page of results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from flashvla_ros.bench.run import Session
 
+        args.model = args.model or "demo"
         results = Session(args).run()
 
     print(text(results))

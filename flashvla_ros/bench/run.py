@@ -43,9 +43,9 @@ _MODEL = ("device", "dtype", "attention", "engine", "threads")  # parameters tha
 
 
 def settings_of(args: argparse.Namespace, base: Settings = Settings()) -> Settings:  # noqa: B008 - immutable
-    """Return `base` with what the command line says."""
+    """Return `base` with what the command line says; options that are not given change nothing."""
     overrides = {f"model.{name}": getattr(args, name) for name in _MODEL}
-    options = {name: find(name).parse(value) for name, value in overrides.items()}
+    options = {name: find(name).parse(value) for name, value in overrides.items() if value is not None}
     changed = parse_overrides(args.set)
     if "model.checkpoint" in changed:
         raise SettingsError("model.checkpoint has no part in --set: give the folder to --model")

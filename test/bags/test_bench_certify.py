@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from bag_factory import drive, write_bag
+from bag_factory import START_NS, STRING, drive, text, write_bag
 from checkpoints import LostMask, write_checkpoint
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.core.provenance import Provenance, checkpoint_fingerprint
+from flashvla_ros.core.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,25 @@ def test_a_sound_engine_is_certified_on_a_bag_by_its_settings(folder, tmp_path, 
     for file in sorted(bag.iterdir()):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     assert run["frames"]["sha256"] == digest.hexdigest()
+
+
+def test_the_recorded_checkpoint_and_options_count_where_none_are_given(folder, tmp_path, capsys) -> None:
+    model = {"model.checkpoint": str(folder), "model.engine": "eager", "model.threads": 1}
+    bags = {}
+    for name, fingerprint in (("same", checkpoint_fingerprint(folder)), ("other", "f" * 64)):
+        record = Provenance(Settings().with_values(model), fingerprint, {}).to_json()
+        told = ("/flashvla/settings", STRING, START_NS - 10**9, text(record))
+        bags[name] = str(write_bag(tmp_path / name, [told, *drive(2)]))
+    out = tmp_path / "c.json"
+    certify = ["bench", "--certify", "2", "--json", str(out), "--bag"]
+    assert cli.main([*certify, bags["same"]]) == 2  # by the recorded engine
+    assert cli.main([*certify, bags["same"], "--engine", "static"]) == 0
+    run = json.loads(out.read_text())["meta"]
+    assert (run["model"], run["engine"], run["threads"]) == (str(folder), "static", 1)
+    assert cli.main([*certify, bags["other"], "--engine", "static"]) == 2
+    assert cli.main([*certify, bags["same"], "--engine", "static", "--model", "demo"]) == 2
+    eager, other, demo = capsys.readouterr().err.splitlines()
+    assert "eager is the reference" in eager and "another checkpoint (ffffffffffff)" in other and "than demo" in demo
 
 
 def test_an_engine_without_its_mask_is_not(folder, tmp_path, capsys, monkeypatch) -> None:
