@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
-import functools
-import itertools
 import json
-import shutil
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +24,6 @@ _GUARDED = ("command", "gripper_command")  # topics that go through the guard
 _HEARD = ("emergency_stop", "joint_states", "end_effector_pose")  # topics that policy and guard both read
 _MEANING = ("action.names", "action.kinds", "action.dt_s", "command.type", "command.frame_id")
 _COMPRESSED = "/compressed"
-_NUMBERS = itertools.count()  # of the files that this process writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +58,7 @@ class Process:
 
     def own_file(self) -> Path:
         """Write `parameters` as the file to be read last; it lives as long as this process."""
-        path = _own_folder() / f"{self.name}-{next(_NUMBERS)}.yaml"
-        path.write_text(overriding(self.parameters, self.files), encoding="utf-8")
-        return path
+        return overriding(self.parameters, self.files)
 
     def arguments(self) -> list[str]:
         """Return the command line behind the program's name."""
@@ -246,13 +238,6 @@ class Bringup:
         if self._libero and not self.policy:
             parameters.update(libero_parameters(self.checkpoint, self.task).robot)
         return Process(ROBOT, (self._defaults,), parameters, (), self.namespace, self.log_level)
-
-
-@functools.cache
-def _own_folder() -> Path:
-    folder = tempfile.mkdtemp(prefix="flashvla_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
 
 
 def refuse_unknown(words: Sequence[str], file: str, known: Sequence[str]) -> None:

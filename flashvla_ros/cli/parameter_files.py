@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import itertools
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from flashvla_ros.core.settings import find
 
 DEFAULT_NODE = "/flashvla"
 _SECTION = "ros__parameters"
+_NUMBERS = itertools.count()  # of the files that this process writes
 
 
 def read_parameters(path: Path, node: str) -> dict[str, Any]:
@@ -38,8 +43,8 @@ def given_values(path: Path, node: str) -> dict[str, Any]:
     return {name: value for group in _sections_for(path, node) for name, value in _flatten(group)}
 
 
-def overriding(values: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """Return the text of a parameter file that goes before others, whatever their sections are called.
+def overriding(values: Mapping[str, Any], files: Sequence[Path]) -> Path:
+    """Write a parameter file that goes before others, whatever their sections are called; it ends with this process.
 
     For rcl a section is where its name came first, in any file or as ``-p``'s ``/**``, and a later one wins. In a
     section the last value in a group goes before one of a name with dots.
@@ -49,7 +54,17 @@ def overriding(values: Mapping[str, Any], files: Sequence[Path]) -> str:
         *above, last = name.split(".")
         functools.reduce(lambda group, key: group.setdefault(key, {}), above, groups)[last] = value
     names = [name for file in files for name, _ in _sections(read_yaml(file), "")]
-    return json.dumps({name: {_SECTION: groups} for name in dict.fromkeys([*names, "/**"])}, ensure_ascii=False)
+    path = _folder() / f"{next(_NUMBERS)}.yaml"
+    sections = {name: {_SECTION: groups} for name in dict.fromkeys([*names, "/**"])}
+    path.write_text(json.dumps(sections, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="flashvla_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def check_files(paths: Sequence[Path], node: str) -> None:

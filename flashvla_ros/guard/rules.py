@@ -17,7 +17,6 @@ from flashvla_ros.control.motion import oriented
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import ActionKind, FloatArray
-from flashvla_ros.gate.chunk import in_force
 from flashvla_ros.guard.settings import GuardSettings
 
 _SLACK = 1e-9  # of a value, for what is divided and multiplied on its way here
@@ -184,7 +183,8 @@ class Guard:
         if self._passed is None:
             return self._held
         values, since_s = self._passed
-        return in_force(values, now_s - since_s, self.spec.dt_s)
+        reached = round((now_s - since_s) / self.spec.dt_s) - 1  # as the policy's own stop counts (gate.chunk.in_force)
+        return np.asarray(values[min(max(reached, 0), len(values) - 1)])
 
     def _strange(self, publisher: bytes) -> tuple[Reason, str] | None:
         """One publisher moves the robot; another may take its place once the robot stands."""

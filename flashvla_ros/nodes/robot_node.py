@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TwistStamped
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
@@ -22,6 +21,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.task import Future
+from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, Float64, Header, String
@@ -76,17 +76,15 @@ class RobotNode(StoppableNode):
         self._world = make_world(settings.task, settings.image_size, settings.render, settings.cameras)
         self._tick_s = 1.0 / settings.rate_hz
         self._phase = Phase.CONNECTING
-        self._index = 0
+        self._index, self._reset_deadline = 0, 0.0
         self._episode: Episode | None = None
         self._reset: Future[Any] | None = None
-        self._reset_deadline = 0.0
         self._pixels: dict[str, ImageArray] = {}
         self._sim_time_ns = NANOSECONDS
         self._stamp_ns = self._first_stamp_ns = 0  # of the last image, and of the first one of the episode
         self._velocity: FloatArray = np.zeros(self._world.axes)
         self._gripper = -1.0
-        self._answered = self._gripper_answered = self._answered_once = False
-        self._pressed = False  # the emergency stop, in this episode: whoever pressed it releases it
+        self._answered = self._gripper_answered = self._answered_once = self._pressed = False
         self._by_hand = ""  # an instruction from outside, which stays until the next one
         self._own: collections.Counter[str] = collections.Counter()  # instructions that come back to this node
         self._published_at = self._command_at = time.monotonic()
@@ -214,10 +212,10 @@ class RobotNode(StoppableNode):
         return time.monotonic() - self._command_at > self.settings.command_timeout_s
 
     def _on_emergency_stop(self, message: Bool) -> None:
-        self._pressed |= message.data
+        self._pressed |= message.data  # in this episode: whoever pressed it releases it
 
     def _on_command(self, message: TwistStamped) -> None:
-        stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
+        stamp = Time.from_msg(message.header.stamp).nanoseconds
         if self._phase not in (Phase.STARTING, Phase.RUNNING) or stamp < self._first_stamp_ns:
             return  # the answer to an image of the episode before
         linear, angular = message.twist.linear, message.twist.angular
@@ -257,7 +255,7 @@ class RobotNode(StoppableNode):
         self._stamp_ns = self._now_ns()
         self._answered = self._gripper_answered = False
         self._published_at = time.monotonic()
-        stamp = _time(self._stamp_ns)
+        stamp = Time(nanoseconds=self._stamp_ns).to_msg()
         if self.settings.lock_step:
             self._clock_publisher.publish(ClockMessage(clock=stamp))
         joints = self._world.scene.joint_positions
@@ -285,7 +283,7 @@ class RobotNode(StoppableNode):
     def _publish_event(self, episode: Episode, event: int, error: str = "") -> None:
         self._events.publish(
             EpisodeStatus(
-                header=Header(stamp=_time(self._now_ns())),
+                header=Header(stamp=Time(nanoseconds=self._now_ns()).to_msg()),
                 event=event,
                 task=episode.plan.task.name,
                 instruction=episode.instruction,
@@ -301,10 +299,6 @@ class RobotNode(StoppableNode):
         """Free the OpenGL contexts; the node is destroyed next."""
         self.get_logger().info(f"the robot stops: {why}")
         self._world.close()
-
-
-def _time(nanoseconds: int) -> Time:
-    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
 
 def _settings(node: Node) -> RobotSettings:
