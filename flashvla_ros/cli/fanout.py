@@ -24,8 +24,9 @@ Result = TypeVar("Result")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare ``--jobs`` and ``--ray``, which commands that fan out share."""
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes to spread the work over (1)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="spread it over this Ray cluster; local: start one here")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes to spread the work over (1)")
+    where.add_argument("--ray", metavar="ADDRESS", help="spread it over this Ray cluster; local: start one here")
     parser.add_argument("--ray-gpus", type=_gpus, default=0.0, metavar="N", help="GPUs that one Ray task needs (0)")
 
 

@@ -51,14 +51,18 @@ def test_what_is_done_does_not_wait_for_what_was_asked_before_it(tmp_path):
     assert [number for number, _ in results] == [0]
 
 
-@pytest.mark.parametrize("words", [["--jobs", "0"], ["--jobs", "-1"], ["--ray-gpus", "-1"], ["--ray-gpus", "nan"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--jobs", "0"], ["--jobs", "-1"], ["--ray-gpus", "-1"], ["--ray-gpus", "nan"], ["--jobs", "2", "--ray", "auto"]],
+)
 @pytest.mark.parametrize("command", ["eval", "certify", "tune"])
 def test_a_number_of_processes_that_cannot_be_is_refused_at_once(command, words, capsys):
     bag = ["bag"] if command == "tune" else []
     with pytest.raises(SystemExit) as refusal:
         cli.main([command, *bag, *words])
     assert refusal.value.code == 2
-    assert f"argument {words[0]}: must be a" in capsys.readouterr().err
+    said = f"argument {words[-2]}: {'must be a' if len(words) == 2 else 'not allowed with argument --jobs'}"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
