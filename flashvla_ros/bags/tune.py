@@ -24,6 +24,8 @@ from flashvla_ros.core.settings import find
 
 GRID = {"delta": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", "max_angle_deg": "2,5,10,20,40", "max_reuse": "1,2,3,5"}
 PRINTED_ROWS = 12
+_OF_GATE = ("max_error", "delta", "angle", "reuse", "risk", "html", "yaml", "json", "score", "jobs", "ray", "ray_gpus")
+_OF_PROPOSALS = ("quantile", "margin", "step_matrix", "alarm_rate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and report; returns the exit code."""
-    if args.limits or args.monitors:
+    proposes = bool(args.limits or args.monitors)
+    known = argparse.ArgumentParser()
+    add_arguments(known)
+    ignored = [
+        name for name in (_OF_GATE if proposes else _OF_PROPOSALS) if vars(args)[name] != known.get_default(name)
+    ]
+    if ignored:
+        why = "has no part in" if proposes else "says nothing without"
+        raise SettingsError(f"--{ignored[0].replace('_', '-')} {why} --limits or --monitors: leave it out")
+    if proposes:
         return proposals.run(args)
     swept = zip(SWEPT, (args.delta, args.angle, args.reuse), strict=True)
     deltas, angles, caps = (values(f"gate.{name}", text) for name, text in swept)
@@ -64,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
     if tuning.best is not None:
         write_text(args.yaml, _parameters("gate", tuning.recommended))
     print(f"wrote {args.html}" + (f" and {args.yaml}" if tuning.best else ""))
-    if args.score:
-        print(_learn(args.score, tuning))
     if args.json:
         write_results(args.json, _meta(tuning), [_json_row(row, tuning) for row in tuning.rows])
+    if args.score:
+        print(_learn(args.score, tuning))
     return 0
 
 

@@ -140,6 +140,9 @@ def test_angles_are_unwrapped_for_limits_and_left_alone_in_the_recording():
     ("options", "words"),
     [
         (["--monitors", "m.yaml", "--alarm-rate", "0.01"], "--alarm-rate 0.01 needs 99 runs from start to stop"),
+        (["--limits", "l.yaml", "--json", "l.json"], "--json has no part in --limits or --monitors"),
+        (["--monitors", "m.yaml", "--max-error", "0.2"], "--max-error has no part in --limits or --monitors"),
+        (["--step-matrix"], "--step-matrix says nothing without --limits or --monitors"),
         (["--limits", "l.yaml", "--quantile", "0.1"], "--quantile is above 0.5"),
         (["--limits", "l.yaml", *JOINTS], "counted from the measured position"),
     ],

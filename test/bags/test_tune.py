@@ -154,6 +154,16 @@ def test_nothing_within_the_error_is_said(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("turning")
+def test_every_row_is_written_before_a_score_that_cannot_be_learnt(tmp_path, monkeypatch):
+    def learn(_):
+        raise SettingsError("no reuse is off")
+
+    monkeypatch.setattr("flashvla_ros.bags.learning.learn", learn)
+    code, result = tune(tmp_path, write_bag(tmp_path / "bag", drive(30)), "--score", tmp_path / "score.yaml")
+    assert code == 2 and len(result["rows"]) == 8
+
+
+@pytest.mark.usefixtures("turning")
 def test_settings_without_token_sets_are_refused(tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", drive(3))
     assert cli.main(["tune", str(bag), "--set", "pruning.method=none"]) == 2
