@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topics", type=full_name, nargs="+", default=[], metavar="TOPIC", help="record these topics instead"
     )
     parser.add_argument("--all", action="store_true", help="record every topic")
-    parser.add_argument("--exclude", default="/overlay", metavar="REGEX", help="never record these (%(default)s)")
+    parser.add_argument("--exclude", metavar="REGEX", help="never record these (/overlay; with --topics none)")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; otherwise on Ctrl-C")
     parser.add_argument("--queue-mb", type=int, default=256, help="memory for messages not yet written (%(default)s)")
 
@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from flashvla_ros.bags.recorder import Selection, record_into
     from flashvla_ros.bags.writer import BagWriter
 
-    selection = Selection(args.node, tuple(args.topics), args.all, _pattern(args.exclude))
+    if args.all and args.topics:
+        raise BagError("--all and --topics contradict each other: leave one of them out")
+    exclude = ("" if args.topics else "/overlay") if args.exclude is None else args.exclude
+    selection = Selection(args.node, tuple(args.topics), args.all, _pattern(exclude))
     writer = BagWriter(args.bag, capacity_bytes=args.queue_mb * 2**20)
     print(f"recording to {args.bag}; Ctrl-C ends it", flush=True)
     try:
@@ -44,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         writer.close()
     _summarise(args.bag, writer.written, writer.dropped)
+    for topic in args.topics:
+        if not writer.written.get(topic):
+            print(f"warning: nothing of {topic} was recorded: is it published under this name?", file=sys.stderr)
     return 0
 
 

@@ -25,6 +25,7 @@ from rclpy.serialization import deserialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
+from flashvla_ros import __main__ as cli  # noqa: E402
 from flashvla_ros.bags.recorder import Selection  # noqa: E402
 from flashvla_ros.nodes.emergency import EmergencyStop  # noqa: E402
 
@@ -173,6 +174,21 @@ def test_the_recording_is_whole_for_the_mcap_library_too(talker, start, tmp_path
     assert "offered_qos_profiles" in channel.metadata
     assert metadata == ["rosbag2"]
     assert summary.statistics.chunk_count >= 2  # closed twice a second
+
+
+def test_topics_that_are_named_are_recorded_or_said(tmp_path, monkeypatch, capsys):
+    selections = []
+
+    def record_into(writer, selection, _):
+        selections.append(selection)
+        writer.written["/arm/overlay"] = 1
+
+    monkeypatch.setattr("flashvla_ros.bags.recorder.record_into", record_into)
+    assert cli.main(["record", str(tmp_path / "named"), "--topics", "/arm/overlay", "/wrods"]) == 0
+    assert "nothing of /wrods was recorded" in (said := capsys.readouterr().err) and "overlay" not in said
+    assert cli.main(["record", str(tmp_path / "all"), "--all"]) == 0
+    assert [one.exclude and one.exclude.pattern for one in selections] == [None, "/overlay"]
+    assert cli.main(["record", str(tmp_path / "both"), "--all", "--topics", "/a"]) == 2
 
 
 def test_kill_leaves_all_but_the_last_second(talker, start, tmp_path):
