@@ -73,7 +73,7 @@ COARSE = FitConfig(
 # What is named is found by now; what is left is to be exact, and more pictures serve that better than more labels.
 FINE = dataclasses.replace(COARSE, steps=2000, batch=32, labels=1, look_weight=0.5, save_every=100, size=SIZE)
 PLAIN = dataclasses.replace(FINE, learning_rate=1e-3, warmup=40)
-DROPOUT = dataclasses.replace(PLAIN, steps=800, dropout_share=0.9)
+DROPOUT = dataclasses.replace(PLAIN, steps=800, dropout_share=0.7)
 
 
 @dataclasses.dataclass(frozen=True)
