@@ -231,7 +231,7 @@ def test_an_evaluation_with_its_control(
 
 def test_the_policy_that_ships_does_what_it_is_told(tmp_path: Path) -> None:
     file, permuted = tmp_path / "x.json", "libero_object_permuted"
-    command = ["eval", "--checkpoint", str(POLICY), "--suite", permuted, "--tasks", f"{permuted}/0", "--states", "0:1"]
+    command = ["eval", "--checkpoint", str(POLICY), "--suite", permuted, "--tasks", f"{permuted}/1", "--states", "0:1"]
     assert cli.main([*command, "--modes", "dense", "--jobs", "1", "--json", str(file)]) == 0
     rows = {row["mode"]: row for row in json.loads(file.read_text())["rows"] if row["task"] == "all"}
     assert rows["dense"]["successes"] == 1 and rows["open_loop"]["successes"] == 0
