@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.12"
-# dependencies = ["lerobot[smolvla]==0.6.1", "msgpack>=1", "websockets>=14"]
+# dependencies = ["lerobot[smolvla]==0.6.1", "msgpack>=1", "websockets>=15"]
 # ///
 """Serves a LeRobot policy folder by openpi's protocol, in an environment of its own: LeRobot's pins are not ours.
 
     python3.12 -m venv lerobot
-    lerobot/bin/pip install "lerobot[smolvla]==0.6.1" "msgpack>=1" "websockets>=14"
+    lerobot/bin/pip install "lerobot[smolvla]==0.6.1" "msgpack>=1" "websockets>=15"
     lerobot/bin/python scripts/lerobot_server.py FOLDER --port 8000
 
 A question has the policy's own input names, nested or not (``observation.images.front``), and ``prompt``. The answer

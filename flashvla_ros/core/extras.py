@@ -22,7 +22,7 @@ EXTRAS = {
     "export": ("av>=14", "pyarrow>=17"),
     "camera": ("simplejpeg>=1.9",),
     "rerun": ("rerun-sdk>=0.41,<0.42",),
-    "remote": ("msgpack>=1", "websockets>=14"),
+    "remote": ("msgpack>=1", "websockets>=15"),
     "ray": ("ray[serve]>=2.50",),
 }
 # What a model needs is no extra, but a robot's machine may lack it: rosdep has no key for these.
