@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.bags.features import Features
+from flashvla_ros.core.chunk import elapsed_rows, replan_row
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.calibration import Trial, is_off
-from flashvla_ros.gate.chunk import elapsed_rows, replan_row
 from flashvla_ros.gate.decision import measure
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.scene import SceneMotion

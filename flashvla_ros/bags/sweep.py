@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvla_ros.bags.features import Features
+from flashvla_ros.core.chunk import replan_row
 from flashvla_ros.core.reasons import WITHOUT_MODEL, Reason
 from flashvla_ros.core.settings import GateSettings, Settings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.calibration import CalibrationState, after_step, entering, is_off, try_reuse
-from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.gate.decision import FreshComparison, GateDecision, decide, judge, measure
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.scene import SceneChange, SceneMotion

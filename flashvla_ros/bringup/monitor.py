@@ -19,12 +19,12 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from flashvla_ros.bringup.processes import POLICY
+from flashvla_ros.core.chunk import replan_row
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.flops import DecoderSize
 from flashvla_ros.core.provenance import Provenance, settings_digest
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.msg import EpisodeStatus, GateStatus, PolicyStatus
 from flashvla_ros.nodes import interfaces
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from flashvla_ros.control.limits import TURN
+from flashvla_ros.core.chunk import elapsed_rows
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
-from flashvla_ros.gate.chunk import elapsed_rows
 from flashvla_ros.gate.memory import GateInput, GateMemory
 
 Plan = tuple[float, FloatArray]  # stamp of an observation, and the chunk [T, D] that answered it

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 from flashvla_ros.control import safety
+from flashvla_ros.core.chunk import elapsed_rows
 from flashvla_ros.core.policy import Policy, Request, TimedPolicy
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionSpec, Inference
-from flashvla_ros.gate.chunk import elapsed_rows
 from flashvla_ros.gate.decision import GateDecision, GateMeasurements, may_follow, report
 from flashvla_ros.gate.memory import GateInput, GateMemory
 

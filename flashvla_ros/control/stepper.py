@@ -20,12 +20,12 @@ from flashvla_ros.control.limits import limit
 from flashvla_ros.control.motion import oriented, ramped, scaled, slowed
 from flashvla_ros.control.prefetch import Ahead, Asked, Model
 from flashvla_ros.control.step_result import StepResult
+from flashvla_ros.core.chunk import elapsed_rows, handover, in_force, remainder
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.calibration import CalibrationState, Trial, after_step, entering, is_off, try_reuse
-from flashvla_ros.gate.chunk import elapsed_rows, handover, in_force, remainder
 from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, measure, report
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 

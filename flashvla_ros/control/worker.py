@@ -18,10 +18,10 @@ from flashvla_ros.control import safety, targets
 from flashvla_ros.control.mailbox import Mailbox
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper, StepperState
+from flashvla_ros.core.chunk import in_force
 from flashvla_ros.core.reasons import LATCHED, Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Observation
-from flashvla_ros.gate.chunk import in_force
 
 _PACE_SLICE_S = 0.05  # a new control.rate_hz is noticed within this time
 _JOIN_S = 2.0

@@ -12,12 +12,12 @@ from typing import Any
 import flashvla_ros
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.chunk import replan_row
 from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy, UnseenWorld
-from flashvla_ros.gate.chunk import replan_row
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.rollout import Outcome, roll_out

@@ -25,10 +25,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flashvla_ros.core.chunk import elapsed_rows
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import CalibrationSettings, PruningSettings, Settings
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.gate.chunk import elapsed_rows
 from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, report
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.score import (

@@ -12,10 +12,10 @@ import math
 
 import numpy as np
 
+from flashvla_ros.core.chunk import aligned_rows, elapsed_rows, replan_row
 from flashvla_ros.core.reasons import WITHOUT_MODEL, Reason
 from flashvla_ros.core.settings import GateSettings
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.gate.chunk import aligned_rows, elapsed_rows, replan_row
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import SceneChange, compare
 

@@ -101,9 +101,12 @@ class GuardNode(StoppableNode):
 
     # What arrives, on the executor's thread.
 
-    def _on_command(self, message: Any, info: MessageInfo) -> None:
+    def _pace(self) -> None:
         time.sleep(max(self._next_s - time.monotonic(), 0.0))
         self._next_s = time.monotonic() + _APART_S
+
+    def _on_command(self, message: Any, info: MessageInfo) -> None:
+        self._pace()
         now_s, positions = time.monotonic(), self._positions()
         age = Age(self._age_s(stamp_of(message)), _transit_s(info))
         with self._lock:
@@ -118,9 +121,11 @@ class GuardNode(StoppableNode):
                 self._command.publish(message)
             self._enact(stop)
 
-    def _on_gripper(self, message: Float64) -> None:
+    def _on_gripper(self, message: Float64, info: MessageInfo) -> None:
+        self._pace()
+        now_s, positions, age = time.monotonic(), self._positions(), Age(transit_s=_transit_s(info))
         with self._lock:
-            passes, stop = self._guard.gripper(message.data, time.monotonic(), self._positions())
+            passes, stop = self._guard.gripper(message.data, age, now_s, positions)
             if passes and not self._closed.is_set():
                 self._gripper.publish(message)
             self._enact(stop)

@@ -14,6 +14,7 @@ import numpy as np
 from flashvla_ros.control import safety
 from flashvla_ros.control.limits import CommandBounds, bounds_of, limit
 from flashvla_ros.control.motion import oriented
+from flashvla_ros.core.chunk import elapsed_rows, in_force
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.types import ActionKind, FloatArray
@@ -111,11 +112,13 @@ class Guard:
         return False, stop if fault is None else self.stop(*fault, now_s, positions) or stop
 
     def gripper(
-        self, value: float, now_s: float, positions: Mapping[str, float] = _NOWHERE
+        self, value: float, age: Age, now_s: float, positions: Mapping[str, float] = _NOWHERE
     ) -> tuple[bool, GuardStop | None]:
         """Judge the value of a gripper, which passes where a command would."""
         if self.state is GuardState.STOPPED or self.writers > 1:
             return False, None
+        if late := self._late(age):
+            return False, self.stop(*late, now_s, positions)
         low, high = self.settings.guard.gripper or (-np.inf, np.inf)
         if np.isfinite(value) and low <= value <= high:
             return True, None
@@ -183,8 +186,7 @@ class Guard:
         if self._passed is None:
             return self._held
         values, since_s = self._passed
-        reached = round((now_s - since_s) / self.spec.dt_s) - 1  # as the policy's own stop counts (gate.chunk.in_force)
-        return np.asarray(values[min(max(reached, 0), len(values) - 1)])
+        return in_force(values, now_s - since_s, self.spec.dt_s)
 
     def _strange(self, publisher: bytes) -> tuple[Reason, str] | None:
         """One publisher moves the robot; another may take its place once the robot stands."""
@@ -209,6 +211,8 @@ class Guard:
         bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
         if bad.size:
             return Reason.NOT_FINITE, f"a command is not finite in {[self.spec.names[index] for index in bad]}"
+        if not (values - safety.resting(self.spec, None, {})).any():
+            return None  # zero velocities: no limit of a step may stand in a stop's way
         wrong = ""
         for reference in self._references(now_s, positions):
             wrong = self._beyond(values, reference, positions)
@@ -223,7 +227,7 @@ class Guard:
         values, since_s = self._passed
         if len(values) == 1:
             return [np.asarray(values[0])]
-        row = min(max(round((now_s - since_s) / self.spec.dt_s), 0), len(values) - 1)
+        row = min(elapsed_rows(now_s - since_s, self.spec.dt_s), len(values) - 1)
         return [np.asarray(values[index]) for index in (row, row - 1, row + 1) if 0 <= index < len(values)]
 
     def _beyond(self, values: FloatArray, reference: FloatArray, positions: Mapping[str, float]) -> str:

@@ -24,11 +24,11 @@ from flashvla_ros.control.motion import slowed
 from flashvla_ros.control.safety import resting
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper, StepperState
+from flashvla_ros.core.chunk import elapsed_rows, in_force, replan_row
 from flashvla_ros.core.errors import ActionError
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Inference, Observation
-from flashvla_ros.gate.chunk import elapsed_rows, in_force, replan_row
 
 sys.path.append(str(Path(__file__).parents[1]))  # where it runs as a script
 

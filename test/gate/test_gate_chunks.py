@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashvla_ros.core.chunk import aligned_rows, elapsed_rows, replan_row
 from flashvla_ros.core.reasons import WITHOUT_MODEL, Reason
 from flashvla_ros.core.settings import GateSettings, PruningSettings
 from flashvla_ros.core.types import FloatArray
-from flashvla_ros.gate.chunk import aligned_rows, elapsed_rows, replan_row
 from flashvla_ros.gate.decision import FreshComparison, decide
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
 from flashvla_ros.gate.scene import GRID

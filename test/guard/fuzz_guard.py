@@ -131,6 +131,8 @@ class GuardFuzz:
         assert values.ndim == 2 and values.shape[1] == len(self.names), "passed in another shape"
         assert np.isfinite(values).all(), "passed and is not finite"
         absolute = np.array([kind is ActionKind.ABSOLUTE for kind in self.guard.spec.kinds])
+        if not (absolute.any() or values.any()):
+            return  # it stops the robot
         most = np.where(absolute, np.minimum(self.step, self.speed * _DT_S), self.step)
         if (~absolute).any():
             assert (np.abs(values[:, ~absolute]) <= self.speed[~absolute] + _SLACK).all(), "passed too fast"

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.reasons import Reason
-from flashvla_ros.gate.chunk import in_force
 from flashvla_ros.guard import rules
 from flashvla_ros.guard.rules import Age, Guard, GuardState
 from flashvla_ros.guard.settings import ROWS, GuardSettings
@@ -174,7 +173,7 @@ def test_a_trajectory_is_stopped_at_the_row_that_the_policys_own_stop_holds():
     joints = Guard(GuardSettings.of({**JOINTS, "guard.stop_action": "hold", "action.dt_s": 0.1}))
     assert joints.command(rows, Age(), 10.0, {"a": 0.0, "b": 0.0})[0]
     stop = joints.stop(Reason.EMERGENCY_STOP, "pressed", 10.2)
-    assert stop.values.tolist() == [in_force(rows, 0.2, 0.1).tolist()] == [[0.02, 0.02]]
+    assert stop.values.tolist() == [[0.02, 0.02]]
 
 
 def test_a_joint_that_nobody_has_measured_takes_no_first_step():
@@ -200,15 +199,33 @@ def test_a_pose_needs_a_rotation(length, passes):
 @pytest.mark.parametrize(("value", "cause"), [(0.5, None), (1.1, Reason.LIMITS), (math.inf, Reason.NOT_FINITE)])
 def test_a_gripper_has_its_own_range(value, cause):
     gripping = guard(guard__gripper=[-1.0, 1.0])
-    passes, stop = gripping.gripper(value, 10.0)
+    passes, stop = gripping.gripper(value, FRESH, 10.0)
     assert passes is (cause is None)
     assert (stop and stop.cause) == cause
+
+
+def test_a_gripper_that_arrives_late_does_not_pass():
+    gripping = guard()
+    passes, stop = gripping.gripper(1.0, Age(transit_s=1.003), 10.0)
+    assert not passes
+    assert stop.cause is Reason.STALE_COMMAND
+
+
+def test_a_stop_passes_whatever_a_step_may_be():
+    slow = guard(limits__max_step=[0.06] * 6)
+    assert slow.command(twist(0.05), FRESH, 10.0)[0]
+    assert slow.command(twist(0.1), FRESH, 10.1)[0]
+    assert not slow.command(twist(0.01), FRESH, 10.2)[0]
+    fast = guard(limits__max_step=[0.06] * 6)
+    assert fast.command(twist(0.06), FRESH, 10.0)[0]
+    assert fast.command(twist(0.1), FRESH, 10.1)[0]
+    assert fast.command(twist(0.0), FRESH, 10.2) == (True, None)
 
 
 def test_a_gripper_out_of_range_stops_joints_where_they_are_measured():
     joints = Guard(GuardSettings.of({**JOINTS, "guard.gripper": [0.0, 1.0]}))
     assert joints.command(np.array([[0.05, 0.05]]), Age(), 10.0, {"a": 0.0, "b": 0.0})[0]
-    assert joints.gripper(2.0, 10.1, {"a": 0.01, "b": 0.02})[1].values.tolist() == [[0.01, 0.02]]
+    assert joints.gripper(2.0, FRESH, 10.1, {"a": 0.01, "b": 0.02})[1].values.tolist() == [[0.01, 0.02]]
 
 
 @pytest.mark.parametrize(
