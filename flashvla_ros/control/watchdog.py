@@ -81,7 +81,7 @@ class Watchdog:
             wrong = self._deviation.look(now_s, self._worker.in_force, self._worker.positions(), control)
             if wrong:
                 self._worker.stop(Reason.DEVIATION, f"{wrong}; holds until ~/reset is called")
-        if self._worker.state is State.RUNNING and self._arrived_s:
+        if self._arrived_s:
             self._check_cameras(now_s, control.image_timeout_s)
         self._check_command(now_s)  # last, since the others say more of the cause
         self._check_suspended(now_s)
@@ -119,11 +119,15 @@ class Watchdog:
 
     def _check_cameras(self, now_s: float, limit_s: float) -> None:
         camera, arrived_s = min(list(self._arrived_s.items()), key=lambda arrival: arrival[1])
-        if now_s - arrived_s > limit_s:
+        if now_s - arrived_s <= limit_s:
+            return
+        if self._worker.state is State.RUNNING:
             self._worker.stop(
                 Reason.IMAGE_TIMEOUT,
                 f"no image of camera {camera!r} for {now_s - arrived_s:.2f} s (control.image_timeout_s is {limit_s:g})",
             )
+        else:
+            self._worker.discard()
 
     def start(self) -> None:
         """Start looking."""

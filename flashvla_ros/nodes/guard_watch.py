@@ -75,3 +75,5 @@ class GuardWatch:
         self._worker.held = bool(missing)
         if missing and self._worker.state is State.RUNNING:
             self._worker.stop(Reason.GUARD, missing)
+        elif missing:
+            self._worker.discard()

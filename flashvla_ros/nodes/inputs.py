@@ -17,7 +17,7 @@ from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEve
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import qos_policy_name_from_kind
-from rclpy.subscription import Subscription
+from rclpy.subscription import MessageInfo, Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header, String
 
@@ -86,6 +86,7 @@ class Inputs:
         self._settings = settings
         self._clock = clock
         self._control: tuple[Worker, Watchdog] | None = None
+        self._since_ns = 0  # when it began, by the clock of the middleware
         self._topics = interfaces.image_topics(settings().camera)
         self._assembler = Assembler(self._topics, settings)
         self.rejections = rejections
@@ -111,6 +112,7 @@ class Inputs:
     def start(self, worker: Worker, watchdog: Watchdog) -> None:
         """Hand observations to a worker from now on; images of the time before are stale."""
         self._assembler.forget_images()
+        self._since_ns = time.time_ns()
         self._control = worker, watchdog
 
     def stop(self) -> None:
@@ -171,9 +173,9 @@ class Inputs:
         """Return where the robot is, by the name of a joint or of a part of its pose; what is too old is left out."""
         return self._assembler.positions(self._clock())
 
-    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
-        if self._control is None:
-            return
+    def _on_image(self, camera: str, message: Image | CompressedImage, info: MessageInfo) -> None:
+        if self._control is None or 0 < info.get("received_timestamp", 0) < self._since_ns:
+            return  # it may have waited while the model was loaded
         worker, watchdog = self._control
         arrived_s, header = self._clock(), message.header
         stamped = header.stamp != Time()

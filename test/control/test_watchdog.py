@@ -95,6 +95,18 @@ def test_before_the_first_command_there_is_nothing_to_stop(bench: Bench) -> None
     assert bench.worker.state is State.WAITING
 
 
+def test_a_step_begun_while_the_robot_stands_does_not_outlive_its_camera(bench: Bench) -> None:
+    bench.watchdog.image_arrived("front")
+    bench.go.clear()
+    bench.worker.post(make_observation(bench.now_s))
+    assert bench.entered.acquire(timeout=LONG_S)
+    assert bench.look_after(0.6) == []
+    bench.go.set()
+    bench.watchdog.image_arrived("front")
+    bench.step()
+    assert not bench.stepped.acquire(blocking=False)
+
+
 def test_the_same_picture_again_and_again_stops_the_robot_until_it_differs(bench: Bench) -> None:
     bench.watchdog.image_arrived("front")
     bench.step()
@@ -309,6 +321,7 @@ def test_after_the_process_was_suspended_the_robot_is_held_until_what_was_sent_m
         assert bench.look_after(0.9) == [Reason.IMAGE_TIMEOUT]
         assert not bench.stepped.acquire(timeout=0.2)
     assert bench.look_after(0.9) == [Reason.IMAGE_TIMEOUT]  # once
+    bench.watchdog.image_arrived("front")
     bench.step()
     assert bench.worker.stopped_by is None
     bench.watchdog.close()

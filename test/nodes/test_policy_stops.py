@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
 from fakes import HeldPolicy, ScriptedPolicy
 from policy_bench import PolicyBench, wait
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -22,6 +23,7 @@ from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.messages.images import decode_image
 from flashvla_ros.msg import GateStatus
 from flashvla_ros.nodes import inputs, interfaces
+from flashvla_ros.vla.loading import LoadedPolicy, PolicyFactory
 
 MakeBench = Callable[..., PolicyBench]
 NAN = float("nan")
@@ -47,7 +49,7 @@ def stops(bench: PolicyBench) -> list[Any]:
 
 
 def test_on_simulated_time_stamps_are_its_and_time_outs_are_not(make):
-    bench = make(use_sim_time=True, control__image_timeout_s=0.1)
+    bench = make(use_sim_time=True, control__image_timeout_s=0.3)
     clock = bench.robot.create_publisher(Clock, "/clock", 10)
     bench.start()
     bench.until(clock.get_subscription_count, "the clock's reader")
@@ -59,10 +61,10 @@ def test_on_simulated_time_stamps_are_its_and_time_outs_are_not(make):
 
 
 def test_a_silent_camera_stops_the_robot_once_and_the_next_image_moves_it_again(make):
-    bench = make(control__image_timeout_s=0.1).start()
+    bench = make(control__image_timeout_s=0.3).start()
     bench.step()
     bench.until(lambda: stops(bench), "the stop action")
-    bench.spin(0.3)
+    bench.spin(0.5)
     assert len(stops(bench)) == 1
     assert bench.grippers[-1].data == bench.grippers[0].data  # a stop leaves the gripper as it was told
     status = bench.report()
@@ -75,6 +77,45 @@ def test_a_silent_camera_stops_the_robot_once_and_the_next_image_moves_it_again(
     assert bench.set("control.image_timeout_s", 10.0).successful
     bench.step()
     assert bench.report().state == "running"
+
+
+def test_a_step_begun_while_the_robot_stands_does_not_outlive_its_guard(make):
+    policy = HeldPolicy()
+    bench = make(policy, control__require_guard=True)
+    guard = bench.robot.create_publisher(DiagnosticStatus, interfaces.GUARD_STATUS.name, interfaces.GUARD_STATUS.qos)
+    heartbeat = bench.robot.create_timer(0.05, lambda: guard.publish(DiagnosticStatus(level=DiagnosticStatus.OK)))
+    bench.start()
+    bench.until(lambda: not bench.node._guard.missing, "the guard")
+    bench.step()
+    heartbeat.cancel()
+    bench.until(lambda: stops(bench), "the stop action")
+    heartbeat.reset()
+    bench.until(lambda: not bench.node._guard.missing, "the guard again")
+    bench.show()
+    bench.until(policy.entered.is_set, "the model")
+    heartbeat.cancel()
+    bench.until(lambda: bench.node._guard.missing, "its silence")
+    bench.spin(0.2)
+    policy.go_on.set()
+    bench.spin(0.3)
+    assert len(bench.commands) == 2  # of the first step, and its stop
+
+
+def test_an_image_of_the_time_before_activation_moves_nothing(make):
+    """It has no stamp, so what waited while the model was loaded would look new."""
+    benches: list[PolicyBench] = []
+
+    def load(_: object) -> LoadedPolicy:
+        benches[0].image.publish(image())
+        time.sleep(0.2)
+        return LoadedPolicy(ScriptedPolicy())
+
+    benches.append(make(factory=PolicyFactory(load)))
+    bench = benches[0].start()
+    bench.spin(0.3)
+    assert not bench.gates
+    bench.image.publish(image())
+    bench.until(lambda: bench.gates, "the step")
 
 
 def test_a_camera_that_repeats_one_picture_stops_the_robot_until_the_picture_changes(make):
