@@ -50,8 +50,9 @@ class WatchSettings:
         choices=("zero", "hold", "none"),
     )
     state_timeout_s: float = row(
-        1.0,
-        "Age beyond which joint_states and end_effector_pose no longer say where the robot is.",
+        0.2,
+        "Age beyond which joint_states and end_effector_pose no longer say where the robot is; shorter than the "
+        "time-outs of the commands, or a stop takes an arm back to where it was.",
         unit="s",
         low=0.02,
         high=60.0,
