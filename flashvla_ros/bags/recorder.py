@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import re
 import signal
@@ -69,9 +70,17 @@ class Selection:
         killed stays in it for 20 s with the one that took its place.
         """
         infos = graph.get_publishers_info_by_topic, graph.get_subscriptions_info_by_topic
-        endpoints = (end for name in (topic, f"{topic}_unguarded") for info in infos for end in info(name))
+        return any(self._own(info(name)) for name in (topic, f"{topic}_unguarded") for info in infos)
+
+    def is_once(self, graph: Node, topic: str) -> bool:
+        """Whether the node hears here what may be said once, a press or an instruction: reliable and not latched."""
+        once = ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE
+        heard = self._own(graph.get_subscriptions_info_by_topic(topic))
+        return any((qos.reliability, qos.durability) == once for qos in heard)
+
+    def _own(self, ends: list[Any]) -> list[QoSProfile]:
         itself = {self.node, f"{self.node}_emergency_stop"}
-        return any(f"{end.node_namespace.rstrip('/')}/{end.node_name}" in itself for end in endpoints)
+        return [end.qos_profile for end in ends if f"{end.node_namespace.rstrip('/')}/{end.node_name}" in itself]
 
 
 class LiveTopics:
@@ -98,7 +107,7 @@ class LiveTopics:
 
 
 class BagRecorder(Node):
-    """Subscribes to every topic of a selection as soon as someone publishes it."""
+    """Subscribes to every topic of a selection as soon as someone publishes it, and before to what may be said once."""
 
     def __init__(self, writer: BagWriter | LiveTopics, selection: Selection, **node: Any) -> None:
         super().__init__("flashvla_recorder", enable_rosout=False, start_parameter_services=False, **node)
@@ -116,33 +125,40 @@ class BagRecorder(Node):
                 self._add(name, type_name)
 
     def _add(self, name: str, type_name: str) -> None:
-        publishers = [info.qos_profile for info in self.get_publishers_info_by_topic(name)]
-        if not publishers:
+        publishers = self._offers(name)
+        if not publishers and not self._selection.is_once(self, name):  # what is latched waits
             return
         try:
-            message_type = _message_type(type_name)
-            definition, type_hash = message_definition(type_name)
+            message_type, definition = _message_type(type_name), message_definition(type_name)
         except BagError as error:
             self._skipped.add(name)
             self.get_logger().warning(f"{name} is not recorded: {error}")
             return
-        topic = self._writer.add_topic(name, type_name, definition, type_hash, [_offered(qos) for qos in publishers])
-        self._topics[name] = (topic, self._subscribe(name, topic, message_type, _requested(publishers)))
+        declare = functools.cache(
+            lambda: self._writer.add_topic(name, type_name, *definition, [*map(_offered, self._offers(name))])
+        )
+        if publishers:  # otherwise it is declared with its first message: a bag without has no such topic
+            declare()
+        self._topics[name] = (declare, self._subscribe(name, declare, message_type, _requested(publishers)))
 
-    def _subscribe(self, name: str, topic: Any, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
+    def _offers(self, name: str) -> list[QoSProfile]:
+        return [info.qos_profile for info in self.get_publishers_info_by_topic(name)]
+
+    def _subscribe(self, name: str, declare: Any, message_type: Any, qos: QoSProfile) -> Subscription[Any]:
         def store(data: bytes, info: Any) -> None:
-            self._writer.write(topic, info["received_timestamp"] or time.time_ns(), data)
+            self._writer.write(declare(), info["received_timestamp"] or time.time_ns(), data)
 
         return self.create_subscription(message_type, name, store, qos, raw=True)
 
     def _follow_publishers(self, name: str) -> None:
-        """Ask for less where a publisher has come that offers less than the first ones did."""
-        topic, subscription = self._topics[name]
-        publishers = [info.qos_profile for info in self.get_publishers_info_by_topic(name)]
-        asked, needed = subscription.qos_profile, _requested(publishers) if publishers else subscription.qos_profile
-        if needed.reliability > asked.reliability or needed.durability > asked.durability:
+        """Ask for less where a publisher has come that offers less, and for what is latched where nothing has come."""
+        declare, subscription = self._topics[name]
+        publishers, asked = self._offers(name), subscription.qos_profile
+        needed = _requested(publishers) if publishers else asked
+        latched = needed.durability < asked.durability and not declare.cache_info().currsize
+        if needed.reliability > asked.reliability or needed.durability > asked.durability or latched:
             self.destroy_subscription(subscription)
-            self._topics[name] = (topic, self._subscribe(name, topic, subscription.msg_type, needed))
+            self._topics[name] = (declare, self._subscribe(name, declare, subscription.msg_type, needed))
 
 
 def record_into(writer: BagWriter | LiveTopics, selection: Selection, duration_s: float = float("inf")) -> None:
@@ -175,9 +191,9 @@ def _message_type(type_name: str) -> Any:
 
 
 def _requested(publishers: list[QoSProfile]) -> QoSProfile:
-    """The most that every publisher offers, as rosbag2 asks for it."""
+    """The most that every publisher offers, as rosbag2 asks for it; without one, what the node's inputs ask for."""
     reliable = all(qos.reliability == ReliabilityPolicy.RELIABLE for qos in publishers)
-    latched = all(qos.durability == DurabilityPolicy.TRANSIENT_LOCAL for qos in publishers)
+    latched = {qos.durability for qos in publishers} == {DurabilityPolicy.TRANSIENT_LOCAL}
     return QoSProfile(
         depth=DEPTH,
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
@@ -187,18 +203,13 @@ def _requested(publishers: list[QoSProfile]) -> QoSProfile:
 
 def _offered(qos: QoSProfile) -> Qos:
     """A publisher's profile in the form that goes into the bag."""
+    times = ("deadline", "lifespan", "liveliness_lease_duration")
     return Qos(
         history=QosHistory[qos.history.name],
         depth=qos.depth,
         reliability=QosReliability[qos.reliability.name],
         durability=QosDurability[qos.durability.name],
-        deadline=_time(qos.deadline.nanoseconds),
-        lifespan=_time(qos.lifespan.nanoseconds),
         liveliness=QosLiveliness[qos.liveliness.name],
-        liveliness_lease_duration=_time(qos.liveliness_lease_duration.nanoseconds),
         avoid_ros_namespace_conventions=qos.avoid_ros_namespace_conventions,
+        **{name: QosTime(*divmod(getattr(qos, name).nanoseconds, 10**9)) for name in times},
     )
-
-
-def _time(nanoseconds: int) -> QosTime:
-    return QosTime(*divmod(nanoseconds, 10**9))

@@ -23,10 +23,11 @@ from rclpy.event_handler import SubscriptionEventCallbacks  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.serialization import deserialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
+from std_msgs.msg import Bool, String  # noqa: E402
 
 from flashvla_ros import __main__ as cli  # noqa: E402
 from flashvla_ros.bags.recorder import Selection  # noqa: E402
+from flashvla_ros.nodes import interfaces  # noqa: E402
 from flashvla_ros.nodes.emergency import EmergencyStop  # noqa: E402
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -150,6 +151,61 @@ def test_a_node_that_takes_the_place_of_one_that_was_killed_is_recorded(talker, 
     successor.destroy_node()
     context.try_shutdown()
     assert [message.data for message in read(tmp_path / "bag")["/words"]] == ["go"]
+
+
+@pytest.fixture
+def listener():
+    """A policy node in a namespace, with other names for its inputs."""
+    context = rclpy.Context()
+    arguments = ["--ros-args", "-r", "emergency_stop:=halt", "-r", "instruction:=/task"]
+    rclpy.init(context=context)
+    node = rclpy.create_node("flashvla", namespace="arm", context=context, cli_args=arguments)
+    for topic in (interfaces.EMERGENCY_STOP, interfaces.INSTRUCTION):
+        node.create_subscription(topic.type, topic.name, print, topic.qos)
+    yield node
+    node.destroy_node()
+    context.try_shutdown()
+
+
+@pytest.fixture
+def come():
+    """Makes a node that DDS has yet to find."""
+    context = rclpy.Context()
+
+    def come():
+        rclpy.init(context=context)
+        return rclpy.create_node("newcomer", context=context)
+
+    yield come
+    context.try_shutdown()
+
+
+def test_a_press_by_who_comes_for_that_alone_is_recorded(listener, come, start, tmp_path):
+    recorder = start(tmp_path / "bag", "--node", "/arm/flashvla")
+    wait_for(lambda: listener.count_subscribers("/arm/halt") == 2, "the recorder did not subscribe")
+    button = come()
+    stop = button.create_publisher(Bool, "/arm/halt", 10)
+    wait_for(lambda: stop.get_subscription_count() == 2, "the button found nobody")
+    stop.publish(Bool(data=True))
+    time.sleep(1.0)
+    button.destroy_node()
+    wait_until_written(tmp_path / "bag", "/arm/halt")
+    stop_recorder(recorder)
+    assert [message.data for message in read(tmp_path / "bag")["/arm/halt"]] == [True]
+    with AnyReader([tmp_path / "bag"]) as reader:
+        topics = {connection.topic: connection.ext.offered_qos_profiles for connection in reader.connections}
+    assert [qos.reliability.name for qos in topics["/arm/halt"]] == ["RELIABLE"]
+    assert "/task" not in topics  # replay asks for an instruction where the bag has none
+
+
+def test_what_was_latched_by_who_is_found_after_the_recorders_reader_is_recorded(listener, come, start, tmp_path):
+    recorder = start(tmp_path / "bag", "--node", "/arm/flashvla")
+    wait_for(lambda: listener.count_subscribers("/task") == 2, "the recorder did not subscribe")
+    words = come().create_publisher(String, "/task", LATCHED)
+    words.publish(String(data="go"))
+    wait_until_written(tmp_path / "bag", "/task")
+    stop_recorder(recorder)
+    assert [message.data for message in read(tmp_path / "bag")["/task"]] == ["go"]
 
 
 def test_the_recording_is_whole_for_the_mcap_library_too(talker, start, tmp_path):
