@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DISCOVERY_S = 0.1
 DEPTH = 100
+_UNSAID = re.compile("(?<=.)(/image[^/]*)?(/compressed)?$")  # of an image's topic: it does not tell whose image it is
 
 SHARED_TOPICS = frozenset({"/parameter_events", "/clock", "/diagnostics", "/tf", "/tf_static", "/robot_description"})
 
@@ -92,8 +93,9 @@ class LiveTopics:
     def add_topic(self, name: str, type_name: str, definition: str, *_: Any) -> tuple[str, str, Decoder]:
         """Declare a topic; what a bag would store of it besides is passed over."""
         if type_name in IMAGE_TYPES:
-            parts = name.removesuffix("/compressed").strip("/").split("/")
-            self._sink.cameras[name] = parts[-2] if parts[-1] == "image" and len(parts) > 1 else parts[-1]
+            last = {topic: _UNSAID.sub("", topic).rpartition("/")[2] for topic in sorted({*self._sink.cameras, name})}
+            used = [*last.values()]  # twice: the whole topics are the names of both, whichever was found first
+            self._sink.cameras = {topic: topic[1:] if used.count(part) > 1 else part for topic, part in last.items()}
         return name, type_name, Decoder({type_name: ("MSG", definition)})
 
     def check(self) -> None:

@@ -44,7 +44,7 @@ class RerunSink:
         visible_boxes: From the node's settings to what the patches cover of an image of a height and width.
 
     Attributes:
-        cameras: Topic to name, in the order of ``camera.names``.
+        cameras: Topic to name; in the order of ``camera.names``, as far as the settings do not say it.
         warnings: What could not be shown.
     """
 
@@ -55,6 +55,7 @@ class RerunSink:
         self._visible_boxes = visible_boxes
         self._visible: Callable[[int, int], Box | None] = lambda _height, _width: None
         self._names: tuple[str, ...] = ()
+        self._order: tuple[str, ...] = ()
         self._recent: dict[tuple[str, int], ImageArray] = {}
         self._robot: UrdfTree | None = None
         self._shown: Mapping[str, Any] = {}
@@ -124,7 +125,7 @@ class RerunSink:
 
     def _tokens(self, kept: IntArray, count: int) -> None:
         """Show the pictures that a step answered again, with the pruned patches dark."""
-        cameras = list(self.cameras.values())
+        cameras = self._in_order()
         masks = token_masks(kept if len(kept) else None, count, max(len(cameras), 1))
         for camera, mask in zip(cameras, masks, strict=False):
             stamps = [stamp for name, stamp in self._recent if name == camera and stamp <= self._stamp_ns]
@@ -135,6 +136,9 @@ class RerunSink:
             size = width, height
             bright = kept_pixels(mask, self._visible(height, width), image=size, size=size)
             self._log_image(camera, (image * np.where(bright, 1.0, DIM)[..., None]).astype(np.uint8))
+
+    def _in_order(self) -> list[str]:
+        return sorted(self.cameras.values(), key=[*self._order, *self.cameras.values()].index)
 
     def _log_image(self, camera: str, image: ImageArray) -> None:
         self._stream.log(f"cameras/{camera}", rr.Image(image).compress(jpeg_quality=_QUALITY))
@@ -167,8 +171,7 @@ class RerunSink:
             self._warn(f"names of actions and cameras are unknown: {error}")
             return
         self._names = settings.action.names
-        order = [*settings.camera.names, *self.cameras.values()]
-        self.cameras = dict(sorted(self.cameras.items(), key=lambda item: order.index(item[1])))
+        self._order = settings.camera.names
         self._visible = self._visible_boxes(settings)
 
     def _description(self, message: Any) -> None:
@@ -212,10 +215,10 @@ class RerunSink:
         """Lay the views out again where there is another camera or plot, or the robot."""
         root = self._robot.root_link().name if self._robot else ""
         plots = [name for name in _TITLES if name in self._shown]
-        shown = {"cameras": list(self.cameras.values()), "robot": root, "views": plots}
+        shown = {"cameras": self._in_order(), "robot": root, "views": plots}
         if any(self._shown.get(name) != value for name, value in shown.items()):
             self._shown = {**self._shown, **shown}
-            self._stream.send_blueprint(layout(list(self.cameras.values()), plots, root))
+            self._stream.send_blueprint(layout(self._in_order(), plots, root))
 
 
 def layout(cameras: Sequence[str], plots: Sequence[str], root: str = "") -> rrb.Blueprint:

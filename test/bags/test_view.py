@@ -130,14 +130,35 @@ def test_a_picture_of_which_nothing_was_pruned_is_the_recorded_one(logged: Any) 
     assert np.abs(shown_at(logged, 2) - picture(2)).mean() < 8.0
 
 
-def test_every_camera_is_darkened_whose_picture_came_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is stamped as the picture that completed it; those of the other cameras are a little older."""
+@pytest.fixture
+def sink() -> Any:
     rr = pytest.importorskip("rerun", reason="the extra `rerun` is not installed")
     from flashvla_ros.view.rerun_sink import RerunSink
 
+    return RerunSink(rr.RecordingStream("test"), lambda _settings: lambda _height, _width: None)
+
+
+def test_a_camera_that_comes_after_the_settings_has_its_own_tokens(sink: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, Any]] = []
-    monkeypatch.setattr(RerunSink, "_log_image", lambda _self, camera, image: shown.append((camera, image)))
-    sink = RerunSink(rr.RecordingStream("test"), lambda _settings: lambda _height, _width: None)
+    settings = Settings().with_values({"camera.names": ("wrist", "front")})
+    sink.take("/flashvla/gate", GATE, message(GATE, START_NS, action=np.zeros(1), action_size=1), START_NS)
+    sink.take("/flashvla/settings", STRING, text(Provenance(settings, {}, {}).to_json()), START_NS)
+    sink.cameras = {"/front": "front", "/wrist": "wrist"}
+    for topic in sink.cameras:
+        sink.take(topic, IMAGE, raw_image(picture(0), START_NS), START_NS)
+    monkeypatch.setattr(sink, "_log_image", lambda camera, image: shown.append((camera, image)))
+    status = message(GATE, START_NS, kept_tokens=KEPT[2:], visual_tokens=32, action=np.zeros(1), action_size=1)
+    sink.take("/flashvla/gate", GATE, status, START_NS)
+    bright = {camera: bool((image[-1, -1] == picture(0)[-1, -1]).all()) for camera, image in shown}
+    assert bright == {"wrist": True, "front": False}  # token 15 of 32 is the last one of the first camera
+
+
+def test_every_camera_is_darkened_whose_picture_came_before_the_step(
+    sink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is stamped as the picture that completed it; those of the other cameras are a little older."""
+    shown: list[tuple[str, Any]] = []
+    monkeypatch.setattr(sink, "_log_image", lambda camera, image: shown.append((camera, image)))
     sink.cameras = {"/front": "front", "/wrist": "wrist", "/late": "late"}
     pictures = [("/front", 0), ("/front", 1), ("/wrist", 2), ("/front", 3), ("/late", 3)]
     for number, (topic, tick) in enumerate(pictures):
@@ -173,11 +194,27 @@ def test_live_messages_are_decoded_and_cameras_have_the_names_of_their_topics() 
     live = LiveTopics(sink)
     for name in ("/image", "/left/image/compressed", "/camera/color"):
         live.add_topic(name, IMAGE, *message_definition(IMAGE), [])
-    assert list(sink.cameras.values()) == ["image", "left", "color"]
+    assert sink.cameras == {"/camera/color": "color", "/image": "image", "/left/image/compressed": "left"}
     words = live.add_topic("/instruction", STRING, *message_definition(STRING), [])
     live.write(words, 7, bytes(STORE.serialize_cdr(text("push"), STRING)))
     [(topic, kind, seen)] = sink.messages
     assert (topic, kind, seen.data) == ("/instruction", STRING, "push")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_live_cameras_have_names_of_their_own_whichever_is_found_first(order: int) -> None:
+    sink = Taken()
+    live = LiveTopics(sink)
+    found = ["/front/image_raw", "/wrist/image_raw", "/a/color/image_raw", "/b/color/image_raw", "/b/color/image"]
+    for name in found[::order]:
+        live.add_topic(name, IMAGE, *message_definition(IMAGE), [])
+    assert list(sink.cameras.items()) == [
+        ("/a/color/image_raw", "a/color/image_raw"),
+        ("/b/color/image", "b/color/image"),
+        ("/b/color/image_raw", "b/color/image_raw"),
+        ("/front/image_raw", "front"),
+        ("/wrist/image_raw", "wrist"),
+    ]
 
 
 @pytest.mark.parametrize(
