@@ -5,6 +5,7 @@ The same for a recording and for a running node: whoever has messages hands them
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,7 @@ class RerunSink:
         self._robot: UrdfTree | None = None
         self._shown: Mapping[str, Any] = {}
         self._stamp_ns = 0
-        self._waiting: list[tuple[str, str, Any, int]] = []
+        self._waiting: dict[tuple[str, str], tuple[str, str, Any, int]] = {}  # by topic and, of transforms, frame
         self._instruction = ""
         self._handlers: Mapping[str, Callable[[Any], None]] = {  # by type, and the topic's last name where it decides
             "GateStatus": self._gate,
@@ -81,11 +82,14 @@ class RerunSink:
             stamp = message.header.stamp
             self._stamp_ns = stamp.sec * 10**9 + stamp.nanosec or time_ns
         elif not self._stamp_ns:
-            self._waiting.append((topic, type_name, message, time_ns))
+            moves = {one.child_frame_id: one for one in getattr(message, "transforms", ())}
+            parts = {frame: dataclasses.replace(message, transforms=[move]) for frame, move in moves.items()}
+            for frame, part in (parts or {"": message}).items():
+                self._waiting[topic, frame] = topic, type_name, part, time_ns
             return
         self._stream.set_time("stamp", timestamp=np.datetime64(self._stamp_ns, "ns"))
-        waiting, self._waiting = self._waiting, []
-        for earlier in waiting:
+        waiting, self._waiting = self._waiting, {}
+        for earlier in waiting.values():
             self.take(*earlier)
         if handle := self._handlers.get(kind) or self._handlers.get(f"{kind} {name}"):
             handle(message)

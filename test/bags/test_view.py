@@ -33,6 +33,7 @@ from flashvla_ros.view.overlay import DIM
 from flashvla_ros.vla.checkpoint import load_config
 from flashvla_ros.vla.processor import ImageProcessor
 
+TF = "tf2_msgs/msg/TFMessage"
 SIDE, STEPS, PERIOD_NS = 4, 3, 10**8
 KEPT = np.asarray([0, 5, 15], dtype=np.int32)
 URDF = """<robot name="arm"><link name="base"/><link name="hand"/><joint name="turn" type="revolute">
@@ -151,6 +152,34 @@ def test_a_camera_that_comes_after_the_settings_has_its_own_tokens(sink: Any, mo
     sink.take("/flashvla/gate", GATE, status, START_NS)
     bright = {camera: bool((image[-1, -1] == picture(0)[-1, -1]).all()) for camera, image in shown}
     assert bright == {"wrist": True, "front": False}  # token 15 of 32 is the last one of the first camera
+
+
+def transforms(**frames: float) -> Any:
+    """A message with the frames at these x."""
+    kinds = STORE.types
+    turn = kinds["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
+    moves = {frame: kinds["geometry_msgs/msg/Vector3"](x, 0.0, 0.0) for frame, x in frames.items()}
+    places = {frame: kinds["geometry_msgs/msg/Transform"](move, turn) for frame, move in moves.items()}
+    stamped = kinds["geometry_msgs/msg/TransformStamped"]
+    return kinds[TF]([stamped(header(0), frame, place) for frame, place in places.items()])
+
+
+def test_before_the_first_stamp_the_last_of_each_topic_and_frame_waits(sink: Any) -> None:
+    moved: dict[str, list[float]] = {}
+
+    def move(seen: Any) -> None:
+        for stamped in seen.transforms:
+            moved.setdefault(stamped.child_frame_id, []).append(stamped.transform.translation.x)
+
+    sink._handlers = {"TFMessage": move}
+    for tick in range(100):
+        sink.take("/tf", TF, transforms(hand=tick) if tick % 2 else transforms(arm=tick, hand=tick), tick)
+        sink.take("/instruction", STRING, text("push"), tick)
+    for frame in ("camera", "table"):  # each from a broadcaster of its own, and said once
+        sink.take("/tf_static", TF, transforms(**{frame: 1.0}), 0)
+    assert len(sink._waiting) == 5
+    sink.take("/flashvla/gate", GATE, message(GATE, START_NS), START_NS)
+    assert moved == {"arm": [98], "hand": [99], "camera": [1.0], "table": [1.0]}
 
 
 def test_every_camera_is_darkened_whose_picture_came_before_the_step(
