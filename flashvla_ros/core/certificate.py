@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flashvla_ros import __version__
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.core.parameter import Value
@@ -15,12 +16,16 @@ from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.core.provenance import CERTIFICATE
 from flashvla_ros.core.settings import Settings, find
 
-_COMPARED = ("pruning.", "decode.", "gate.")  # what decides which action is commanded, apart from the robot's limits
-_CALIBRATED = ("gate.delta", "gate.max_angle_deg", "gate.max_reuse")  # not used where the thresholds move by themselves
+# What decides which action is commanded, apart from the robot's limits.
+_COMPARED = (
+    *("pruning.", "decode.", "gate.", "control.blend", "control.prefetch"),
+    *("model.center_crop", "model.sampling", "model.unnorm_key"),
+)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "checkpoint"), str),
     **dict.fromkeys(("tasks", "failures"), list),
     **dict.fromkeys(("risk", "confidence", "bound"), (int, float)),
+    **dict.fromkeys(("episodes", "induced"), int),
     "settings": dict,
 }
 
@@ -73,8 +78,10 @@ class Certificate:
             if wrong := [name for name, kind in _TYPES.items() if not isinstance(content[name], kind)]:
                 raise ValueError(f"its {wrong[0]} is {content[wrong[0]]!r}")
             found = cls(**content | {name: tuple(map(str, content[name])) for name in ("tasks", "failures")})
-            if not 0 <= found.induced <= found.episodes or not found.bound <= found.risk:
+            if not 0 <= found.induced < found.episodes or not 0.0 <= found.bound <= found.risk < 1.0:
                 raise ValueError("its bound exceeds its risk")
+            if not 0.0 < found.confidence < 1.0 or not f"{found.name}{found.tasks}".isprintable():
+                raise ValueError("its confidence or its name is none")
         except (KeyError, TypeError, ValueError) as error:
             raise SettingsError(f"{path} is no certificate of flashvla-ros certify: {error}") from error
         return found
@@ -87,6 +94,8 @@ class Certificate:
         """Say whether `settings` on the weights with this fingerprint are certified, and by what or why not."""
         if checkpoint != self.checkpoint:
             return False, f"not certified: the certificate is of another checkpoint ({self.checkpoint[:12]})"
+        if self.version != __version__:
+            return False, f"not certified: the certificate is of version {self.version} of this package"
         now = compared(settings)
         changed = [name for name, value in now.items() if _plain(value) != _plain(self.settings.get(name))]
         if changed:
@@ -103,11 +112,7 @@ class Certificate:
 
 def compared(settings: Settings) -> dict[str, Value]:
     """Return the parameters that a certificate is about."""
-    online = settings.gate.calibration == "online"
-    prefixes = (*_COMPARED, "calibration.") if online else _COMPARED
-    skipped = {"calibration.state_file", *(_CALIBRATED if online else ())}
-    values = settings.values()
-    return {name: value for name, value in values.items() if name.startswith(prefixes) and name not in skipped}
+    return {name: value for name, value in settings.values().items() if name.startswith(_COMPARED)}
 
 
 def find_certificate(settings: Settings) -> Path | None:
@@ -123,10 +128,14 @@ def find_certificate(settings: Settings) -> Path | None:
 
 
 def shipped(folder: Path) -> dict[str, Value]:
-    """Return the settings that the certificate in a checkpoint's folder is about; none where it is of no use here."""
+    """Return the settings that the certificate in a checkpoint's folder is about; none where it is of no use here.
+
+    Whatever else it names is left out: a checkpoint must not bring limits and time-outs along.
+    """
     try:
         found = Certificate.read(folder / CERTIFICATE).settings
-        return {name: find(name).parse(find(name).from_yaml(value)) for name, value in found.items()}
+        names = [name for name in found if name.startswith(_COMPARED)]
+        return {name: find(name).parse(find(name).from_yaml(found[name])) for name in names}
     except SettingsError:  # the node says what is wrong with it
         return {}
 

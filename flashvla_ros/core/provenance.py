@@ -34,7 +34,7 @@ def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
 
     Args:
         folder: The checkpoint's folder.
-        without: Names of files that do not count; a certificate never does.
+        without: Names of files that do not count; a certificate and the ledger beside it never do.
 
     Raises:
         CheckpointError: `folder` is not a readable folder with files.
@@ -42,7 +42,7 @@ def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        files = [path for path in files if path.name not in (*without, CERTIFICATE)]
+        files = [path for path in files if path.name not in without and not path.name.startswith(CERTIFICATE)]
         for path in files:
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             _add_file(digest, path)

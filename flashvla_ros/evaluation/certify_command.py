@@ -72,6 +72,8 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
         asked["episodes"] = _EPISODES
     evaluation = evaluation_of(argparse.Namespace(**{**vars(args), **asked}))
     modes = tuple(mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP))
+    if moving := [mode.name for mode in modes if mode.settings(evaluation.shared).gate.calibration == "online"]:
+        raise FlashVLAError(f"{moving[0]} moves its thresholds: what its first episodes show certifies no later one")
     if len(modes) < 2:
         raise FlashVLAError(f"--candidates names nothing but the reference {args.reference}: there is nothing to try")
     return dataclasses.replace(evaluation, modes=modes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.core.certificate import Certificate, certification, compared, shipped
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 
 
@@ -42,6 +43,12 @@ def test_settings_that_decide_the_action_must_be_those_that_were_played(changes,
         ({"confidence": "high"}, "its confidence is 'high'"),
         ({"tasks": "door-open"}, "its tasks is 'door-open'"),
         ({"bound": 0.5}, "its bound exceeds its risk"),
+        ({"episodes": 0, "induced": 0}, "its bound exceeds its risk"),
+        ({"risk": 5.0}, "its bound exceeds its risk"),
+        ({"episodes": 150.5}, "its episodes is 150.5"),
+        ({"confidence": 2.0}, "its confidence or its name is none"),
+        ({"name": "\ud800"}, "its confidence or its name is none"),
+        ({"name": "two\nlines"}, "its confidence or its name is none"),
     ],
 )
 def test_a_file_whose_values_are_of_another_type_is_no_certificate(
@@ -58,3 +65,34 @@ def test_a_file_whose_values_are_of_another_type_is_no_certificate(
         f"not certified: {file} is no certificate of flashvla-ros certify: {words}",
     )
     assert shipped(tmp_path) == {}
+
+
+def test_a_certificate_of_another_version_certifies_nothing_here():
+    other = Certificate(
+        "guarded", "ab12", compared(Settings()), ("door-open",), "", "0.0.9", "", 150, 2, 0.05, 0.95, 0.041, "cpu"
+    )
+    assert other.verdict(Settings(), "ab12") == (
+        False,
+        "not certified: the certificate is of version 0.0.9 of this package",
+    )
+
+
+def test_a_checkpoint_brings_no_limits_and_no_time_outs_along(tmp_path: Path) -> None:
+    values = {
+        "gate.max_reuse": 1,
+        "control.image_timeout_s": 60.0,
+        "control.stop_action": "none",
+        "limits.max_step": [],
+    }
+    Certificate("fast", "ab12", values, ("door-open",), "", "0.1.0", "", 150, 2, 0.05, 0.95, 0.041, "cpu").write(
+        tmp_path / "certificate.json"
+    )
+    assert shipped(tmp_path) == {"gate.max_reuse": 1}
+
+
+def test_neither_certificate_nor_its_ledger_makes_another_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = checkpoint_fingerprint(tmp_path)
+    for name in ("certificate.json", "certificate.json.episodes.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert checkpoint_fingerprint(tmp_path) == before

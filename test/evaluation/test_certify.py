@@ -101,6 +101,7 @@ def test_what_other_code_has_played_is_played_again_once(tmp_path: Path, monkeyp
         (["--reference", "open_loop"], "open_loop plays without looking"),
         (["--candidates", "guarded", "open_loop"], "open_loop plays without looking"),
         (["--candidates", "dense"], "nothing but the reference dense"),
+        (["--candidates", "guarded:gate.calibration=online"], "moves its thresholds"),
     ],
 )
 def test_what_cannot_be_tried_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
