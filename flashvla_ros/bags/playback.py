@@ -99,7 +99,7 @@ def _follow(
 
 def _recorded_calibration(step: RecordedStep, settings: Settings) -> CalibrationState | None:
     """What calibration knew before a recorded step; None where it was off, or of a version with another state."""
-    claim = claim_of(step.instruction, settings.calibration, settings.pruning)
+    claim = claim_of(step.instruction, settings)
     try:
         return CalibrationState.unpacked(step.values.get("calibration_state", ()), claim)
     except ValueError:

@@ -121,7 +121,8 @@ def tune(
 
 
 def _calibrated(risk: float, outcomes: Sequence[BagOutcome], settings: Settings) -> sweep.Calibrated:
-    done, settings = sweep.Calibrated(risk), settings.with_values({"calibration.risk": risk})
+    moving = {"control.dry_run": False, "control.speed_scale": 1.0}  # λ learns nothing from a robot that is not moved
+    done, settings = sweep.Calibrated(risk), settings.with_values({"calibration.risk": risk, **moving})
     for outcome in outcomes:
         done = sweep.calibrate(done, outcome.features, settings)
     return done

@@ -12,8 +12,8 @@ stays above -η / p, and summing up gives E[mean loss] ≤ ε + (λ₁ / η + 1 
 **Rule B** (betting, Waudby-Smith & Ramdas 2024) says which λ of a grid have a risk below ε: each bets against its own
 losses, and is certified once its wealth reaches 1 / (1 - confidence) and all smaller ones are. A second bet, on the
 opposite, takes the claim back at the same wealth: a false alarm costs no more than the steps that certify again. The
-claim starts again with another instruction or other ``calibration.*``; λ is kept. Where the score learns, the claim is
-about the score as it has moved.
+claim starts again with another instruction, pruning or guard, or other ``calibration.*``; λ is kept. Where the score
+learns, the claim is about the score as it has moved.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ import numpy as np
 
 from flashvla_ros.core.chunk import elapsed_rows
 from flashvla_ros.core.reasons import Reason
-from flashvla_ros.core.settings import CalibrationSettings, PruningSettings, Settings
-from flashvla_ros.core.types import FloatArray
-from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, report
+from flashvla_ros.core.settings import CalibrationSettings, Settings
+from flashvla_ros.core.types import ActionKind, FloatArray
+from flashvla_ros.gate.decision import (
+    FreshComparison,
+    GateDecision,
+    GateMeasurements,
+    judge,
+    report,
+    skipped_runs,
+)
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.score import (
     NEVER,
@@ -120,7 +127,7 @@ class CalibrationState:
     def off_per_step(self) -> tuple[float, float, float]:
         """The same as a share of the steps at which λ could rise."""
         share = self.chances / self.steps if self.steps else math.nan
-        value, low, high = (share * rate for rate in self.off_per_reuse)
+        value, low, high = (min(share * rate, 1.0) for rate in self.off_per_reuse)  # an idle step may be a chance
         return value, low, high
 
     def packed(self) -> FloatArray:
@@ -144,7 +151,8 @@ class CalibrationState:
         learnt = learnt.reshape(UNLEARNT.shape)
         state = cls(float(scalars[0]), **counts, wealth=wealth, alarm=alarm, learnt=learnt, claim=claim)
         in_order = 0 <= state.off <= state.audits <= state.chances <= state.coins
-        if not in_order or not 0 <= state.certified <= len(LEVELS) or state.permissiveness > 1.0 or state.steps < 0:
+        in_range = -STEP <= state.permissiveness <= 1.0 and 0 <= state.certified <= len(LEVELS)
+        if not in_order or not in_range or state.steps < 0:
             raise ValueError("its counts contradict each other")
         return state
 
@@ -154,16 +162,18 @@ _SCALARS = ("permissiveness", "coins", "steps", "chances", "audits", "off", "cer
 
 def entering(state: CalibrationState, instruction: str, settings: Settings) -> CalibrationState:
     """Return the state as a step begins: the claim starts again where it was about something else."""
-    claim = claim_of(instruction, settings.calibration, settings.pruning)
+    claim = claim_of(instruction, settings)
     if claim == state.claim:
         return state
     return CalibrationState(state.permissiveness, state.coins, learnt=state.learnt, claim=claim)
 
 
 @functools.lru_cache(maxsize=16)
-def claim_of(instruction: str, allowed: CalibrationSettings, pruning: PruningSettings) -> str:
+def claim_of(instruction: str, settings: Settings) -> str:
     """Return what is claimed something of, in words that differ where it does."""
-    return f"{instruction}\n{dataclasses.replace(allowed, state_file='')}\n{pruning}"
+    allowed = settings.calibration
+    guards = most_permissive(settings.gate, allowed)  # without what λ moves
+    return f"{instruction}\n{dataclasses.replace(allowed, state_file='')}\n{settings.pruning}\n{guards}"
 
 
 def try_reuse(
@@ -179,35 +189,40 @@ def try_reuse(
     reason = judge(memory, measured, most_permissive(settings.gate, allowed))
     if reason is not Reason.REUSE:
         return Trial(NEVER, reason, counted=False), report(memory, measured, reason, in_force)
+    skipped = skipped_runs(memory, measured, settings.gate)
     found = signs(memory, measured) if scored(allowed) else None
     if found is None:
-        least = need(comparison, memory.reused_in_a_row, allowed)
+        least = need(comparison, skipped, allowed)
     else:
         least = math.sqrt(predicted_risk(found, allowed, state.learnt))
-    reason = _verdict(least, memory, measured, state, settings)
-    still = comparison.either_small or settings.control.dry_run or settings.control.speed_scale == 0.0
+    reason = _verdict(least, skipped, comparison, state, allowed)
+    still = settings.control.dry_run or settings.control.speed_scale == 0.0 or _stands(memory, comparison, settings)
     row = min(elapsed_rows(measured.age_s, dt_s), len(memory.last.motion) - 1) if memory.last else 0
     return Trial(least, reason, not still, memory.last, row, found), report(memory, measured, reason, in_force)
 
 
+def _stands(memory: GateMemory, comparison: FreshComparison, settings: Settings) -> bool:
+    """Whether the robot stands still: a target that stays where it is is as large as one that moves."""
+    last, previous = memory.last, memory.previous
+    if last is None or previous is None or ActionKind.ABSOLUTE not in settings.action.kinds:
+        return comparison.either_small
+    spread = np.ptp(np.concatenate([previous.motion, last.motion]), axis=0)
+    return bool(np.linalg.norm(spread) <= settings.gate.still_difference)
+
+
 def _verdict(
-    least: float,
-    memory: GateMemory,
-    measured: GateMeasurements,
-    state: CalibrationState,
-    settings: Settings,
+    least: float, skipped: int, comparison: FreshComparison, state: CalibrationState, allowed: CalibrationSettings
 ) -> Reason:
     """Reuse, audit, or the threshold that forbids it."""
-    allowed = settings.calibration
     if state.permissiveness <= 0.0:
         return Reason.LEARNING
     if least <= state.permissiveness:
         return Reason.AUDIT if coin(state.coins) < allowed.audit_rate else Reason.REUSE
     if scored(allowed):
         return Reason.RISK
-    if memory.reused_in_a_row >= cap_of(state.permissiveness, allowed):
+    if skipped >= cap_of(state.permissiveness, allowed):
         return Reason.MAX_REUSE
-    return Reason.ANGLE if angle_decides(measured.comparison, allowed) else Reason.OVERLAP
+    return Reason.ANGLE if angle_decides(comparison, allowed) else Reason.OVERLAP
 
 
 def is_off(trial: Trial, fresh: FreshResult, settings: Settings) -> bool:

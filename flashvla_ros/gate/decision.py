@@ -166,22 +166,20 @@ def measure(
 
 def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> Reason:
     """Return the first condition that forbids reuse, one of :data:`WITHOUT_MODEL` where there is none."""
-    off, skipped = settings.mode == "off", memory.reused_in_a_row
+    off = settings.mode == "off"
     if measured.interrupted_by is not None:
         return Reason.MODE_OFF if off else measured.interrupted_by
     if memory.last is not None and len(memory.last.motion) > 1:
-        size, row = len(memory.last.motion), elapsed_rows(measured.age_s, memory.last.dt_s)
-        row, due = row + measured.ahead, replan_row(size, settings.replan_after)
-        if row < due:
+        size, row = len(memory.last.motion), elapsed_rows(measured.age_s, memory.last.dt_s) + measured.ahead
+        if row < replan_row(size, settings.replan_after):
             return _present(measured, settings) or Reason.OPEN_LOOP
         if row >= size and not off:
             return (_present(measured, settings) if measured.ahead else None) or Reason.CHUNK_END
-        skipped = row // due - 1
     if off:
         return Reason.MODE_OFF
     if memory.previous is None:
         return Reason.TOO_FEW_FRESH
-    if skipped >= settings.max_reuse:
+    if skipped_runs(memory, measured, settings) >= settings.max_reuse:
         return Reason.MAX_REUSE
     comparison = measured.comparison
     tokenless = comparison.incomparable is Reason.NO_TOKEN_SETS and settings.tokenless_angle_deg > 0.0
@@ -192,6 +190,14 @@ def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings
         return reason or Reason.REUSE
     overlap = None if comparison.corrected_overlap >= settings.delta else Reason.OVERLAP
     return reason or comparison.incomparable or overlap or Reason.REUSE
+
+
+def skipped_runs(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> int:
+    """Runs of the model that were due since the last one and were left out: of a single action, the reused steps."""
+    if memory.last is None or len(memory.last.motion) == 1:
+        return memory.reused_in_a_row
+    row = elapsed_rows(measured.age_s, memory.last.dt_s) + measured.ahead
+    return max(row // replan_row(len(memory.last.motion), settings.replan_after) - 1, 0)
 
 
 def may_follow(memory: GateMemory, measured: GateMeasurements, settings: GateSettings) -> bool:

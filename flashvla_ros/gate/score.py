@@ -74,9 +74,9 @@ def cap_of(level: float, allowed: CalibrationSettings) -> int:
     return min(1 + int(level / AGEING), allowed.max_reuse) if level > 0.0 else 0
 
 
-def need(comparison: FreshComparison, reused_in_a_row: int, allowed: CalibrationSettings) -> float:
+def need(comparison: FreshComparison, skipped: int, allowed: CalibrationSettings) -> float:
     """Return the least λ that reuses at a step which the most permissive thresholds would reuse."""
-    return max(_overlap_need(comparison, allowed), _angle_need(comparison, allowed)) + AGEING * reused_in_a_row
+    return max(_overlap_need(comparison, allowed), _angle_need(comparison, allowed)) + AGEING * skipped
 
 
 def angle_decides(comparison: FreshComparison, allowed: CalibrationSettings) -> bool:

@@ -91,6 +91,17 @@ def test_tune_recommends_within_the_error_and_writes_what_to_set(tmp_path, capsy
 
 
 @pytest.mark.usefixtures("turning")
+def test_a_dry_run_shows_what_calibration_would_do_of_a_robot_that_moves(tmp_path):
+    bag = write_bag(tmp_path / "bag", drive(60))
+    found = [
+        tune(tmp_path, bag, "--risk", "0.5", *more)[1]["meta"]["calibrated"]
+        for more in ((), ("--set", "control.dry_run=true"), ("--set", "control.speed_scale=0"))
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0]["reused"] > 0
+
+
+@pytest.mark.usefixtures("turning")
 def test_where_the_gate_was_off_it_is_switched_on_with_the_thresholds(tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", drive(60))
     code, result = tune(tmp_path, bag, "--max-error", "0.05", "--set", "gate.mode=off")

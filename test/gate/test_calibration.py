@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from benchmarks.calibration import online, risk_of, steps, stream
-from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.control.stepper import Stepper, StepperState
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import GateSettings, PruningSettings, Settings
+from flashvla_ros.core.types import ActionKind, ActionSpec
 from flashvla_ros.gate import calibration
 from flashvla_ros.gate.calibration import LEVELS, CalibrationState, Trial, coin
 from flashvla_ros.gate.decision import FreshComparison, judge
@@ -285,6 +286,53 @@ def test_a_robot_that_does_not_move_teaches_nothing(values: dict[str, Any]) -> N
     stepper = Stepper(ScriptedPolicy(), SPEC)
     list(run(stepper, 50, online(0.2, 0.3).with_values(values)))
     assert stepper.state.calibration.permissiveness == 0.0
+
+
+def absolute(*targets: Any) -> Stepper:
+    """Of a policy that answers with targets, one after the other."""
+    kinds = (ActionKind.ABSOLUTE,) * 3 + (ActionKind.GRIPPER,)
+    return Stepper(ScriptedPolicy(actions=list(targets)), ActionSpec(names=SPEC.names, kinds=kinds, dt_s=0.1))
+
+
+@pytest.mark.parametrize("target", [(0.5, 0.2, 0.1, 1.0), [(0.5, 0.2, 0.1, 1.0)] * 8], ids=["one", "chunk"])
+def test_a_target_that_stays_where_it_is_teaches_nothing_however_large(target: Any) -> None:
+    values = {"action.kinds": ["absolute"] * 3 + ["gripper"], "gate.replan_after": 1}
+    stepper = absolute(target)
+    list(run(stepper, 50, online(0.2, 0.3).with_values(values)))
+    assert stepper.state.calibration.permissiveness == 0.0
+    moving = absolute(*((0.5 + 0.02 * step, 0.2, 0.1, 1.0) for step in range(50)))
+    wide = {"gate.still_difference": 0.01}
+    list(run(moving, 50, online(0.2, 0.3).with_values(values | wide)))
+    assert moving.state.calibration.permissiveness > 0.0
+
+
+def test_along_a_chunk_calibration_counts_runs_left_out_as_the_gate_does() -> None:
+    settings = online(0.01, 0.3).with_values({"gate.replan_after": 10, "gate.max_age_s": 60.0})
+    longest = []
+    for level in (0.3, 0.9999):
+        stepper = Stepper(ScriptedPolicy(actions=[[(0.5, 0.1, 0.0, 1.0)] * 50]), SPEC)
+        stepper.state = StepperState(calibration=CalibrationState(level))
+        longest.append(max(result.decision.reused_in_a_row for result in run(stepper, 300, settings)))
+    assert longest == [20, 40]
+
+
+def test_other_guards_begin_the_claim_anew_and_what_calibration_moves_does_not() -> None:
+    settings = online(0.2, 0.3)
+    begun = calibration.entering(CalibrationState(), "go", settings)
+    certified = dataclasses.replace(begun, certified=8)
+    for name, value, kept in (
+        ("scene_patches", 0, 0),
+        ("gripper_margin", 0.0, 0),
+        ("delta", 0.9, 8),
+        ("max_reuse", 1, 8),
+    ):
+        other = settings.with_values({f"gate.{name}": value})
+        assert calibration.entering(certified, "go", other).certified == kept, name
+
+
+def test_a_share_of_the_steps_is_no_more_than_all() -> None:
+    idle = CalibrationState(0.5, coins=60, steps=19, chances=60, audits=1, off=1)
+    assert idle.off_per_step == (1.0, pytest.approx(0.65, abs=0.01), 1.0)
 
 
 def test_guards_are_never_relaxed_and_do_not_count() -> None:
