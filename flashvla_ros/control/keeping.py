@@ -26,9 +26,9 @@ class CalibrationFile:
     """
 
     def __init__(self, path: Path, checkpoint: str) -> None:
-        self.path, self._checkpoint = path, checkpoint
+        self.path, self._checkpoint = path.resolve(), checkpoint  # two links to a file are one file
         self._saved: CalibrationState | None = None
-        self._lock = _locked(path)
+        self._lock = _locked(self.path)
 
     def read(self) -> CalibrationState:
         """Return what was kept, a new state where there is no file yet.
@@ -38,13 +38,13 @@ class CalibrationFile:
         """
         if not self.path.exists():
             return CalibrationState()
-        content = read_json(self.path, SettingsError)
         try:
+            content = read_json(self.path, SettingsError)
             version, checkpoint = content["version"], content["checkpoint"]
             state = CalibrationState.unpacked(content["state"], content["claim"]) if version == _VERSION else None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, SettingsError, TypeError, ValueError) as error:
             raise SettingsError(
-                f"calibration.state_file {self.path} holds no calibration: {error}; delete it"
+                f"calibration.state_file {self.path} holds no calibration: {error}; delete it, or name another file"
             ) from error
         if state is None or checkpoint != self._checkpoint:
             raise SettingsError(
@@ -72,6 +72,8 @@ class CalibrationFile:
 
 def _locked(path: Path) -> IO[str]:
     """Open the lock beside a file; it is free again when its process ends, however it ends."""
+    if path.is_dir():
+        raise SettingsError(f"calibration.state_file {path} is a folder: name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock").open("w", encoding="utf-8")

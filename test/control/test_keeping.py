@@ -20,7 +20,15 @@ from flashvla_ros.gate.calibration import CalibrationState
 LEARNT = CalibrationState(0.42, coins=7, steps=90, chances=7, audits=2, off=1, certified=3, claim="open the drawer")
 CONTRADICTIONS = [
     dataclasses.replace(LEARNT, **change).packed().tolist()
-    for change in ({"off": 3}, {"off": -1}, {"audits": 8}, {"certified": 21}, {"permissiveness": 1.5}, {"steps": -1})
+    for change in (
+        {"off": 3},
+        {"off": -1},
+        {"audits": 8},
+        {"certified": 21},
+        {"permissiveness": 1.5},
+        {"permissiveness": -1e9},
+        {"steps": -1},
+    )
 ]
 # Saves states without end, as a node that learns would, and says when it has begun.
 WRITER = """
@@ -54,6 +62,7 @@ def test_what_was_saved_is_taken_up(tmp_path: Path) -> None:
         ({"version": 99}, "of another version"),
         ({"state": [1.0]}, "holds no calibration"),
         ({"claim": None, "state": None}, "holds no calibration"),
+        ({"state": [10**400] * 200}, "holds no calibration"),
         *(({"state": other}, "its counts contradict each other") for other in CONTRADICTIONS),
     ],
 )
@@ -72,8 +81,17 @@ def test_two_nodes_do_not_share_a_file(tmp_path: Path) -> None:
     first = CalibrationFile(tmp_path / "state.json", "c")
     with pytest.raises(SettingsError, match="in use by another node"):
         CalibrationFile(tmp_path / "state.json", "c")
+    (tmp_path / "link.json").symlink_to(tmp_path / "state.json")
+    with pytest.raises(SettingsError, match="in use by another node"):
+        CalibrationFile(tmp_path / "link.json", "c")
     first.close()
     CalibrationFile(tmp_path / "state.json", "c").close()
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    for folder in (tmp_path, Path("/")):
+        with pytest.raises(SettingsError, match="is a folder: name a file"):
+            CalibrationFile(folder, "c")
 
 
 def test_a_kill_between_two_saves_leaves_a_whole_file_and_no_lock(tmp_path: Path) -> None:

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from policy_bench import PolicyBench
 
+from flashvla_ros.core.settings import Settings
+from flashvla_ros.gate.calibration import CalibrationState
+from flashvla_ros.nodes.calibrating import last_thresholds
+
 ONLINE = {"gate__calibration": "online", "calibration__risk": 0.5, "calibration__audit_rate": 1.0}
 
 
@@ -53,6 +57,12 @@ def test_what_it_learns_is_seen_and_nobody_overrules_it(make_bench: Any) -> None
     assert (after.calibration, after.delta, after.max_angle_deg) == ("off", gate.delta, gate.max_angle_deg)
     assert math.isnan(after.permissiveness)
     assert bench.set("gate.delta", 0.9).successful
+
+
+def test_switched_off_no_threshold_is_looser_than_it_was() -> None:
+    online = Settings().with_values({"gate.calibration": "online", "gate.tokenless_angle_deg": 30.0})
+    kept = last_thresholds(online, CalibrationState(0.04), {"gate.calibration": "off"})
+    assert kept["gate.tokenless_angle_deg"] == kept["gate.max_angle_deg"] < 30.0
 
 
 def test_it_is_taken_up_again_and_by_one_node_alone(make_bench: Any, tmp_path: Path) -> None:
