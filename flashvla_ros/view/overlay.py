@@ -129,14 +129,19 @@ def _why(result: StepResult) -> str:
 
 def _panel(result: StepResult, width: int) -> ImageArray:
     panel = np.full((_PANEL, width, 3), _DARK, dtype=np.uint8)
-    decision, gate = result.decision, result.decision.settings
+    decision, gate, trial = result.decision, result.decision.settings, result.trial
+    if result.calibration is not None and trial is not None and trial.signs is not None:  # the score decides
+        _bar(panel, 19, "need", trial.need, result.calibration.permissiveness, 1.0, below=True)
+        return panel
     angle_full = max(2.0 * gate.max_angle_deg, 1.0)
-    _bar(panel, 8, "angle", decision.angle_deg, gate.max_angle_deg, angle_full, below=True)
+    _bar(panel, 8, "angle", decision.angle_deg, gate.max_angle_deg, angle_full, below=True, unit=" deg")
     _bar(panel, 30, "overlap", decision.corrected_overlap, gate.delta, 1.0, below=False)
     return panel
 
 
-def _bar(panel: ImageArray, y: int, name: str, value: float, threshold: float, full: float, *, below: bool) -> None:
+def _bar(
+    panel: ImageArray, y: int, name: str, value: float, threshold: float, full: float, *, below: bool, unit: str = ""
+) -> None:
     """One value with its threshold as a tick; green on the side of the tick that allows reuse."""
     left, right, height = 84, panel.shape[1] - 84, 14
     _text(panel, name, 10, y + 11, 0.45)
@@ -146,7 +151,7 @@ def _bar(panel: ImageArray, y: int, name: str, value: float, threshold: float, f
         allowed = value < threshold if below else value >= threshold
         end = left + round((right - left) * min(max(value / full, 0.0), 1.0))
         cv2.rectangle(panel, (left + 1, y + 1), (max(end, left + 1), y + height - 1), _PASS if allowed else _FAIL, -1)
-        _text(panel, f"{value:.1f} deg" if below else f"{value:.2f}", right + 8, y + 11, 0.42)
+        _text(panel, f"{value:.{1 if unit else 2}f}{unit}", right + 8, y + 11, 0.42)
     cv2.line(panel, (tick, y - 2), (tick, y + height + 2), _LIGHT, 1)
 
 

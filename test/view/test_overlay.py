@@ -155,3 +155,12 @@ def test_any_size_and_threshold_can_be_drawn(height, width, max_angle_deg, delta
         assert picture.dtype == np.uint8
         assert picture.shape[2] == 3
         assert picture.shape[1] <= 4 * HEIGHT
+
+
+def test_where_a_score_judges_its_need_is_shown_and_no_threshold_that_would_have_let_it_pass() -> None:
+    *_, result = steps(4, gate__calibration="online", calibration__score=(0.0,) * 8)
+    result = dataclasses.replace(result, calibration=dataclasses.replace(result.calibration, permissiveness=0.5))
+    panel = overlay.draw(result)[-overlay._PANEL :]
+    assert result.trial.need > 0.5
+    assert (panel == overlay._FAIL).all(axis=-1).any()
+    assert not (panel == overlay._PASS).all(axis=-1).any()
