@@ -20,6 +20,7 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
+from flashvla_ros.evaluation.summary import ALL, suites_in
 from flashvla_ros.vla.checkpoint import load_config
 from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_save
 from training.trainer import FitConfig
@@ -146,7 +147,7 @@ def model_card(run: Path, results: Sequence[Mapping[str, Any]], name: str, note:
             training="; then ".join(_training(part) for part in parts),
             seed=results[0]["meta"]["seeds"][0],
             modes=_modes(results),
-            tables=_tables([row for result in results for row in result["rows"]]),
+            tables=_tables(results),
             experts=texts["experts"],
             action=texts["action"],
             made="\n    ".join([made, *([] if libero else _fit_commands(parts))]),
@@ -226,8 +227,13 @@ def _modes(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines.values())
 
 
-def _tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
+def _tables(results: Sequence[Mapping[str, Any]]) -> str:
+    parts, rows = [], []
+    several = len(suites_in(row["task"] for result in results for row in result["rows"])) > 1
+    for result in results:
+        suites = suites_in(row["task"] for row in result["rows"])
+        alone = several and len(suites) == 1  # its total has no name where it comes from a file of its own
+        rows += [row | {"task": suites[0]} if alone and row["task"] == ALL else row for row in result["rows"]]
     for name, chosen in markdown.tables(rows):
         parts += [*([f"### {name}"] if name else []), markdown.success_table(chosen), markdown.cost_table(chosen)]
     return "\n\n".join(parts)

@@ -334,6 +334,20 @@ def test_the_card_of_a_policy_for_libero_says_how_it_was_made(pointing: Path, tm
     assert "flashvla-ros eval --checkpoint RUNS/plain/checkpoint" in card
 
 
+def test_a_card_of_one_file_a_suite_has_a_table_for_each(pointing: Path, tmp_path: Path) -> None:
+    run, files = tmp_path / "plain", [tmp_path / "official.json", tmp_path / "permuted.json"]
+    fit(pointing, run, CONFIG)
+    for file, suite in zip(files, ("libero_object", "libero_object_permuted"), strict=True):
+        write_evaluation(file, run)
+        results = json.loads(file.read_text())
+        results["rows"][0]["task"] = f"{suite}/0"
+        file.write_text(json.dumps(results))
+    publish(run, files, tmp_path / "models")
+    card = (tmp_path / "models" / "README.md").read_text()
+    assert card.index("### libero_object\n") < card.index("### libero_object_permuted\n")
+    assert card.count("49/50") == 4
+
+
 def test_run_that_exists_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     fit(data, tmp_path, CONFIG)
     with pytest.raises(FlashVLAError, match="--resume"):
