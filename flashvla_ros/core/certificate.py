@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashvla_ros import __version__
+import flashvla_ros
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.core.parameter import Value
@@ -94,7 +94,7 @@ class Certificate:
         """Say whether `settings` on the weights with this fingerprint are certified, and by what or why not."""
         if checkpoint != self.checkpoint:
             return False, f"not certified: the certificate is of another checkpoint ({self.checkpoint[:12]})"
-        if self.version != __version__:
+        if self.version != flashvla_ros.__version__:
             return False, f"not certified: the certificate is of version {self.version} of this package"
         now = compared(settings)
         changed = [name for name, value in now.items() if _plain(value) != _plain(self.settings.get(name))]

@@ -129,7 +129,7 @@ class Live:
         callbacks = {subscription.topic_name: subscription.callback for subscription in heard}
         for each in sent:
             now_s = each.time_ns * 1e-9
-            callbacks[each.topic](each.message)
+            callbacks[each.topic](each.message, *([{}] if each.topic.endswith("/image") else []))
         inputs.close()
         return getattr(worker, "posted", [])
 
