@@ -20,7 +20,7 @@ from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
 from flashvla_ros.evaluation import markdown
 from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
-from flashvla_ros.evaluation.summary import ALL, suites_in
+from flashvla_ros.evaluation.summary import suites_in
 from flashvla_ros.vla.checkpoint import load_config
 from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_save
 from training.trainer import FitConfig
@@ -228,14 +228,12 @@ def _modes(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tables(results: Sequence[Mapping[str, Any]]) -> str:
-    parts, rows = [], []
-    several = len(suites_in(row["task"] for result in results for row in result["rows"])) > 1
+    parts = []
     for result in results:
-        suites = suites_in(row["task"] for row in result["rows"])
-        alone = several and len(suites) == 1  # its total has no name where it comes from a file of its own
-        rows += [row | {"task": suites[0]} if alone and row["task"] == ALL else row for row in result["rows"]]
-    for name, chosen in markdown.tables(rows):
-        parts += [*([f"### {name}"] if name else []), markdown.success_table(chosen), markdown.cost_table(chosen)]
+        suites = suites_in(row["task"] for row in result["rows"]) if len(results) > 1 else []
+        for name, chosen in markdown.tables(result["rows"]):
+            title = name or "".join(suites)  # of a file with one suite the table has no name
+            parts += [*([f"### {title}"] if title else []), markdown.success_table(chosen), markdown.cost_table(chosen)]
     return "\n\n".join(parts)
 
 
