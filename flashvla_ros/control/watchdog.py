@@ -96,14 +96,11 @@ class Watchdog:
                 self._held_until_s = now_s + _HEARTBEAT_S
         if now_s >= self._held_until_s:
             return
-        if self._worker.state is State.RUNNING:
-            self._worker.stop(
-                Reason.IMAGE_TIMEOUT,
-                f"this process was suspended; what was sent to it meanwhile, such as an emergency stop, may come "
-                f"{_HEARTBEAT_S:g} s late, so the robot is held for that time",
-            )
-        else:
-            self._worker.discard()
+        self._worker.keep_at_rest(
+            Reason.IMAGE_TIMEOUT,
+            f"this process was suspended; what was sent to it meanwhile, such as an emergency stop, may come "
+            f"{_HEARTBEAT_S:g} s late, so the robot is held for that time",
+        )
 
     def _check_command(self, now_s: float) -> None:
         """Stop a robot whose command is older than any step may take, whatever kept the steps from their end."""
@@ -119,15 +116,11 @@ class Watchdog:
 
     def _check_cameras(self, now_s: float, limit_s: float) -> None:
         camera, arrived_s = min(list(self._arrived_s.items()), key=lambda arrival: arrival[1])
-        if now_s - arrived_s <= limit_s:
-            return
-        if self._worker.state is State.RUNNING:
-            self._worker.stop(
+        if now_s - arrived_s > limit_s:
+            self._worker.keep_at_rest(
                 Reason.IMAGE_TIMEOUT,
                 f"no image of camera {camera!r} for {now_s - arrived_s:.2f} s (control.image_timeout_s is {limit_s:g})",
             )
-        else:
-            self._worker.discard()
 
     def start(self) -> None:
         """Start looking."""

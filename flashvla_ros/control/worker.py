@@ -187,14 +187,20 @@ class Worker:
                 self.state, self.stopped_by = State.STOPPED, Stop(cause, detail, command, positions)
                 self._on_stop(self.stopped_by)
 
+    def keep_at_rest(self, cause: Reason, detail: str) -> None:
+        """Stop a robot that moves; of one that stands, only drop the step in progress, whose command would move it."""
+        with self._lock:
+            if self.state is State.RUNNING:
+                self.stop(cause, detail)
+            else:
+                self.discard()
+
     @contextlib.contextmanager
     def changing(self, settings: Settings) -> Iterator[None]:
         """Hand on nothing while `settings` come into force; a robot that moves is stopped before a dry run begins."""
         with self._lock:
             if settings.control.dry_run and not self.settings.control.dry_run:
-                self.discard()  # a step under way may have been made to be sent
-                if self.state is State.RUNNING:
-                    self.stop(Reason.DRY_RUN, "control.dry_run is true: commands are computed and not sent")
+                self.keep_at_rest(Reason.DRY_RUN, "control.dry_run is true: commands are computed and not sent")
                 self._published = None  # whatever else may command it now, a stop of ours must not
             yield
 

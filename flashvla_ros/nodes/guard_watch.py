@@ -8,7 +8,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 
-from flashvla_ros.control.worker import State, Worker
+from flashvla_ros.control.worker import Worker
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.nodes import interfaces
 
@@ -73,7 +73,5 @@ class GuardWatch:
             return
         missing = self.missing
         self._worker.held = bool(missing)
-        if missing and self._worker.state is State.RUNNING:
-            self._worker.stop(Reason.GUARD, missing)
-        elif missing:
-            self._worker.discard()
+        if missing:
+            self._worker.keep_at_rest(Reason.GUARD, missing)
