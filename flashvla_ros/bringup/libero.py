@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
-from flashvla_ros.core.files import read_json
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import user_path
 from flashvla_ros.sim.libero.protocol import CAMERAS, is_libero, render_for, statistics_key
 from flashvla_ros.sim.tasks import find_task
 
 ROBOTS = ("demo", "libero")
-_STATISTICS = "dataset_statistics.json"  # goes before norm_stats of config.json
 
 
 class LiberoParameters(NamedTuple):
@@ -37,23 +35,27 @@ def check_robot(robot: str, task: str) -> bool:
     return robot == "libero"
 
 
-def libero_parameters(checkpoint: str, task: str) -> LiberoParameters:
-    """Return what a task and a checkpoint ask of the two nodes.
+def libero_parameters(checkpoint: str, task: str, given: Collection[str] = ()) -> LiberoParameters:
+    """Return what a task and a checkpoint ask of the two nodes, but for the policy node's `given` parameters.
 
     Raises:
         FlashVLAError: LIBERO is not installed, or the checkpoint is none, or none of this suite.
     """
+    from flashvla_ros.vla.checkpoint import load_config  # brings torch, which no other bringup needs
+
     find_task(task)
     if not checkpoint:
         raise CheckpointError("the demo policy does not know LIBERO: give a checkpoint that was trained on its suite")
-    folder = user_path(checkpoint)
-    config = read_json(folder / "config.json", CheckpointError)
-    own = folder / _STATISTICS
-    known = read_json(own, CheckpointError) if own.is_file() else config.get("norm_stats", {})
-    size = int(config["image_sizes"][0]) if config.get("image_sizes") else 224
-    images = int(config.get("num_images_in_input", 1))
+    config = load_config(user_path(checkpoint))
+    size, images = config.towers[0].image_size, config.num_images_in_input
+    if images > len(CAMERAS):
+        raise CheckpointError(
+            f"the checkpoint sees {images} cameras (num_images_in_input), and LIBERO has {len(CAMERAS)}"
+        )
     render = render_for(size)
-    policy: dict[str, Value] = {"model.unnorm_key": statistics_key(task, known)}
-    policy |= {"model.center_crop": 1.0} if render == "fast" else {}
+    policy: dict[str, Value] = {"model.center_crop": 1.0} if render == "fast" else {}
     policy |= {"camera.names": CAMERAS} if images > 1 else {}
-    return LiberoParameters(policy, {"render": render, "image_size": size, "cameras": images})
+    if "model.unnorm_key" not in given:
+        policy["model.unnorm_key"] = statistics_key(task, config.norm_stats)
+    own = {name: value for name, value in policy.items() if name not in given}
+    return LiberoParameters(own, {"render": render, "image_size": size})

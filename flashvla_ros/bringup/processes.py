@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flashvla_ros.bringup import cameras
 from flashvla_ros.bringup.libero import check_robot, libero_parameters
 from flashvla_ros.cli.parameter_files import given_values, overriding, read_parameters
 from flashvla_ros.cli.yaml_files import read_yaml
@@ -17,13 +18,11 @@ from flashvla_ros.core.errors import FlashVLAError, SettingsError, unknown_name
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.nodes.interfaces import UNGUARDED
-from flashvla_ros.sim.libero.protocol import CAMERAS
 
 POLICY, GUARD, ROBOT = "flashvla", "guard", "robot"
 _GUARDED = ("command", "gripper_command")  # topics that go through the guard
 _HEARD = ("emergency_stop", "joint_states", "end_effector_pose")  # topics that policy and guard both read
 _MEANING = ("action.names", "action.kinds", "action.dt_s", "command.type", "command.frame_id")
-_COMPRESSED = "/compressed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Bringup:
             raise SettingsError("episodes and lock_step belong to the simulated robot, but a camera was given")
         policy = self._policy()
         guard = (self._guard(policy),) if self._guarded else ()
-        return (policy, *guard) if self.camera else (policy, *guard, self._robot())
+        return (policy, *guard) if self.camera else (policy, *guard, self._robot(policy))
 
     @classmethod
     def from_text(cls, values: Mapping[str, str]) -> Bringup:
@@ -162,7 +161,7 @@ class Bringup:
 
     def _guard(self, policy: Process) -> Process:
         """The guard reads what the policy's commands mean from the policy's parameters; its limits are its own."""
-        given = {**self._given(policy.files), **policy.parameters}
+        given = self._told(policy)
         parameters = {name: given[name] for name in _MEANING if name in given}
         files = (_existing(self.guard_params),) if self.guard_params else ()
         if not self.camera and not files:
@@ -175,6 +174,10 @@ class Bringup:
             parameters["use_sim_time"] = True
         remappings = tuple(rule for rule in self._rules if rule[0] in (*_GUARDED, *_HEARD))
         return Process(GUARD, files, parameters, remappings, self.namespace, self.log_level)
+
+    def _told(self, policy: Process) -> dict[str, Value]:
+        """Return all that the policy node is told."""
+        return {**self._given(policy.files), **policy.parameters}
 
     def _given(self, files: Sequence[Path]) -> dict[str, Value]:
         """Return what parameter files say to the policy node."""
@@ -199,30 +202,28 @@ class Bringup:
             parameters["model.checkpoint"] = _folder(self.checkpoint)
         if self.policy:
             parameters["model.remote"] = self.policy
+        own = (_existing(self.params),) if self.params else ()
         if self._libero and not self.policy:
-            parameters = {**libero_parameters(self.checkpoint, self.task).policy, **parameters}
+            given = self._given(own) | parameters
+            parameters = {**libero_parameters(self.checkpoint, self.task, given).policy, **parameters}
         if self.camera:
-            cameras = _cameras(self.camera)
-            compressed = _are_compressed(cameras.values())
-            parameters["camera.compressed"] = compressed
-            if "" not in cameras:
-                parameters["camera.names"] = tuple(cameras)
-            end = _COMPRESSED if compressed else ""
-            images = ((f"{name}/image{end}" if name else f"image{end}", topic) for name, topic in cameras.items())
+            named, ending = cameras.parse(self.camera)
+            parameters["camera.compressed"] = bool(ending)
+            if "" not in named:
+                parameters["camera.names"] = tuple(named)
+            images = ((f"{name}/image{ending}" if name else f"image{ending}", topic) for name, topic in named.items())
             remappings = (*images, *remappings)
             parameters.update({"node.instruction": self.instruction} if self.instruction else {})
         if self.lock_step or self.use_sim_time:
             parameters["use_sim_time"] = True
-        files = () if self.camera else (self._defaults,)
-        if self.params:
-            files = (*files, _existing(self.params))
+        files = own if self.camera else (self._defaults, *own)
         if not self.policy:  # what nobody sets is as the checkpoint's certificate has it
             certified = shipped(Path(_folder(self.checkpoint)) if self.checkpoint else share_path("models", "demo"))
             given = self._given(files) if certified else {}
             parameters = {**{name: value for name, value in certified.items() if name not in given}, **parameters}
         return Process(POLICY, files, parameters, remappings, self.namespace, self.log_level)
 
-    def _robot(self) -> Process:
+    def _robot(self, policy: Process) -> Process:
         # The table of tasks needs no simulator, and a misspelt name is better refused before anything starts.
         from flashvla_ros.sim.tasks import check_name
 
@@ -234,9 +235,10 @@ class Bringup:
             "lock_step": self.lock_step,
         }
         parameters.update({"instruction": self.instruction} if self.instruction else {})
-        parameters.update({"cameras": len(CAMERAS)} if self.overrides.get("camera.names") == CAMERAS else {})
+        names: Any = self._told(policy).get("camera.names", ())
+        parameters.update(cameras.simulated(names))
         if self._libero and not self.policy:
-            parameters.update(libero_parameters(self.checkpoint, self.task).robot)
+            parameters.update(libero_parameters(self.checkpoint, self.task, {"model.unnorm_key"}).robot)
         return Process(ROBOT, (self._defaults,), parameters, (), self.namespace, self.log_level)
 
 
@@ -266,30 +268,6 @@ def _value(name: str, text: str, kind: type) -> Any:
         if type(value := json.loads(text.lower())) is kind:
             return value
     raise SettingsError(f"{name} must be {'true or false' if kind is bool else 'a whole number'}, got {text!r}")
-
-
-def _cameras(text: str) -> dict[str, str]:
-    """Return each camera's topic by its name; one without a name has an empty one."""
-    words = text.split()
-    if len(words) == 1 and ":=" not in text:
-        return {"": words[0]}
-    cameras: dict[str, str] = {}
-    for word in words:
-        name, arrow, topic = word.partition(":=")
-        if not (name and arrow and topic) or name in cameras:
-            raise SettingsError(
-                f"several cameras have the form name:=topic, such as front:=/front/image_raw wrist:=/wrist/image_raw, "
-                f"each with a name of its own, got {word!r}"
-            )
-        cameras[name] = topic
-    return cameras
-
-
-def _are_compressed(topics: Collection[str]) -> bool:
-    compressed = [topic for topic in topics if topic.endswith(_COMPRESSED)]
-    if compressed and len(compressed) < len(topics):
-        raise SettingsError(f"cameras are all raw or all compressed, but of {sorted(topics)} only {compressed} are")
-    return bool(compressed)
 
 
 def _remapping(rule: str, space: str) -> tuple[str, str]:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import rclpy
+import yaml
+from checkpoints import tiny_config
 from rclpy.context import Context
 from rclpy.node import Node
 from std_msgs.msg import String
 
+from flashvla_ros.bringup import cameras
 from flashvla_ros.bringup.monitor import Monitor
 from flashvla_ros.bringup.processes import Bringup, Process, refuse_unknown
 from flashvla_ros.core.certificate import certification
@@ -284,23 +287,81 @@ def test_another_robots_task_is_refused():
             Bringup(robot=robot, task=task).processes()
 
 
-def test_libero_takes_images_and_statistics_from_the_checkpoint(tmp_path, monkeypatch):
+@pytest.fixture
+def libero_checkpoint(tmp_path, monkeypatch):
+    """Return a function that writes a checkpoint's config.json and returns a bringup of it."""
     monkeypatch.setattr("flashvla_ros.bringup.libero.find_task", lambda task: task)  # needs LIBERO
-    config = {"image_sizes": [224, 224], "num_images_in_input": 2, "norm_stats": {"libero_object_no_noops": {}}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    asked = Bringup(robot="libero", task="libero_object/3", checkpoint=str(tmp_path))
+
+    def write(**values) -> Bringup:
+        config = tiny_config(norm_stats={"libero_object_no_noops": {}}).to_dict()
+        (tmp_path / "config.json").write_text(json.dumps(config | values))
+        return Bringup(robot="libero", task="libero_object/3", checkpoint=str(tmp_path))
+
+    return write
+
+
+def test_libero_takes_images_and_statistics_from_the_checkpoint(libero_checkpoint):
+    asked = libero_checkpoint(num_images_in_input=2)
     policy, guard, robot = asked.processes()
     settings = settings_of(policy)
     assert settings.model.unnorm_key == "libero_object_no_noops"
-    assert settings.model.center_crop == 0.9
+    assert settings.model.center_crop == 1.0  # a tiny checkpoint's pictures are fast ones
     assert settings.camera.names == ("agentview", "robot0_eye_in_hand")
     assert (settings.action.dt_s, settings.command.gripper) == (0.05, (-1.0, 1.0))
-    assert {"task": "libero_object/3", "render": "official", "cameras": 2}.items() <= robot.parameters.items()
+    assert {"task": "libero_object/3", "render": "fast", "cameras": 2}.items() <= robot.parameters.items()
     assert guard.files == robot.files
     with pytest.raises(FlashVLAError, match="no statistics of libero_goal"):
         dataclasses.replace(asked, task="libero_goal/3").processes()
     with pytest.raises(FlashVLAError, match="give a checkpoint"):
         dataclasses.replace(asked, checkpoint="").processes()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"num_images_in_input": 3}, "sees 3 cameras"),
+        ({"num_images_in_input": "two"}, "num_images_in_input must be of type int"),
+        ({"image_sizes": "big", "vision_config": None}, "vision_backbone_id"),
+        ({"norm_stats": None}, "norm_stats is missing"),
+        ({"norm_stats": []}, "norm_stats"),
+    ],
+)
+def test_a_checkpoint_that_libero_cannot_use_is_refused_in_one_line(libero_checkpoint, values, says):
+    with pytest.raises(FlashVLAError, match=says) as error:
+        libero_checkpoint(**values).processes()
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_user_says_of_libero_goes_before_what_the_checkpoint_says(libero_checkpoint, tmp_path):
+    asked = libero_checkpoint(num_images_in_input=2)
+    file = tmp_path / "mine.yaml"
+    own = {"model": {"unnorm_key": "mine", "center_crop": 0.8}, "camera": {"names": ["front"]}}
+    file.write_text(yaml.safe_dump({"flashvla": {"ros__parameters": own}}))
+    values = {"model.unnorm_key": "mine", "model.center_crop": 0.8, "camera.names": ("front",)}
+    for told in ({"params": str(file)}, {"overrides": values}):
+        policy, _, robot = dataclasses.replace(asked, task="libero_goal/3", **told).processes()
+        settings = settings_of(policy)
+        assert (settings.model.unnorm_key, settings.model.center_crop) == ("mine", 0.8)
+        assert settings.camera.names == ("front",)
+        assert robot.parameters["camera"] == "front" and "cameras" not in robot.parameters
+
+
+@pytest.mark.parametrize(
+    ("names", "parameters"),
+    [
+        ((), {}),
+        (("front",), {"camera": "front"}),
+        (("robot0_eye_in_hand",), {"cameras": 2}),
+        (("robot0_eye_in_hand", "agentview"), {"cameras": 2}),
+    ],
+)
+def test_the_simulated_robot_has_the_cameras_that_the_policy_listens_to(names, parameters):
+    assert cameras.simulated(names) == parameters
+
+
+def test_cameras_that_the_simulated_robot_lacks_are_refused():
+    with pytest.raises(FlashVLAError, match="has agentview and robot0_eye_in_hand"):
+        Bringup(overrides={"camera.names": ("left", "right")}).processes()
 
 
 @pytest.mark.parametrize("decoder", ["x", "1x2", 3, "0x1x1"])

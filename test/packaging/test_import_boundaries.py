@@ -41,7 +41,7 @@ ALLOWED_ROOMS = {
     "doctor": {"bags", "bench", "cli", "control", "core", "gate", "messages", "msg", "remote", "sim", "vla"},
     "nodes": {"cli", "control", "core", "gate", "messages", "msg", "remote", "sim", "view", "vla"},
     "guard": {"cli", "control", "core", "messages", "nodes"},
-    "bringup": {"bags", "cli", "core", "gate", "guard", "msg", "nodes", "sim"},
+    "bringup": {"bags", "cli", "core", "gate", "guard", "msg", "nodes", "sim", "vla"},
 }
 
 _OURS = re.compile(r"(flashvla_ros|benchmarks|training)(\.\w+)*\.?")
