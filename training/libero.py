@@ -28,8 +28,8 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import FloatArray, ImageArray, Observation
 from flashvla_ros.sim.libero.cameras import FAST, SCENE_ROWS, SCENE_SHARE, near_camera
-from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, SUITES
-from flashvla_ros.sim.libero.scene import FIRST_DRAWN, LiberoScene
+from flashvla_ros.sim.libero.protocol import CONTROLS, FIRST_DRAWN, PERMUTED, SUITES
+from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
 from flashvla_ros.sim.simulator import mujoco
 from flashvla_ros.sim.tasks import find_task
@@ -265,7 +265,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.libero", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of data, coarse, plain and dropout")
-    parser.add_argument("--tasks", type=int, nargs="+", default=list(range(10)), help="numbers in the suite (all)")
+    numbers = range(SUITES[SUITE].tasks)
+    parser.add_argument("--tasks", type=int, nargs="+", default=numbers, choices=numbers, help="of the suite (all)")
     parser.add_argument("--episodes", type=int, default=60, help="of each task (default %(default)s)")
     parser.add_argument("--steps", type=int, default=0, help="of each training (0: as in the recipe)")
     parser.add_argument("--seed", type=int, default=0, help="of the demonstrations (default %(default)s)")

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from flashvla_ros.cli.exits import exit_code
+from flashvla_ros.core.errors import FlashVLAError, SimulationError
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.libero.library import library
 from flashvla_ros.sim.libero.protocol import STEP_S, render_for
@@ -174,10 +175,21 @@ def instruction_for(name: str) -> str:
     return BEFORE + name.removesuffix("_1").replace("_", " ") + AFTER
 
 
+def object_in(scene: LiberoScene, instruction: str) -> str:
+    """Return the object's name, or refuse, with SimulationError, a scene or an instruction that is not about one."""
+    if (name := object_of(instruction)) in scene.objects and scene.container:
+        return name
+    raise SimulationError(
+        f"{scene.task}: the expert puts an object into the basket in the words of libero_object, got {instruction!r}"
+    )
+
+
 def play(tasks: Sequence[str], seeds: Sequence[int], film: Path | None, size: int) -> None:
     """Play episodes of libero_object and film them; print what came of each, how long it took, how many succeed."""
-    world = LiberoWorld(size, render_for(size))
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 1.0 / STEP_S, (size, size)) if film else None
+    if writer is not None and not writer.isOpened():
+        raise FlashVLAError(f"cannot write {film}: give a file .mp4 in a folder that exists")
+    world = LiberoWorld(size, render_for(size))
     solved = 0
     try:
         for task, seed in itertools.product(tasks, seeds):
@@ -194,7 +206,7 @@ def _play(world: LiberoWorld, task: Task, seed: int, writer: cv2.VideoWriter | N
     started = time.monotonic(), time.process_time()
     world.reset(task.name, seed)
     ready = time.monotonic()
-    expert, steps = LiberoExpert(world.scene, object_of(task.instruction)), 0
+    expert, steps = LiberoExpert(world.scene, object_in(world.scene, task.instruction)), 0
     while not (success := world.success(task.name)) and steps < task.max_steps:
         if writer is not None:
             writer.write(cv2.cvtColor(world.render(), cv2.COLOR_RGB2BGR))

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node", type=full_name, default=DEFAULT_NODE, help="policy node whose topics are recorded (%(default)s)"
     )
     parser.add_argument(
-        "--topics", type=full_name, nargs="+", default=[], metavar="TOPIC", help="record these topics instead"
+        "--topics", type=full_name, nargs="+", action="extend", default=[], metavar="TOPIC", help="record these topics"
     )
     parser.add_argument("--all", action="store_true", help="record every topic")
     parser.add_argument("--exclude", metavar="REGEX", help="never record these (/overlay; with --topics none)")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from flashvla_ros.core.types import POSE_NAMES
 
 Quaternion = tuple[float, float, float, float]  # x, y, z, w
 
@@ -31,6 +33,12 @@ def euler_of(quaternion: Sequence[float]) -> tuple[float, float, float]:
         math.asin(sine),
         math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)),
     )
+
+
+def named_pose(position: Iterable[float], quaternion: Iterable[float]) -> dict[str, float]:
+    """Return a pose [m, and a unit quaternion x, y, z, w] by the names of its dimensions, Euler angles [rad] too."""
+    place, turn = map(float, position), tuple(map(float, quaternion))
+    return dict(zip(POSE_NAMES, (*place, *euler_of(turn), *turn), strict=True))
 
 
 def normalised(quaternion: Sequence[float]) -> Quaternion:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suites.add_arguments(parser)
     parser.add_argument("--reference", default="dense", metavar="MODE", help="mode of flashvla-ros eval (%(default)s)")
     parser.add_argument(
-        "--candidates", nargs="+", default=CANDIDATES, metavar="MODE", help="from the safest to the fastest"
+        "--candidates", nargs="+", action="extend", metavar="MODE", help="from the safest to the fastest (five)"
     )
     parser.add_argument("--risk", type=float, default=0.05, help="most episodes that may fail by it (%(default)s)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the bound (%(default)s)")
@@ -62,21 +62,22 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
     """Return what is to be played; one line of error says what is wrong with the arguments."""
     if not (0.0 < args.risk < 1.0 and 0.0 < args.confidence < 1.0):
         raise FlashVLAError(f"--risk and --confidence lie between 0 and 1, got {args.risk:g} and {args.confidence:g}")
-    if any(name.startswith(OPEN_LOOP) for name in (args.reference, *args.candidates)):
+    modes = [args.reference, *(args.candidates or CANDIDATES)]
+    if any(name.startswith(OPEN_LOOP) for name in modes):
         raise FlashVLAError(f"{OPEN_LOOP} plays without looking: it is no --reference and no candidate")
     libero = bool(suites.chosen_tasks(args))
-    asked = {"modes": [args.reference, *args.candidates], "perturb": [NONE], "free_running": False}
+    asked = {"modes": modes, "perturb": [NONE], "free_running": False}
     if args.seed is None:  # LIBERO's seeds are its initial states; elsewhere nothing was tuned or trained on these
         asked["seed"] = 0 if libero else _FIRST_SEED
     if args.episodes is None and not libero:
         asked["episodes"] = _EPISODES
     evaluation = evaluation_of(argparse.Namespace(**{**vars(args), **asked}))
-    modes = tuple(mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP))
-    if moving := [mode.name for mode in modes if mode.settings(evaluation.shared).gate.calibration == "online"]:
+    looking = tuple(mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP))
+    if moving := [mode.name for mode in looking if mode.settings(evaluation.shared).gate.calibration == "online"]:
         raise FlashVLAError(f"{moving[0]} moves its thresholds: what its first episodes show certifies no later one")
-    if len(modes) < 2:
+    if len(looking) < 2:
         raise FlashVLAError(f"--candidates names nothing but the reference {args.reference}: there is nothing to try")
-    return dataclasses.replace(evaluation, modes=modes)
+    return dataclasses.replace(evaluation, modes=looking)
 
 
 def run(args: argparse.Namespace) -> int:

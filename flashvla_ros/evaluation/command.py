@@ -28,6 +28,8 @@ from flashvla_ros.sim.libero.protocol import render_for
 from flashvla_ros.sim.perturbation import ANYWHERE, NONE, PERTURBATIONS, can_perturb
 from flashvla_ros.sim.tasks import find_task
 
+_MODES = ("dense", "prune", "paper", "guarded")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -35,19 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modes",
         nargs="+",
-        default=["dense", "prune", "paper", "guarded"],
+        action="extend",
         metavar="MODE",
-        help=f"{', '.join(BUILT_IN)}, one of --modes-file, or NAME:parameter=value,… (dense prune paper guarded)",
+        help=f"{', '.join(BUILT_IN)}, one of --modes-file, or NAME:parameter=value,… ({' '.join(_MODES)})",
     )
     parser.add_argument("--episodes", type=int, metavar="N", help="of each mode and task (20; of LIBERO 50)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")
     parser.add_argument(
         "--perturb",
         nargs="+",
-        default=[NONE],
+        action="extend",
         choices=PERTURBATIONS,
         metavar="P",
-        help=f"{', '.join(PERTURBATIONS)} (%(default)s)",
+        help=f"{', '.join(PERTURBATIONS)} ({NONE})",
     )
     parser.add_argument("--free-running", action="store_true", help="the robot goes on while the model thinks")
     parser.add_argument(
@@ -60,11 +62,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video-episodes",
         nargs="+",
+        action="extend",
         metavar="TASK:MODE:SEED[:P]",
-        help="episodes to film (the first seed of each task in the last mode)",
+        help="episodes to film (the first seed of each task in the last mode that looks)",
     )
     parser.add_argument(
-        "--report", type=Path, nargs="+", metavar="F.json", help="play nothing: make one page of these files"
+        "--report",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="F.json",
+        help="play nothing: make one page of these files",
     )
     add_fanout_arguments(parser)
 
@@ -74,7 +82,7 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
     checkpoint = args.checkpoint or share_path("models", "demo")
     if (args.episodes is not None and args.episodes < 1) or args.seed < 0:
         raise FlashVLAError(f"--episodes must be at least 1 and --seed at least 0, got {args.episodes} and {args.seed}")
-    perturbations = tuple(dict.fromkeys(args.perturb))
+    perturbations = tuple(dict.fromkeys(args.perturb or [NONE]))
     chosen = suites.chosen_tasks(args)
     tasks = tuple(chosen or (find_task(task).name for task in args.tasks or known_tasks(checkpoint)))
     for name in perturbations:
@@ -82,7 +90,7 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
             needs = f"another scene than LIBERO's, which has {', '.join(ANYWHERE)}"
             needs = needs if chosen else "a task that shares its scene with another"
             raise FlashVLAError(f"{name} needs {needs}, got {', '.join(tasks)}")
-    overrides, modes = parse_overrides(args.set), args.modes
+    overrides, modes = parse_overrides(args.set), args.modes or _MODES
     presets: dict[str, Any] = {}
     render = "official"
     seeds = range(args.seed, args.seed + (args.episodes or 20))

@@ -20,6 +20,7 @@ from flashvla_ros.core.types import ActionSpec, FloatArray
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP, TapePolicy, UnseenWorld
 from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.libero.protocol import is_libero
+from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.rollout import Outcome, roll_out
 
 # Groups of parameters that reach no episode without ROS.
@@ -103,20 +104,26 @@ def run_job(job: Job) -> Record:
     return record_of(play(job, cost.add), cost)
 
 
-def play(job: Job, on_step: Callable[[StepResult], None], rule: Policy | None = None) -> Outcome:
-    """Run one episode in this process and show every control step to `on_step`; `rule` plays in the model's place."""
+def play(
+    job: Job, on_step: Callable[[StepResult], None], rule: Policy | None = None, *, shown: bool = False
+) -> Outcome:
+    """Run one episode in this process and show every control step to `on_step`.
+
+    `rule` plays in the model's place. Where an episode without looking is `shown`, its steps have their images all the
+    same.
+    """
     policy: Any = policy_of(job.settings.model)
     config = policy.model.config
     # Images of the size that the policy sees, so that none is resized on the way.
-    shown = config.towers[0].image_size, job.render, config.num_images_in_input
-    if (key := (is_libero(job.plan.task.name), *shown)) not in _WORLDS:
+    images = config.towers[0].image_size, job.render, config.num_images_in_input
+    if (key := (is_libero(job.plan.task.name), *images)) not in _WORLDS:
         from flashvla_ros.sim.world import make_world  # in the workers only, which need MuJoCo
 
-        _WORLDS[key] = make_world(job.plan.task.name, *shown)
+        _WORLDS[key] = make_world(job.plan.task.name, *images)
     world = _WORLDS[key]
     if job.open_loop:
-        tape = _tape(dataclasses.replace(job, open_loop=False, plan=_other_start(job.plan)))
-        policy, world = TapePolicy(tape, job.settings.action.dt_s), UnseenWorld(world)
+        tape = _tape(dataclasses.replace(job, open_loop=False, free_running=False, plan=_other_start(job.plan)))
+        policy, world = TapePolicy(tape, job.settings.action.dt_s), world if shown else UnseenWorld(world)
     stepper = Stepper(rule or policy, ActionSpec.of(job.settings.action))
     return roll_out(world, stepper, job.plan, job.settings, on_step, free_running=job.free_running)
 
@@ -134,7 +141,8 @@ _TAPES = 2  # starts that are tried until one ends in success; a failed one take
 
 
 def _other_start(plan: EpisodePlan, number: int = 0) -> EpisodePlan:
-    return dataclasses.replace(plan, seed=_FIRST_TAPE + number)
+    """Every tick of a tape has a command: no image is lost, and the robot waits for each."""
+    return dataclasses.replace(plan, seed=_FIRST_TAPE + number, perturbation=NONE)
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,7 +11,8 @@ from typing import Any
 from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
-from flashvla_ros.sim.libero.protocol import INITIAL_STATES, PERMUTED, base_suite, is_libero, statistics_key
+from flashvla_ros.sim.libero.library import initial_states, task_files
+from flashvla_ros.sim.libero.protocol import FIRST_DRAWN, PERMUTED, base_suite, is_libero, statistics_key
 from flashvla_ros.sim.tasks import TASKS, find_task
 
 
@@ -19,14 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what is played: by which checkpoint, under which settings, and what only LIBERO has."""
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of the checkpoint (the demo policy)")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help=f"those that the checkpoint knows; {', '.join(TASKS)}"
+        "--tasks",
+        nargs="+",
+        action="extend",
+        metavar="TASK",
+        help=f"those that the checkpoint knows; {', '.join(TASKS)}",
     )
     parser.add_argument(
-        "--suite", nargs="+", default=[], metavar="S", help="of LIBERO: libero_object, or a variation of it, …_permuted"
+        "--suite",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="S",
+        help="of LIBERO: libero_object, or a variation of it, …_permuted",
     )
     parser.add_argument("--modes-file", type=Path, metavar="YAML", help="more modes (config/eval_modes.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for every mode")
-    parser.add_argument("--states", metavar="A:B", help="initial states A to B - 1 of each task (0:50)")
+    parser.add_argument("--states", metavar="A:B", help="initial states A to B - 1 of each task (all)")
     parser.add_argument(
         "--render",
         choices=("official", "fast"),
@@ -35,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tasks_of(suite: str) -> list[str]:
-    """Return the names of the tasks of a suite or of a variation of one."""
+    """Return the names of the tasks of a suite or of a variation of one; refuse, with FlashVLAError, one task."""
+    if is_libero(suite):
+        raise FlashVLAError(f"--suite takes the name of a suite, such as libero_object: give {suite} to --tasks")
     return [f"{suite}/{number}" for number in range(base_suite(suite).tasks)]
 
 
@@ -66,15 +78,27 @@ def chosen_states(args: argparse.Namespace, tasks: Sequence[str]) -> range:
         FlashVLAError: ``--states`` is of another form, or beyond the official states of a task.
     """
     if args.states is None:
-        seeds = range(args.seed, args.seed + (args.episodes or INITIAL_STATES))
+        seeds = range(args.seed, args.seed + (args.episodes or _fewest_states(tasks)[0]))
+    elif args.seed or args.episodes:
+        raise FlashVLAError("--states says which episodes: leave --episodes and --seed away")
     elif (match := re.fullmatch(r"(\d+):(\d+)", args.states)) and int(match[1]) < int(match[2]):
         seeds = range(int(match[1]), int(match[2]))
     else:
         raise FlashVLAError(f"--states takes A:B with A below B, such as 0:10, got {args.states!r}")
-    official = [task for task in tasks if not task.partition("/")[0].endswith(PERMUTED)]
-    if official and seeds[-1] >= INITIAL_STATES:
-        raise FlashVLAError(f"{official[0]} has the initial states 0 to {INITIAL_STATES - 1}, got {seeds[-1]}")
+    check_states(tasks, seeds[-1])
     return seeds
+
+
+def check_states(tasks: Sequence[str], last: int) -> None:
+    """Refuse, with FlashVLAError, a number of an initial state that one of the tasks does not have."""
+    official = [task for task in tasks if not task.partition("/")[0].endswith(PERMUTED)]
+    count, task = _fewest_states(official) if official else (FIRST_DRAWN, tasks[0])
+    if last >= count:
+        raise FlashVLAError(f"{task} has the initial states 0 to {count - 1}, got {last}")
+
+
+def _fewest_states(tasks: Sequence[str]) -> tuple[int, str]:
+    return min((len(initial_states(task_files(task))), task) for task in tasks)
 
 
 def presets(task: str, render: str, known: Collection[str] | None) -> dict[str, Any]:

@@ -12,7 +12,10 @@ import cv2
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.evaluation.jobs import Job, play
+from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 from flashvla_ros.evaluation.plan import Evaluation
+from flashvla_ros.evaluation.suites import check_states
+from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.view.overlay import draw
 
@@ -34,7 +37,8 @@ def parse_episodes(evaluation: Evaluation, texts: Sequence[str] | None) -> list[
         FlashVLAError: A text has another form, or names what there is not.
     """
     if not texts:
-        mode, first = evaluation.modes[-1], evaluation.seeds[0]
+        looking = [mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP)]
+        mode, first = (looking or evaluation.modes)[-1], evaluation.seeds[0]
         texts = [f"{task}:{mode.name}:{first}" for task in evaluation.tasks]
     by_name = {mode.name: mode for mode in evaluation.modes}
     films = []
@@ -45,6 +49,8 @@ def parse_episodes(evaluation: Evaluation, texts: Sequence[str] | None) -> list[
         if not name or not seed.isdecimal():
             modes = ", ".join(by_name)
             raise FlashVLAError(f"--video-episodes takes TASK:MODE:SEED[:P] with a mode of {modes}, got {text!r}")
+        if is_libero(task):
+            check_states([task], int(seed))
         job = evaluation.job(by_name[name], task, perturbation or NONE, int(seed))
         label = "-".join(part for part in (task, name, seed, perturbation) if part)
         films.append(Film("".join(c if c.isalnum() or c in "-_.=" else "_" for c in label), job))
@@ -65,7 +71,7 @@ def write(film: Film, folder: Path) -> str:
     rate_hz = 1.0 / film.job.settings.action.dt_s
     writer = _Writer(path, rate_hz)
     try:
-        outcome = play(film.job, writer.step)
+        outcome = play(film.job, writer.step, shown=True)
     finally:
         writer.close()
     return f"{path}: {'success' if outcome.success else 'failure'} in {outcome.steps} steps, {outcome.reused} reused"

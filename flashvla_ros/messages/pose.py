@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from flashvla_ros.core.errors import ObservationError
-from flashvla_ros.core.rotations import euler_of, normalised
-from flashvla_ros.core.types import POSE_NAMES
+from flashvla_ros.core.rotations import named_pose, normalised
 
 
 def in_frame(message: Any, frame: str) -> bool:
@@ -39,4 +38,4 @@ def pose_values(message: Any, frame: str) -> dict[str, float]:
         quaternion = normalised((turn.x, turn.y, turn.z, turn.w))
     except ValueError as error:
         raise ObservationError(f"end_effector_pose: {error}") from error
-    return dict(zip(POSE_NAMES, (*place, *euler_of(quaternion), *quaternion), strict=True))
+    return named_pose(place, quaternion)

@@ -40,7 +40,7 @@ class RobotFrames:
             self._described = True
         header = Header(stamp=stamp, frame_id=ROOT)
         poses = world.scene.link_poses()
-        hand = next(link for link in poses if link.name == world.scene.hand)
+        hand = world.scene.hand_pose
         pose = Pose(position=Point(**_axes(hand.position)), orientation=_quaternion(hand))
         self._hand.publish(PoseStamped(header=header, pose=pose))
         if self._frames is not None:

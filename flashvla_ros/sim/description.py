@@ -42,7 +42,13 @@ class LinkPose(NamedTuple):
 
 def link_poses(model: Any, data: Any) -> list[LinkPose]:
     """Return the pose of every link of the arm."""
-    return [LinkPose(model.body(i).name, data.xpos[i].copy(), np.roll(data.xquat[i], -1)) for i in _links(model)]
+    return [link_pose(data, model.body(index).name) for index in _links(model)]
+
+
+def link_pose(data: Any, name: str) -> LinkPose:
+    """Return the pose of one link."""
+    body = data.body(name)
+    return LinkPose(name, body.xpos.copy(), np.roll(body.xquat, -1))
 
 
 def urdf(model: Any, name: str) -> str:

@@ -18,6 +18,7 @@ from flashvla_ros.control.assembler import Assembler
 from flashvla_ros.control.command_rules import gripper_scale
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
+from flashvla_ros.core.rotations import named_pose
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import FloatArray, Observation
 from flashvla_ros.sim.episode import Episode, EpisodePlan, action_from_command
@@ -99,10 +100,13 @@ def roll_out(
         nonlocal assembler
         if perturbation.drops(step):
             return None
-        images, now_s = world.images(), step * tick_s
+        images, now_s, scene = world.images(), step * tick_s, world.scene
         if assembler is None:
             assembler = Assembler(images, lambda: settings)
         assembler.take_instruction(episode.instruction)
+        joints, hand = scene.joint_positions, scene.hand_pose
+        assembler.take_joints(list(joints), list(joints.values()), now_s)
+        assembler.take_pose(named_pose(hand.position, hand.orientation), now_s)
         for camera in reversed(assembler.cameras):  # the first one's image completes the observation
             observation = assembler.take_image(camera, perturbation.image(images[camera], step), now_s, now_s)
         return observation

@@ -59,8 +59,6 @@ class Scene:
         placement_range: Least and greatest placement [3], which a reset draws from evenly.
     """
 
-    hand = description.HAND
-
     def __init__(self, task: Task, render_size: int) -> None:
         self._tasks = scene_tasks(task.scene)
         self._environments = {row.name: _environment(row) for row in self._tasks}
@@ -199,6 +197,11 @@ class Scene:
     def urdf(self) -> str:
         """Return the arm as a URDF."""
         return description.urdf(self._model, "sawyer")
+
+    @property
+    def hand_pose(self) -> description.LinkPose:
+        """Where the hand is."""
+        return description.link_pose(self._data, description.HAND)
 
     def link_poses(self) -> list[description.LinkPose]:
         """Return where the arm's links are."""

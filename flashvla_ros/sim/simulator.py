@@ -17,10 +17,10 @@ try:
     import metaworld.policies
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-except (ImportError, AttributeError) as error:  # PyOpenGL raises AttributeError where libEGL is missing
+except (ImportError, AttributeError, RuntimeError) as error:  # without libEGL, and of a MUJOCO_GL that it does not know
     raise SimulationError(
         f"MuJoCo cannot start ({error}); install the simulation with `{remedy('sim')}` and, for headless rendering, "
-        "the Debian packages libegl1 and libgl1-mesa-dri"
+        f"the Debian packages libegl1 and libgl1-mesa-dri; MUJOCO_GL is {os.environ['MUJOCO_GL']}, leave it unset"
     ) from error
 
 __all__ = ["ALL_V3_ENVIRONMENTS", "closed_with", "metaworld", "mujoco", "plain_renderer", "renderer"]

@@ -58,6 +58,7 @@ def find_task(name: str) -> Task:
     A task of LIBERO, such as ``libero_object/3``, is alone in its scene and done at the first success.
     """
     if is_libero(name):
+        name = "{}/{}".format(*split_task(name))  # one name a task: 03 is 3
         return Task(name, task_files(name).instruction, name, base_suite(name).max_steps, hold_steps=1)
     check_name(name)
     return TASKS[name]

@@ -9,9 +9,13 @@ import cv2
 import pytest
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.core.errors import SimulationError
+from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import jobs, markdown
 from flashvla_ros.evaluation.jobs import run_job
+from flashvla_ros.sim.perturbation import plan_episode
 
 try:
     import flashvla_ros.sim.world  # noqa: F401
@@ -59,6 +63,40 @@ def test_an_evaluation_is_played_once_and_films_are_the_same_episodes(
     capture = cv2.VideoCapture(str(film))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 20  # ten steps, and a second of the last one
     assert capture.read()[0]
+
+
+def test_a_film_is_of_a_mode_that_looks_and_a_replay_is_filmed_as_it_happens(
+    tmp_path: Path, short_episodes: None
+) -> None:
+    command = ["eval", "--tasks", "drawer-close", "--episodes", "1", "--modes", "dense", "open_loop", "--video"]
+    assert cli.main([*command, str(tmp_path / "first")]) == 0
+    assert [film.name for film in (tmp_path / "first").iterdir()] == ["drawer-close-dense-0.mp4"]
+    assert cli.main([*command, str(tmp_path / "second"), "--video-episodes", "drawer-close:open_loop:0"]) == 0
+    (film,) = (tmp_path / "second").iterdir()
+    capture = cv2.VideoCapture(str(film))
+    first, *_, last = (capture.read()[1].astype(int) for _ in range(10))
+    assert (abs(last - first) > 60).any()
+
+
+@pytest.mark.parametrize(("perturbation", "free_running"), [("frame_drops", False), ("none", True)])
+def test_a_replay_has_a_command_for_every_tick_whatever_disturbs_it(
+    perturbation: str, free_running: bool, short_episodes: None
+) -> None:
+    settings = Settings().with_values({"model.checkpoint": str(share_path("models", "demo")), "model.threads": 1})
+    played: list[dict[int, list[float]]] = []
+    for disturbed, free in (("none", False), (perturbation, free_running)):
+        steps: dict[int, list[float]] = {}
+        job = jobs.Job(settings, plan_episode("drawer-close", 5, disturbed), free, open_loop=True)
+        jobs.play(job, lambda result, into=steps: into.update({_tick(result): result.command[0].tolist()}))
+        played.append(steps)
+    as_recorded, replayed = played
+    assert sorted(as_recorded) == list(range(10))
+    assert len(replayed) >= 5
+    assert replayed == {step: as_recorded[step] for step in replayed}
+
+
+def _tick(result: StepResult) -> int:
+    return round(result.observation.stamp_s * 10)
 
 
 def test_a_film_that_cannot_be_written_is_one_line(

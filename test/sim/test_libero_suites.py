@@ -41,6 +41,16 @@ def options(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many states LIBERO has of each task, without LIBERO."""
+    counts = {"libero_object_with_mug/1": 10}
+    monkeypatch.setattr(suites, "task_files", lambda task: task)
+    monkeypatch.setattr(suites, "initial_states", lambda task: range(counts.get(task, 50)))
+    return counts
+
+
+@pytest.mark.usefixtures("states")
 @pytest.mark.parametrize(
     ("words", "first", "last"),
     [
@@ -51,7 +61,7 @@ def options(*words: str) -> argparse.Namespace:
     ],
 )
 def test_states_are_seeds(words: tuple[str, ...], first: int, last: int) -> None:
-    seeds = suites.chosen_states(options(*words), ["libero_object/0"])
+    seeds = suites.chosen_states(options(*words), ["libero_object/0", "libero_object/1"])
     assert (seeds[0], seeds[-1]) == (first, last)
 
 
@@ -62,21 +72,45 @@ def test_states_are_seeds(words: tuple[str, ...], first: int, last: int) -> None
         (("--states", "ten"), "A:B"),
         (("--states", "45:51"), "initial states 0 to 49, got 50"),
         (("--seed", "40", "--episodes", "20"), "initial states 0 to 49, got 59"),
+        (("--states", "0:10", "--episodes", "3"), "leave --episodes and --seed away"),
+        (("--states", "0:10", "--seed", "3"), "leave --episodes and --seed away"),
     ],
 )
+@pytest.mark.usefixtures("states")
 def test_states_that_are_not_there_are_refused(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(FlashVLAError, match=says):
         suites.chosen_states(options(*words), ["libero_object/0"])
 
 
-def test_permuted_states_have_no_end() -> None:
-    assert len(suites.chosen_states(options("--states", "0:200"), ["libero_object_permuted/0"])) == 200
+@pytest.mark.usefixtures("states")
+def test_a_variation_of_ten_states_has_ten_episodes() -> None:
+    tasks = ["libero_object_with_mug/0", "libero_object_with_mug/1"]
+    assert suites.chosen_states(options(), tasks) == range(10)
+    with pytest.raises(FlashVLAError, match="with_mug/1 has the initial states 0 to 9, got 10"):
+        suites.chosen_states(options("--states", "0:11"), tasks)
+
+
+@pytest.mark.usefixtures("states")
+def test_permuted_states_end_where_training_begins() -> None:
+    permuted = ["libero_object_permuted/0"]
+    assert suites.chosen_states(options(), permuted) == range(50)
+    assert len(suites.chosen_states(options("--states", "0:200"), permuted)) == 200
+    with pytest.raises(FlashVLAError, match="permuted/0 has the initial states 0 to 999999999"):
+        suites.chosen_states(options("--seed", str(10**9), "--episodes", "1"), permuted)
+
+
+def test_an_option_given_twice_adds_to_the_first() -> None:
+    words = ("--suite", "libero_object", "--suite", "libero_object_swap", "--modes", "dense", "--modes", "prune")
+    given = options(*words)
+    assert (given.suite, given.modes) == (["libero_object", "libero_object_swap"], ["dense", "prune"])
+    assert (options().suite, options().modes) == ([], None)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("--suite", "libero_objects"), "libero_object"),
+        (("--suite", "libero_object/3"), "give libero_object/3 to --tasks"),
         (("--suite", "libero_object", "libero_goal"), "one suite and its variations"),
         (("--suite", "libero_object", "--tasks", "drawer-open"), "go with no others"),
         (("--suite", "libero_goal", "--tasks", "libero_object/3"), "not all of libero_goal"),

@@ -14,6 +14,8 @@ import pytest
 from checkpoints import tiny_config, write_checkpoint
 
 from flashvla_ros import __main__ as cli
+from flashvla_ros.core.errors import SimulationError
+from flashvla_ros.evaluation.ledger import beside
 
 if importlib.util.find_spec("libero") is None:
     pytest.skip("LIBERO is not installed: make setup-libero", allow_module_level=True)
@@ -27,7 +29,8 @@ from flashvla_ros.sim.simulator import mujoco
 from flashvla_ros.sim.tasks import find_task
 from training import libero
 from training.libero import driver_of, plan_episode, record, restaged, seen_at
-from training.libero_expert import LiberoExpert
+from training.libero_expert import LiberoExpert, object_in
+from training.libero_expert import main as libero_expert
 
 pytestmark = [pytest.mark.libero, pytest.mark.timeout(900)]
 
@@ -62,6 +65,15 @@ def state_of(environment: Any) -> np.ndarray:
     return np.concatenate([data.qpos, data.qvel, model.body_pos.ravel()])
 
 
+def episodes(file: Path) -> list[dict[str, Any]]:
+    """What the ledger of an evaluation keeps of its episodes, but for how long they took."""
+    lines = map(json.loads, beside(file).read_text().splitlines())
+    records = [{"key": line["key"], **line["record"]} for line in lines]
+    clocks = ("fresh_ticks", "reuse_ticks")
+    kept = [{n: len(v) if n in clocks else v for n, v in record.items()} for record in records]
+    return sorted(kept, key=lambda record: record["key"])
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[LiberoWorld]:
     world = LiberoWorld(128, "fast")
@@ -69,8 +81,15 @@ def world() -> Iterator[LiberoWorld]:
     world.close()
 
 
-def test_a_soft_reset_is_a_hard_one_with_its_fixtures_bit_for_bit() -> None:
-    task = "libero_spatial/0"  # has a cabinet and a stove
+@pytest.mark.parametrize(
+    "task",
+    [
+        "libero_object/0",
+        "libero_spatial/0",  # has a cabinet and a stove
+        "libero_spatial/4",  # and a drawer that is open, which draws too
+    ],
+)
+def test_a_soft_reset_is_a_hard_one_with_its_fixtures_bit_for_bit(task: str) -> None:
     scene = LiberoScene(task)
     for episode in (2, 0):
         scene.reset(episode)
@@ -208,7 +227,44 @@ def test_a_place_is_seen_where_the_picture_changes_without_the_thing(world: Libe
 def test_every_suite_has_its_files(suite: str) -> None:
     last = protocol.base_suite(suite).tasks - 1
     assert find_task(f"{suite}/{last}").instruction
-    assert len(initial_states(task_files(f"{suite}/{last}"))) == protocol.INITIAL_STATES
+    assert len(initial_states(task_files(f"{suite}/{last}"))) == 50
+    assert find_task(f"{suite}/0{last}").name == f"{suite}/{last}"
+
+
+def test_what_a_variation_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "none.npz", states=np.zeros((0, 93)))
+    files = task_files(OBJECT)._replace(states=tmp_path / "none.npz")
+    with pytest.raises(SimulationError, match="has no initial states of pick_up_the_alphabet_soup"):
+        initial_states(files)
+
+    def missing(**_: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "red_stick.xml")
+
+    monkeypatch.setattr("flashvla_ros.sim.libero.scene.library", lambda: library()._replace(environment=missing))
+    with pytest.raises(SimulationError, match="lacks red_stick.xml, which libero_object/0 needs"):
+        LiberoScene(OBJECT)
+
+
+def test_the_robots_state_is_robosuites_observation(world: LiberoWorld) -> None:
+    world.reset(OBJECT, 0)
+    scene = world.scene
+    for action in motions(3):
+        world.step(action)
+    seen = scene._environment.env._get_observations()
+    pose = scene.hand_pose
+    np.testing.assert_array_equal(
+        [*pose.position, *pose.orientation], [*seen["robot0_eef_pos"], *seen["robot0_eef_quat"]]
+    )
+    joints = [scene.data.joint(name).qpos[0] for name in scene.joint_positions]
+    np.testing.assert_allclose(list(scene.joint_positions.values()), joints, atol=1e-2)  # the arm moves on by 2 ms
+    assert list(scene.joint_positions)[-2:] == ["gripper0_finger_joint1", "gripper0_finger_joint2"]
+
+
+def test_the_expert_refuses_what_is_no_task_of_its_own(world: LiberoWorld, tmp_path: Path) -> None:
+    world.reset(OBJECT, 0)
+    with pytest.raises(SimulationError, match="in the words of libero_object, got 'open the drawer'"):
+        object_in(world.scene, "open the drawer")
+    assert libero_expert(["--film", str(tmp_path / "nowhere" / "x.mp4")]) == 2
 
 
 def test_an_evaluation_with_its_control(
@@ -224,6 +280,8 @@ def test_an_evaluation_with_its_control(
     assert set(rows) == {(mode, task) for mode in ("dense", "open_loop") for task in (OBJECT, "all")}
     assert rows["open_loop", OBJECT]["visual_flops_ratio"] == 0.0
     assert rows["dense", OBJECT]["steps_median"] == 6
+    assert cli.main([*command, "--modes", "dense", "--json", str(tmp_path / "y.json"), "--jobs", "2"]) == 0
+    assert episodes(tmp_path / "y.json") == episodes(file)
     other = write_checkpoint(tmp_path / "other", tiny_config(norm_stats={"bridge_orig": statistics}))
     assert cli.main(["eval", "--checkpoint", str(other), "--suite", "libero_object"]) == 2
     assert "no statistics of libero_object (norm_stats: bridge_orig)" in capsys.readouterr().err

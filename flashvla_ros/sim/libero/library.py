@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +66,11 @@ def library() -> Library:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep robosuite's advice and LIBERO's notes out of the terminal, where tables are printed."""
+    """Keep robosuite's advice, LIBERO's notes and the warnings that they switch on out of the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             yield
     finally:
         logging.disable(before)
@@ -107,6 +108,13 @@ def task_files(task: str) -> TaskFiles:
 
 
 def initial_states(files: TaskFiles) -> FloatArray:
-    """Return the task's states [50, 1 + nq + nv]: time, positions, velocities."""
+    """Return the task's states [50, 1 + nq + nv]: time, positions, velocities; of some variations there are 10.
+
+    Raises:
+        SimulationError: There are none.
+    """
     with np.load(files.states, allow_pickle=False) as file:
-        return np.asarray(file["states"], dtype=np.float64)
+        states = np.asarray(file["states"], dtype=np.float64)
+    if not len(states):
+        raise SimulationError(f"the installed LIBERO has no initial states of {files.scene.stem} in {files.states}")
+    return states

@@ -14,7 +14,7 @@ from flashvla_ros.core.errors import CheckpointError, SimulationError, unknown_n
 from flashvla_ros.core.types import FloatArray
 
 SIDE = 224  # of the picture that the model sees, in pixels
-INITIAL_STATES = 50  # kept for every task
+FIRST_DRAWN = 10**9  # seeds from here on draw the scene as LIBERO's own reset does; training takes these
 WAITING_STEPS = 10  # in which objects come to rest, not counted
 CAMERAS = ("agentview", "robot0_eye_in_hand")  # that checkpoints of one and of two images see
 STEP_S = 0.05  # of the arm's controller

@@ -1,9 +1,10 @@
 """The environment of one LIBERO task: resets that repeat bit for bit, steps, and what only a simulator knows.
 
 A hard reset compiles the scene again and takes 6 to 20 seconds, a soft one 0.2; they are equal once the gripper's last
-command is forgotten. Fixtures (a cabinet, a stove) are in no initial state: every reset draws their places from NumPy's
-global generator, which the official evaluation seeds with 0 once for each task and never again. Episode j is therefore
-the (j + 1)-th reset after that, and any other order of episodes has to wind forward to it.
+command is forgotten and the solver starts from the scene as compiled. Fixtures (a cabinet, a stove) are in no initial
+state: every reset draws their places from NumPy's global generator, which the official evaluation seeds with 0 once for
+each task and never again. Episode j is therefore the (j + 1)-th reset after that, and any other order of episodes has
+to wind forward to it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim import description
 from flashvla_ros.sim.libero.library import initial_states, library, quiet, task_files
-from flashvla_ros.sim.libero.protocol import CONTROLS, PERMUTED, WAITING_STEPS, arm_action
+from flashvla_ros.sim.libero.protocol import CONTROLS, FIRST_DRAWN, PERMUTED, WAITING_STEPS, arm_action
 
-FIRST_DRAWN = 10**9  # seeds from here on draw the scene as LIBERO's own reset does; training takes these
 _FOR_EVER = 10**9  # robosuite ends what it takes for an episode after so many steps, counted over resets of the state
 _JITTER_M = 0.02  # of a place that is taken by another object
 _CONTAINER = "basket_1"
-HAND = "gripper0_eef"
+_ROBOT = ("robot0_", "gripper0_")  # what names of its joints begin with
 
 
 class LiberoScene:
@@ -37,22 +38,26 @@ class LiberoScene:
         geoms: Numbers of the geoms of each that collide.
     """
 
-    hand = HAND
-
     def __init__(self, task: str) -> None:
         self.task = task
         files = task_files(task)
         self._states = initial_states(files)
         with quiet(), _numpy_draws(None):
-            self._environment = library().environment(
-                bddl_file_name=str(files.scene),
-                has_renderer=False,
-                has_offscreen_renderer=False,
-                use_camera_obs=False,
-                horizon=_FOR_EVER,
-            )
+            try:
+                self._environment = library().environment(
+                    bddl_file_name=str(files.scene),
+                    has_renderer=False,
+                    has_offscreen_renderer=False,
+                    use_camera_obs=False,
+                    horizon=_FOR_EVER,
+                )
+            except FileNotFoundError as error:  # LIBERO-PRO ships scenes whose objects it does not ship
+                raise SimulationError(f"the installed LIBERO lacks {error.filename}, which {task} needs") from error
         self._inner: Any = self._environment.env
         self._inner.hard_reset = False
+        self._samplers = list(self._inner.object_property_initializers)  # of doors and knobs
+        self._start = self._inner.sim.reset
+        self._inner.sim.reset = self._start_as_compiled
         self.model, self.data = self._inner.sim.model._model, self._inner.sim.data._data
         self.objects = list(self._inner.objects_dict)
         self.container = _CONTAINER if _CONTAINER in self.objects else ""
@@ -71,6 +76,7 @@ class LiberoScene:
         permuted = self.task.partition("/")[0].endswith(PERMUTED)
         number = seed % len(self._states)
         if permuted or seed >= FIRST_DRAWN:
+            self._inner.object_property_initializers = self._samplers
             with _numpy_draws(np.random.RandomState(seed).get_state()):
                 self._environment.reset()
         else:
@@ -105,13 +111,22 @@ class LiberoScene:
         self._seen, _reward, self.done, _info = self._environment.step(action)
 
     def _reset_as(self, number: int) -> None:
-        """Do the reset that comes after `number` others since the generator was seeded with 0."""
+        """Do the reset that comes after `number` others since the generator was seeded with 0.
+
+        LIBERO's hard resets keep the samplers of all scenes compiled before, and each of them draws.
+        """
         for before in range(min(number, len(self._draws) - 1), number + 1):
+            self._inner.object_property_initializers = self._samplers * (before + 2)
             with _numpy_draws(self._draws[before]):
                 self._environment.reset()
                 after = np.random.get_state()
             if before == len(self._draws) - 1:
                 self._draws.append(after)
+
+    def _start_as_compiled(self) -> None:
+        """Robosuite computes a compiled scene once before objects are placed; the solver's next start is from there."""
+        self._start()
+        self._inner.sim.forward()
 
     def _forget_gripper(self) -> None:
         """A soft reset leaves the gripper's last command, and the next steps would depend on it."""
@@ -131,6 +146,11 @@ class LiberoScene:
         return np.asarray(library().quaternions.quat2mat(self._seen["robot0_eef_quat"]), dtype=np.float64)
 
     @property
+    def hand_pose(self) -> description.LinkPose:
+        """As robosuite's observation has it, so checkpoints are told it: the palm's turn at the fingers' place."""
+        return description.LinkPose("robot0_eef", self._seen["robot0_eef_pos"], self._seen["robot0_eef_quat"])
+
+    @property
     def gap(self) -> float:
         """Distance between the fingers in m, 0.08 where they are open."""
         left, right = self._seen["robot0_gripper_qpos"]
@@ -148,13 +168,10 @@ class LiberoScene:
 
     @property
     def joint_positions(self) -> dict[str, float]:
-        """Joint name to position (rad, and m for the fingers) of the robot itself."""
+        """Joint name to position (rad, and m for the fingers) of the robot itself, as the observation has it."""
         names = (self.model.joint(index).name for index in range(self.model.njnt))
-        return {
-            name: float(self.data.qpos[self.model.joint(name).qposadr[0]])
-            for name in names
-            if name.startswith(("robot0_", "gripper0_"))
-        }
+        measured = (*self._seen["robot0_joint_pos"], *self._seen["robot0_gripper_qpos"])
+        return dict(zip((name for name in names if name.startswith(_ROBOT)), map(float, measured), strict=True))
 
     def urdf(self) -> str:
         """Return the arm as a URDF."""
