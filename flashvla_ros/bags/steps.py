@@ -82,11 +82,6 @@ class RunLog:
     first: Provenance | None = None
     warnings: tuple[str, ...] = ()
 
-    @property
-    def decisions(self) -> list[bool]:
-        """Whether each step was a reuse."""
-        return [bool(step.values["decision"]) for step in self.steps]
-
 
 def read_log(bag: Bag, topics: Topics) -> RunLog:
     """Read the node's settings and steps; the images are left alone."""

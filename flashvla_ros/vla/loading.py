@@ -131,6 +131,3 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         return EngineState(f"{backend.engine}, {'checked' if checked.checked else 'not yet checked'}")
 
     return LoadedPolicy(checked, check, fingerprint, platform, engine)
-
-
-FROM_CHECKPOINT = PolicyFactory(load_policy, check_before_loading)

@@ -21,7 +21,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 from flashvla_ros import __main__ as cli  # noqa: E402
 from flashvla_ros.messages.images import encode_image  # noqa: E402
-from flashvla_ros.vla.loading import FROM_CHECKPOINT  # noqa: E402
+from flashvla_ros.remote.loading import FROM_SETTINGS  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)  # the recorder is a process of its own, slow to start on a busy machine
 
@@ -82,7 +82,7 @@ def run(tmp_path_factory):
     """A recorded run: the bag, the checkpoint, and the decisions that the node published."""
     folder = tmp_path_factory.mktemp("run")
     checkpoint = write_checkpoint(folder / "checkpoint")
-    bench = PolicyBench(factory=FROM_CHECKPOINT, model__checkpoint=str(checkpoint), **EAGER, **QUICK)
+    bench = PolicyBench(factory=FROM_SETTINGS, model__checkpoint=str(checkpoint), **EAGER, **QUICK)
     try:
         with recording(folder / "bag"):
             assert bench.configure()

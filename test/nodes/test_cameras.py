@@ -18,7 +18,7 @@ from flashvla_ros.core.policy import Request
 from flashvla_ros.core.types import Inference
 from flashvla_ros.messages.images import encode_image
 from flashvla_ros.msg import GateStatus
-from flashvla_ros.vla.loading import FROM_CHECKPOINT
+from flashvla_ros.remote.loading import FROM_SETTINGS
 
 MakeBench = Callable[..., PolicyBench]
 ERROR = b"\x02"
@@ -162,7 +162,7 @@ def test_a_camera_that_falls_silent_while_nothing_moves_is_named(make):
 
 
 def test_a_checkpoint_that_sees_one_camera_refuses_two_before_it_is_read():
-    bench = PolicyBench(factory=FROM_CHECKPOINT, camera__names=["front", "wrist"])
+    bench = PolicyBench(factory=FROM_SETTINGS, camera__names=["front", "wrist"])
     try:
         assert not bench.configure()
         assert bench.state() == "unconfigured"
