@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 
 from flashvla_ros.control import safety
 from flashvla_ros.core.chunk import elapsed_rows
-from flashvla_ros.core.policy import Policy, Request, TimedPolicy
+from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import ActionSpec, Inference
@@ -41,7 +41,7 @@ class Asked:
 
 
 class Model:
-    """A policy that one caller at a time runs, now or meanwhile.
+    """A policy that one caller at a time runs, now or meanwhile; each result says how long it took.
 
     Args:
         policy: Behind its port.
@@ -52,8 +52,7 @@ class Model:
 
     def __init__(self, policy: Policy, spec: ActionSpec, clock: Callable[[], float], executor: Executor | None) -> None:
         safety.check_size(policy.action_size, spec)
-        self._policy = TimedPolicy(policy, clock)
-        self._spec = spec
+        self._policy, self._spec, self._clock = policy, spec, clock
         self._executor = executor
         self._one = threading.Lock()
 
@@ -64,9 +63,11 @@ class Model:
             ActionError: Its action is not finite or not of the declared size.
         """
         with self._one:
+            started_s = self._clock()
             inference = self._policy.infer(request)
+            elapsed_s = self._clock() - started_s
         safety.check(inference, self._spec)
-        return inference
+        return dataclasses.replace(inference, elapsed_s=elapsed_s)
 
     def ask(self, request: Request) -> Future[Inference]:
         """Run the model meanwhile."""

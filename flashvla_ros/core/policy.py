@@ -1,10 +1,8 @@
-"""The one port between the control loop and any model, local, remote, recorded or timed."""
+"""The one port between the control loop and any model, local, remote or recorded."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from typing import Protocol
 
 from flashvla_ros.core.settings import PruningSettings
@@ -46,27 +44,3 @@ class Policy(Protocol):
             ObservationError: The policy cannot use this observation.
         """
         ...
-
-
-class TimedPolicy:
-    """A policy that notes in each result how long it took.
-
-    Args:
-        policy: The model behind its port.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
-        self._policy = policy
-        self._clock = clock
-
-    @property
-    def action_size(self) -> int:
-        """D, the number of action dimensions."""
-        return self._policy.action_size
-
-    def infer(self, request: Request) -> Inference:
-        """Run the model once and set ``elapsed_s``."""
-        started_s = self._clock()
-        inference = self._policy.infer(request)
-        return dataclasses.replace(inference, elapsed_s=self._clock() - started_s)

@@ -13,11 +13,12 @@ from fakes import SPEC, ScriptedPolicy, make_observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashvla_ros.control.prefetch import Model
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.errors import RemoteError, SettingsError
 from flashvla_ros.core.policy import Request
-from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import Inference
 
 ROWS = 8
@@ -52,6 +53,22 @@ def test_a_chunk_is_followed_while_the_next_one_is_made_and_begins_where_it_stan
     assert taken.fresh
     assert taken.decision.age_s == pytest.approx(0.2)
     assert taken.chunk_row == 2
+
+
+def test_a_run_of_the_model_hands_the_request_on_and_notes_how_long_the_answer_took() -> None:
+    now_s = [5.0]
+
+    def before(_call: int) -> None:
+        now_s[0] += 0.25
+
+    policy, request = ScriptedPolicy(before=before), Request(make_observation(), PruningSettings())
+    result = Model(policy, SPEC, lambda: now_s[0], None).run(request)
+    assert policy.requests == [request]
+    assert result.elapsed_s == 0.25
+    plain = dataclasses.asdict(ScriptedPolicy().infer(request))
+    for name, value in dataclasses.asdict(result).items():
+        if name != "elapsed_s":
+            np.testing.assert_equal(value, plain[name], name)
 
 
 def test_without_it_the_model_is_run_when_it_is_due() -> None:
