@@ -1,11 +1,11 @@
-"""Rotations between quaternions and Euler angles about fixed axes: roll, pitch, yaw, as REP 103 and URDF have them."""
+"""Rotations: quaternions, Euler angles about fixed axes (roll, pitch, yaw, as REP 103 and URDF have them), vectors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from flashvla_ros.core.types import POSE_NAMES
+from flashvla_ros.core.types import POSE_NAMES, QUATERNION_NAMES
 
 Quaternion = tuple[float, float, float, float]  # x, y, z, w
 
@@ -39,6 +39,21 @@ def named_pose(position: Iterable[float], quaternion: Iterable[float]) -> dict[s
     """Return a pose [m, and a unit quaternion x, y, z, w] by the names of its dimensions, Euler angles [rad] too."""
     place, turn = map(float, position), tuple(map(float, quaternion))
     return dict(zip(POSE_NAMES, (*place, *euler_of(turn), *turn), strict=True))
+
+
+def with_rotation_vector(positions: Mapping[str, float]) -> dict[str, float]:
+    """Return positions by name with ax, ay and az [rad], the axis times the angle, where there is a unit quaternion.
+
+    As LIBERO's states have it; robosuite's ``quat2axisangle``, whose angle 2 acos(w) is from 0 to 2π. A joint that is
+    called so keeps its position.
+    """
+    if not positions.keys() >= set(QUATERNION_NAMES):
+        return dict(positions)
+    *axis, w = (positions[name] for name in QUATERNION_NAMES)
+    w = min(max(w, -1.0), 1.0)
+    sine = math.sqrt(1.0 - w * w)
+    turn = [value * 2.0 * math.acos(w) / sine if sine > 0.0 else 0.0 for value in axis]
+    return {**dict(zip(("ax", "ay", "az"), turn, strict=True)), **positions}
 
 
 def normalised(quaternion: Sequence[float]) -> Quaternion:

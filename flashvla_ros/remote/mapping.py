@@ -12,11 +12,11 @@ import numpy as np
 
 from flashvla_ros.core.errors import ObservationError, RemoteError
 from flashvla_ros.core.remote_settings import RemoteSettings
+from flashvla_ros.core.rotations import with_rotation_vector
 from flashvla_ros.core.types import FloatArray, Observation
 from flashvla_ros.remote.pad import resize_with_pad
 
 STAMP = "stamp_s"  # sent to servers that return it: which observation is answered
-_ROTATION_VECTOR = ("ax", "ay", "az")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +100,6 @@ class ObservationMap:
         if self.settings.image_size:
             images = [resize_with_pad(image, self.settings.image_size) for image in images]
         return [image.transpose(2, 0, 1) for image in images] if self.settings.channels_first else images
-
-
-def with_rotation_vector(positions: Mapping[str, float]) -> dict[str, float]:
-    """Add ax, ay and az [rad], the axis times the angle, where there is a quaternion; as LIBERO's states have it.
-
-    The formula is robosuite's ``quat2axisangle``: the angle is 2 acos(w), from 0 to 2π.
-    """
-    added = dict(positions)
-    if all(name in positions for name in ("qx", "qy", "qz", "qw")):
-        w = min(max(positions["qw"], -1.0), 1.0)
-        sine = math.sqrt(1.0 - w * w)
-        factor = 0.0 if math.isclose(sine, 0.0) else 2.0 * math.acos(w) / sine
-        for name, part in zip(_ROTATION_VECTOR, ("qx", "qy", "qz"), strict=True):
-            added.setdefault(name, positions[part] * factor)
-    return added
 
 
 def chunk_of(answer: Any, settings: RemoteSettings, size: int) -> FloatArray:

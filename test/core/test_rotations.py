@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from flashvla_ros.core.rotations import euler_of, normalised, quaternion_of
+from flashvla_ros.core.rotations import euler_of, normalised, quaternion_of, with_rotation_vector
 
 TURN, QUARTER = math.pi, math.pi / 2
 RANDOM = np.random.default_rng(11).uniform(-TURN, TURN, (2000, 3)) * (1.0, 0.5, 1.0)
@@ -81,3 +81,18 @@ def test_what_has_no_direction_is_refused() -> None:
     for length, word in ((0.0999, "0.0999"), (0.0, "0"), (math.inf, "inf"), (math.nan, "nan")):
         with pytest.raises(ValueError, match=f"^a quaternion of length {word} is no rotation$"):
             normalised((0.0, 0.0, length, 0.0))
+
+
+@pytest.mark.parametrize("angles", SPECIAL)
+def test_a_rotation_vector_is_the_same_turn_and_is_added_to_what_is_there(angles: tuple[float, float, float]) -> None:
+    pose = dict(zip(("qx", "qy", "qz", "qw"), quaternion_of(*angles), strict=True))
+    found = with_rotation_vector({"x": 1.0, **pose})
+    assert {name: found.pop(name) for name in ("x", *pose)} == {"x": 1.0, **pose}
+    assert list(found) == ["ax", "ay", "az"]
+    assert apart(tuple(pose.values()), Rotation.from_rotvec(list(found.values()))) < 1e-7
+
+
+def test_without_a_quaternion_there_is_no_rotation_vector_and_a_joint_of_its_name_stays() -> None:
+    assert with_rotation_vector({"qx": 1.0, "lift": 0.2}) == {"qx": 1.0, "lift": 0.2}
+    turned = {"qx": 0.0, "qy": 0.0, "qz": 1.0, "qw": 0.0, "ax": 0.5}
+    assert with_rotation_vector(turned) == {**turned, "ay": 0.0, "az": math.pi}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,16 +10,15 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError, ObservationError
+from flashvla_ros.core.rotations import with_rotation_vector
 from flashvla_ros.core.settings import ModelSettings
-from flashvla_ros.core.types import QUATERNION_NAMES, Observation
+from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.checkpoint import Progress, load_config
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.parts import read_part
 from flashvla_ros.vla.query import CAUSAL, Layout
 from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.step import VLAPolicy
-
-AXIS_ANGLE = ("ax", "ay", "az")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,21 +101,10 @@ def measured(observation: Observation, names: Sequence[str], bounds: Bounds) -> 
     Raises:
         ObservationError: Names what the robot has not published.
     """
-    positions = observation.positions
-    if set(names) & set(AXIS_ANGLE) and "qw" in positions:
-        turn = _axis_angle([positions[name] for name in QUATERNION_NAMES])
-        positions |= dict(zip(AXIS_ANGLE, turn, strict=True))
+    positions = with_rotation_vector(observation.positions)
     if missing := [name for name in names if name not in positions]:
         raise ObservationError(
             f"this checkpoint is told where the robot is, and nothing says what {', '.join(missing)} is: "
             f"publish joint_states or end_effector_pose, or correct model.proprio"
         )
     return torch.from_numpy(bounds.normalize([positions[name] for name in names]))
-
-
-def _axis_angle(quaternion: Sequence[float]) -> list[float]:
-    x, y, z, w = quaternion
-    sine = math.sqrt(max(1.0 - w * w, 0.0))
-    if sine < 1e-9:
-        return [0.0, 0.0, 0.0]
-    return [value * 2.0 * math.acos(max(-1.0, min(1.0, w))) / sine for value in (x, y, z)]
