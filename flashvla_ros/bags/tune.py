@@ -22,7 +22,7 @@ from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import write_text
 from flashvla_ros.core.settings import find
 
-GRID = {"delta": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", "max_angle_deg": "2,5,10,20,40", "max_reuse": "1,2,3,5"}
+DELTAS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 PRINTED_ROWS = 12
 _OF_GATE = ("max_error", "delta", "angle", "reuse", "risk", "html", "yaml", "json", "score", "jobs", "ray", "ray_gpus")
 _OF_PROPOSALS = ("quantile", "margin", "step_matrix", "alarm_rate")
@@ -32,13 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tune``."""
     parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folders, or .mcap or .db3 files")
     parser.add_argument("--max-error", type=float, default=0.1, help="largest p95 error, normalised (%(default)s)")
-    parser.add_argument("--delta", default=GRID["delta"], metavar="LIST", help="values of gate.delta (%(default)s)")
+    parser.add_argument("--delta", default=DELTAS, metavar="LIST", help="values of gate.delta (%(default)s)")
     parser.add_argument(
-        "--angle", default=GRID["max_angle_deg"], metavar="LIST", help="values of gate.max_angle_deg (%(default)s)"
+        "--angle", default="2,5,10,20,40", metavar="LIST", help="values of gate.max_angle_deg (%(default)s)"
     )
-    parser.add_argument(
-        "--reuse", default=GRID["max_reuse"], metavar="LIST", help="values of gate.max_reuse (%(default)s)"
-    )
+    parser.add_argument("--reuse", default="1,2,3,5", metavar="LIST", help="values of gate.max_reuse (%(default)s)")
     parser.add_argument("--risk", default="0.02,0.05,0.1", metavar="LIST", help="of gate.calibration (%(default)s)")
     parser.add_argument("--html", type=Path, default=Path("tune.html"), help="report to write (%(default)s)")
     parser.add_argument("--yaml", type=Path, default=Path("tune.yaml"), help="parameters to write (%(default)s)")
@@ -47,17 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     proposals.add_arguments(parser)
     add_source_arguments(parser)
     add_fanout_arguments(parser)
+    parser.set_defaults(default_of=parser.get_default)
 
 
 def run(args: argparse.Namespace) -> int:
     """Tune and report; returns the exit code."""
     proposes = bool(args.limits or args.monitors)
-    known = argparse.ArgumentParser()
-    add_arguments(known)
-    ignored = [
-        name for name in (_OF_GATE if proposes else _OF_PROPOSALS) if vars(args)[name] != known.get_default(name)
-    ]
-    if ignored:
+    no_part = _OF_GATE if proposes else _OF_PROPOSALS
+    if ignored := [name for name in no_part if vars(args)[name] != args.default_of(name)]:
         why = "has no part in" if proposes else "says nothing without"
         raise SettingsError(f"--{ignored[0].replace('_', '-')} {why} --limits or --monitors: leave it out")
     if proposes:
