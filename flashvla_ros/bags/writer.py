@@ -33,12 +33,6 @@ class BagWriter:
     """
 
     def __init__(self, path: Path, capacity_bytes: int = 256 * 2**20) -> None:
-        try:
-            exists = path.exists()
-        except OSError as error:  # a name that is too long
-            raise BagError(f"cannot write the bag {path}: {error.strerror}") from error
-        if exists:
-            raise BagError(f"{path} exists already; choose another name for the bag or delete it")
         self.written: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self._capacity = capacity_bytes
@@ -48,10 +42,12 @@ class BagWriter:
         self._file = threading.Lock()  # rosbags' writer is not thread-safe
         self._closing = False
         self._error: OSError | None = None
-        self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         try:
+            if path.exists():
+                raise BagError(f"{path} exists already; choose another name for the bag or delete it")
+            self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
             self._writer.open()
-        except OSError as error:
+        except OSError as error:  # such as a name that is too long
             raise BagError(f"cannot write the bag {path}: {error.strerror}") from error
         self._thread = threading.Thread(target=self._run, name="bag-writer", daemon=True)
         self._thread.start()
