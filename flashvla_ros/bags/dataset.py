@@ -33,14 +33,8 @@ CODEC_OPTIONS = {"g": "2", "crf": "30", "preset": "10"}
 FILES_A_CHUNK = 1000
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 DEFAULTS = {
-    name: {"dtype": dtype, "shape": [1], "names": None}
-    for name, dtype in (
-        ("timestamp", "float32"),
-        ("frame_index", "int64"),
-        ("episode_index", "int64"),
-        ("index", "int64"),
-        ("task_index", "int64"),
-    )
+    name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
+    for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
 _PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _TYPES = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_()}
