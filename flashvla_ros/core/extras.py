@@ -27,24 +27,16 @@ EXTRAS = {
 }
 # What a model needs is no extra, but a robot's machine may lack it: rosdep has no key for these.
 _MODEL = ("torch>=2.11", "transformers>=5.10.1,<6", "tokenizers>=0.22.2", "safetensors>=0.4.3")
-_EXTRA_OF_MODULE = {
-    "rclpy": "ros",
-    "cv_bridge": "ros",
-    "mujoco": "sim",
-    "metaworld": "sim",
-    "rosbags": "bags",
-    "mcap": "bags",
-    "matplotlib": "bags",
-    "av": "export",
-    "pyarrow": "export",
-    "rerun": "rerun",
-    "websockets": "remote",
-    "msgpack": "remote",
-    "torch": "model",
-    "transformers": "model",
-    "tokenizers": "model",
-    "safetensors": "model",
+_MODULES = {
+    "ros": ("rclpy", "cv_bridge"),
+    "sim": ("mujoco", "metaworld"),
+    "bags": ("rosbags", "mcap", "matplotlib"),
+    "export": ("av", "pyarrow"),
+    "rerun": ("rerun",),
+    "remote": ("websockets", "msgpack"),
+    "model": ("torch", "transformers", "tokenizers", "safetensors"),
 }
+_EXTRA_OF_MODULE = {module: extra for extra, modules in _MODULES.items() for module in modules}
 
 
 def remedy(extra: str) -> str:
