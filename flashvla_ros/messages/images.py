@@ -27,28 +27,11 @@ _BRIDGE = CvBridge()
 
 # Channels of each encoding that says what its colours are; a 16 in the name means two bytes a channel.
 _CHANNELS = {
-    "rgb8": 3,
-    "bgr8": 3,
-    "rgba8": 4,
-    "bgra8": 4,
-    "mono8": 1,
-    "rgb16": 3,
-    "bgr16": 3,
-    "rgba16": 4,
-    "bgra16": 4,
-    "mono16": 1,
-    "bayer_rggb8": 1,
-    "bayer_bggr8": 1,
-    "bayer_gbrg8": 1,
-    "bayer_grbg8": 1,
-    "bayer_rggb16": 1,
-    "bayer_bggr16": 1,
-    "bayer_gbrg16": 1,
-    "bayer_grbg16": 1,
-    "yuv422": 2,
-    "uyvy": 2,
-    "yuv422_yuy2": 2,
-    "yuyv": 2,
+    **dict.fromkeys(("rgb8", "bgr8", "rgb16", "bgr16"), 3),
+    **dict.fromkeys(("rgba8", "bgra8", "rgba16", "bgra16"), 4),
+    **dict.fromkeys(("mono8", "mono16"), 1),
+    **dict.fromkeys((f"bayer_{order}{bits}" for bits in (8, 16) for order in ("rggb", "bggr", "gbrg", "grbg")), 1),
+    **dict.fromkeys(("yuv422", "uyvy", "yuv422_yuy2", "yuyv"), 2),
 }
 _PROBE = 32  # every so many rows are compared first
 ENCODINGS = tuple(_CHANNELS)
