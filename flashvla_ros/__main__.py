@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FlashVLAError, ImportError) as error:
         if not (line := refusal(error, chosen)):
             raise
-        return _refuse(line)
+        print(f"flashvla-ros: {line}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -79,11 +80,6 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser
-
-
-def _refuse(line: str) -> int:
-    print(f"flashvla-ros: {line}", file=sys.stderr)
-    return EXIT_USAGE
 
 
 if __name__ == "__main__":
