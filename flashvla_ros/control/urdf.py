@@ -142,10 +142,8 @@ def _limits(joint: ElementTree.Element) -> JointLimits:
     if absent := [side for side in ("lower", "upper") if side not in hard]:
         notes.append(f"has no {absent[0]} limit, which a URDF then takes for 0")
     if any(soft.values()):  # all 0 is what stands for "not filled in"
-        lower, upper = (
-            max(lower, soft.get("soft_lower_limit", lower)),
-            min(upper, soft.get("soft_upper_limit", upper)),
-        )
+        lower = max(lower, soft.get("soft_lower_limit", lower))
+        upper = min(upper, soft.get("soft_upper_limit", upper))
     if lower >= upper:
         return JointLimits(fault="has soft limits (safety_controller) that leave nothing of its range: correct them")
     return JointLimits(lower, upper, speed, note="; ".join(notes))

@@ -177,9 +177,7 @@ def _initialise(arguments: list[str]) -> None:
 def _made(make: Callable[[], StoppableNode]) -> StoppableNode:
     try:
         return make()
-    except (
-        rclpy_implementation.RCLError
-    ) as error:  # the middleware takes no node, as one without SROS 2 that is asked for it
+    except rclpy_implementation.RCLError as error:  # of a middleware without SROS 2 that is asked for it, for one
         raise SettingsError(_line_of(error)) from error
 
 

@@ -70,16 +70,13 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    installed = importlib.util.find_spec("flash_attn") is not None
-    obstacle = (
-        f"the device is {device.type}, not CUDA"
-        if device.type != "cuda"
-        else "the package flash-attn is not installed"
-        if not installed
-        else "it needs bfloat16 or float16 weights"
-        if dtype == torch.float32
-        else ""
-    )
+    obstacle = ""
+    if device.type != "cuda":
+        obstacle = f"the device is {device.type}, not CUDA"
+    elif importlib.util.find_spec("flash_attn") is None:
+        obstacle = "the package flash-attn is not installed"
+    elif dtype == torch.float32:
+        obstacle = "it needs bfloat16 or float16 weights"
     if name == "auto":
         name = "sdpa" if obstacle else _FLASH
         _LOG.info("attention %s%s", name, f": no FlashAttention 2, {obstacle}" if obstacle else ": it is installed")
