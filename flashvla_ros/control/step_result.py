@@ -15,15 +15,7 @@ from flashvla_ros.core.types import FloatArray, Inference, Observation
 from flashvla_ros.gate.calibration import CalibrationState, Trial
 from flashvla_ros.gate.decision import GateDecision
 
-_OF_DECISION = (
-    "angle_deg",
-    "overlap",
-    "corrected_overlap",
-    "scene_level",
-    "scene_changed",
-    "reused_in_a_row",
-    "age_s",
-)
+_OF_DECISION = ("angle_deg", "overlap", "corrected_overlap", "scene_level", "scene_changed", "reused_in_a_row", "age_s")
 _OF_DRAFT = ("draft_tokens", "draft_accepted", "draft_near")
 _OF_CALIBRATION = ("need", "permissiveness", "certified_level", "off", "calibration_state")
 REPORTED = (

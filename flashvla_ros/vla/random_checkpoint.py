@@ -40,15 +40,13 @@ EMPTY_TOKEN = 29_871  # "▁" in Llama's vocabulary
 
 # Two data sets, so that one has to be chosen: four dimensions for the simulated robot of the demo, seven as most have.
 NORM_STATS: Mapping[str, Any] = {
-    "random_4d": {
-        "action": {"q01": [-0.01, -0.01, -0.01, -1.0], "q99": [0.01, 0.01, 0.01, 1.0], "mask": [True] * 4},
-    },
+    "random_4d": {"action": {"q01": [-0.01, -0.01, -0.01, -1.0], "q99": [0.01, 0.01, 0.01, 1.0], "mask": [True] * 4}},
     "random_7d": {
         "action": {
             "q01": [-0.03, -0.04, -0.03, -0.08, -0.09, -0.2, 0.0],
             "q99": [0.03, 0.04, 0.04, 0.08, 0.08, 0.2, 1.0],
             "mask": [True] * 6 + [False],
-        },
+        }
     },
 }
 

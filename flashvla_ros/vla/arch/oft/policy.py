@@ -161,11 +161,7 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
     else:
         parts["head"] = "none: actions are tokens"
     layout = Layout(
-        extra=int(projector is not None),
-        zeros=chunk * bounds.size,
-        closing=(_END,),
-        full=True,
-        chooses=head is None,
+        extra=int(projector is not None), zeros=chunk * bounds.size, closing=(_END,), full=True, chooses=head is None
     )
     beside += sum(value.numel() for value in read_part(projector).values()) if projector else 0
     outline = Outline(config, bounds, chunk, decoded=0, layout=layout, parts=parts, beside=beside)
@@ -177,8 +173,5 @@ def read_outline(folder: Path, settings: ModelSettings) -> Outline:
 
 
 OFT = Architecture(
-    "OpenVLA-OFT",
-    recognises=lambda folder: any(folder.glob(f"{HEAD}*")),
-    outline=read_outline,
-    load=OFTPolicy.load,
+    "OpenVLA-OFT", recognises=lambda folder: any(folder.glob(f"{HEAD}*")), outline=read_outline, load=OFTPolicy.load
 )
