@@ -59,7 +59,8 @@ class RerunSink:
         self._order: tuple[str, ...] = ()
         self._recent: dict[tuple[str, int], ImageArray] = {}
         self._robot: UrdfTree | None = None
-        self._shown: Mapping[str, Any] = {}
+        self._lines: dict[str, list[str]] = {}  # of the plots so far
+        self._laid_out: tuple[list[str], list[str], str] | None = None
         self._stamp_ns = 0
         self._waiting: dict[tuple[str, str], tuple[str, str, Any, int]] = {}  # by topic and, of transforms, frame
         self._instruction = ""
@@ -122,8 +123,8 @@ class RerunSink:
             values = [scale * getattr(status, field, math.nan) for field in lines.values()]
             self._plot(plot, list(lines), [value if math.isfinite(value) else math.nan for value in values])
         row = np.asarray(status.action)[: status.action_size]
-        names = self._names if len(self._names) == len(row) else [str(index) for index in range(len(row))]
-        self._plot("command", names, row)
+        names = self._names if len(self._names) == len(row) else map(str, range(len(row)))
+        self._plot("command", list(names), row)
         self._show()
         self._tokens(np.asarray(status.kept_tokens, dtype=np.int64), status.visual_tokens)
 
@@ -150,10 +151,10 @@ class RerunSink:
     def _say_state(self, entity: str, state: str) -> None:
         self._stream.log(f"states/{entity}", rr.StateChange(state=state))
 
-    def _plot(self, name: str, lines: Any, values: Any) -> None:
-        if self._shown.get(name) != list(lines):
-            self._shown = {**self._shown, name: list(lines)}
-            self._stream.log(f"plots/{name}", rr.SeriesLines(names=list(lines)), static=True)
+    def _plot(self, name: str, lines: list[str], values: Any) -> None:
+        if self._lines.get(name) != lines:
+            self._lines[name] = lines
+            self._stream.log(f"plots/{name}", rr.SeriesLines(names=lines), static=True)
         self._stream.log(f"plots/{name}", rr.Scalars(values))
 
     def _policy(self, status: Any) -> None:
@@ -218,11 +219,11 @@ class RerunSink:
     def _show(self) -> None:
         """Lay the views out again where there is another camera or plot, or the robot."""
         root = self._robot.root_link().name if self._robot else ""
-        plots = [name for name in _TITLES if name in self._shown]
-        shown = {"cameras": self._in_order(), "robot": root, "views": plots}
-        if any(self._shown.get(name) != value for name, value in shown.items()):
-            self._shown = {**self._shown, **shown}
-            self._stream.send_blueprint(layout(self._in_order(), plots, root))
+        plots = [name for name in _TITLES if name in self._lines]
+        shown = self._in_order(), plots, root
+        if shown != self._laid_out:
+            self._laid_out = shown
+            self._stream.send_blueprint(layout(*shown))
 
 
 def layout(cameras: Sequence[str], plots: Sequence[str], root: str = "") -> rrb.Blueprint:
