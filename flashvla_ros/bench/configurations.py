@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.parameter import Value
-from flashvla_ros.core.settings import Settings, find
+from flashvla_ros.core.settings import find
 
 PLAIN, PLAIN_PASS = "plain generate", "plain eager engine"
 DENSE = "dense"
@@ -25,10 +25,6 @@ class Configuration:
     name: str
     values: Mapping[str, Value]
     draft: int | None = None  # share of a draft's tokens that the model confirms, 0 or 1; None: no draft
-
-    def settings(self, base: Settings) -> Settings:
-        """Return `base` with this row's parameters."""
-        return base.with_values(self.values)
 
 
 def table(visual_tokens: int, *, drafts: bool = True) -> list[Configuration]:

@@ -79,7 +79,7 @@ class Session:
         series = self._timed(args.rounds, args.seconds or math.inf)
         equal = self._check_tokens(series)
         first = series[self.rows[0].name].inferences[0]
-        gate = measure.gate_seconds(self.observations, first, self.rows[0].settings(self.settings))
+        gate = measure.gate_seconds(self.observations, first, self.settings.with_values(self.rows[0].values))
         gate_p50, gate_p95 = np.percentile(1e3 * gate, (50, 95))
         plain = series[self.plain.name]
         rows = [model_row(name, one, plain, works.get(name, {}), self.roofline) for name, one in series.items()]
@@ -128,13 +128,13 @@ class Session:
         }
         dense = next((row for row in self.rows if row.name == DENSE), None)
         if dense is not None and self.eager is not self.policy and isinstance(self.plain, PlainPolicy):
-            pruning = dense.settings(self.settings).pruning
+            pruning = self.settings.with_values(dense.values).pruning
             runners[EAGER] = lambda seen: self.eager.infer(Request(seen, pruning))
         return runners | {row.name: self._runner(row) for row in self.rows}
 
     def _runner(self, row: Configuration) -> Runner:
         """Return what runs one step of a configuration; each step follows on that of the round before."""
-        pruning = row.settings(self.settings).pruning
+        pruning = self.settings.with_values(row.values).pruning
         previous: Inference | None = None
 
         def run(seen: Observation) -> Inference:
@@ -175,7 +175,7 @@ class Session:
     def _work(self, row: Configuration) -> dict[str, measure.Work]:
         """Count one inference, which on the CPU warms the configuration up; on a GPU no graph may hide its work."""
         policy = self.policy if self.policy.backend.device.type == "cpu" else self.eager
-        pruning, previous = row.settings(self.settings).pruning, None
+        pruning, previous = self.settings.with_values(row.values).pruning, None
         before, seen = self.observations[:2]
         if pruning.method in METHODS and METHODS[pruning.method].needs_frame:
             previous = policy.infer(Request(before, pruning))

@@ -164,7 +164,7 @@ def test_every_method_and_budget_is_in_the_table():
     names = [row.name for row in table(256)]
     assert names[0] == DENSE and len(set(names)) == len(names)
     assert {f"ics k={k} layer {layer}" for k in (160, 128, 64) for layer in (0, 2)} < set(names)
-    methods = {row.settings(Settings()).pruning.method for row in table(256)}
+    methods = {Settings().with_values(row.values).pruning.method for row in table(256)}
     assert methods == set(find("pruning.method").choices)
 
 
