@@ -40,10 +40,8 @@ class SettingsInForce:
 
     def at(self, frame: Frame) -> Settings:
         """Return the settings of one step."""
-        step = frame.recorded
-        if step is not None:
-            record = self._log.records.get(step.digest)
-            if record is not None:
+        if (step := frame.recorded) is not None:
+            if record := self._log.records.get(step.digest):
                 self._current = record.settings
             else:
                 self.unknown.append(step)

@@ -186,8 +186,7 @@ def errors(features: Features, sources: NDArray[np.int32], frames: NDArray[np.in
         frames: [R] its reused ones.
     """
     rows = np.minimum(_elapsed(features, sources, frames), features.actions.shape[1] - 1)
-    difference: FloatArray = np.abs(features.actions[sources[frames], rows] - features.actions[frames, 0])
-    return difference
+    return np.abs(features.actions[sources[frames], rows] - features.actions[frames, 0])
 
 
 def _elapsed(features: Features, sources: NDArray[np.int32], frames: NDArray[np.intp]) -> NDArray[np.int64]:
@@ -262,5 +261,4 @@ def _quantiles(values: FloatArray) -> FloatArray:
     """Return p50, p95 and maximum [3, D] of the columns of [n, D], NaN where there are no rows."""
     if not len(values):
         return np.full((3, values.shape[1]), np.nan)
-    found: FloatArray = np.quantile(values, (0.5, 0.95, 1.0), axis=0)
-    return found
+    return np.quantile(values, (0.5, 0.95, 1.0), axis=0)

@@ -93,8 +93,7 @@ def values(name: str, text: str) -> list[Any]:
 
 def _parameters(group: str, values: dict[str, Any]) -> str:
     """Return the parameters of a group as a ROS parameter file, whatever the node is called."""
-    text: str = yaml.safe_dump({"/**": {"ros__parameters": {group: values}}}, sort_keys=False)
-    return text
+    return yaml.safe_dump({"/**": {"ros__parameters": {group: values}}}, sort_keys=False)
 
 
 def _learn(path: Path, tuning: Tuning) -> str:

@@ -40,11 +40,11 @@ class Signs:
     def beyond(self, settings: MonitorSettings) -> str:
         """Return which thresholds are exceeded, in words; empty where none is."""
         words = [
-            f"{name} {seen:.3g} (monitor.{limit_name} is {limit:g})"
-            for name, seen, limit_name, limit in (
-                ("reversals", self.reversals, "max_reversals", settings.max_reversals),
-                ("oscillation", self.oscillation, "max_oscillation", settings.max_oscillation),
-                ("still_s", self.still_s, "max_still_s", settings.max_still_s or math.inf),
+            f"{name} {seen:.3g} (monitor.max_{name} is {limit:g})"
+            for name, seen, limit in (
+                ("reversals", self.reversals, settings.max_reversals),
+                ("oscillation", self.oscillation, settings.max_oscillation),
+                ("still_s", self.still_s, settings.max_still_s or math.inf),
             )
             if seen > limit
         ]

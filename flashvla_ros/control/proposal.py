@@ -78,8 +78,7 @@ def step_matrix(steps: FloatArray, quantile: float, margin: float) -> FloatArray
     """Return W [D, D] with |W s| at most 1 for this share of the steps [n, D], before the margin."""
     whitening = whitened(steps)
     lengths = np.linalg.norm(steps @ whitening.T, axis=1)
-    found: FloatArray = whitening / max(float(np.quantile(lengths, quantile)) * (1.0 + margin), _SLACK)
-    return found
+    return whitening / max(float(np.quantile(lengths, quantile)) * (1.0 + margin), _SLACK)
 
 
 def whitened(values: FloatArray) -> FloatArray:
@@ -87,15 +86,13 @@ def whitened(values: FloatArray) -> FloatArray:
     covariance = np.atleast_2d(np.cov(values.T))
     size = len(covariance)
     covariance = covariance + (_RIDGE * max(float(np.trace(covariance)) / size, _SLACK)) * np.eye(size)
-    found: FloatArray = np.linalg.cholesky(np.linalg.inv(covariance)).T
-    return found
+    return np.linalg.cholesky(np.linalg.inv(covariance)).T
 
 
 def _steps(run: FloatArray, spec: ActionSpec) -> FloatArray:
     """Return the steps of a run; what moves starts from 0, and where the others started is unknown."""
     first = np.where([kind in (ActionKind.DELTA, ActionKind.VELOCITY) for kind in spec.kinds], 0.0, run[0])
-    found: FloatArray = np.diff(run, axis=0, prepend=first[np.newaxis])
-    return found
+    return np.diff(run, axis=0, prepend=first[np.newaxis])
 
 
 def _refused(run: FloatArray, limits: LimitsSettings, spec: ActionSpec, whitening: FloatArray) -> int:
