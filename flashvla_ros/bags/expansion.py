@@ -22,7 +22,7 @@ from rosbags.rosbag2 import storage_mcap
 
 from flashvla_ros.bags.definitions import one_line
 from flashvla_ros.core.errors import BagError
-from flashvla_ros.core.files import GIT_LFS, MEGABYTE
+from flashvla_ros.core.files import MEGABYTE, is_pointer
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -51,9 +51,8 @@ def check_file(path: Path) -> None:
         BagError: Names the file, or is an :class:`ExpansionError`.
     """
     try:
-        with path.open("rb") as stream:
-            if stream.read(len(GIT_LFS)) == GIT_LFS:
-                raise BagError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+        if is_pointer(path):
+            raise BagError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     except OSError as error:
         raise BagError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix == ".db3":

@@ -16,7 +16,7 @@ from flashvla_ros.core.errors import FlashVLAError
 
 MEGABYTE = 1_000_000
 SMALL = 16 * MEGABYTE  # a file that a person, or a tool of this package, wrote
-GIT_LFS = b"version https://git-lfs"  # a pointer in place of a file that was not fetched
+_GIT_LFS = b"version https://git-lfs"  # how a pointer begins
 
 
 def read_bytes(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int = SMALL) -> bytes:
@@ -41,9 +41,15 @@ def read_bytes(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int
         raise error(f"cannot read {path}: {reason}") from problem
     if len(content) > most:
         raise error(f"cannot read {path}: it has more than {most // MEGABYTE} MB, which no such file needs")
-    if content.startswith(GIT_LFS):
+    if content.startswith(_GIT_LFS):
         raise error(f"cannot read {path}: it is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     return content
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is a pointer of Git LFS in place of one that was not fetched; raises OSError."""
+    with path.open("rb") as stream:
+        return stream.read(len(_GIT_LFS)) == _GIT_LFS
 
 
 def read_text(path: Path, error: type[FlashVLAError] = FlashVLAError, most: int = SMALL) -> str:

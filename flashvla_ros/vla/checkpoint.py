@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
-from flashvla_ros.core.files import GIT_LFS
+from flashvla_ros.core.files import is_pointer
 from flashvla_ros.core.paths import share_path, user_path
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
@@ -25,7 +25,6 @@ from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.weights import StoredWeights, read_weights
 
 STATISTICS = "dataset_statistics.json"
-_POINTER_BYTES = 1024  # of a pointer of Git LFS at most
 _SPEAKING = (EMBEDDING, NORM, HEAD)  # with zeros alone in one of them, the instruction or the image changes nothing
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
@@ -73,7 +72,7 @@ def check_folder(folder: Path) -> None:
         )
     try:
         inside = sorted(folder.iterdir())
-        pointers = [file.name for file in inside if file.is_file() and _is_pointer(file)]
+        pointers = [file.name for file in inside if file.is_file() and is_pointer(file)]
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename or folder}: {error.strerror}") from error
     if not inside:
@@ -96,13 +95,6 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is a run of OpenVLA's train.py: convert it with its convert_openvla_weights_to_hf.py"
         )
-
-
-def _is_pointer(file: Path) -> bool:
-    if file.stat().st_size >= _POINTER_BYTES:
-        return False
-    with file.open("rb") as stream:
-        return stream.read(len(GIT_LFS)) == GIT_LFS
 
 
 def load_model(
