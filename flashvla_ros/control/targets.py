@@ -14,6 +14,8 @@ _OWN_NAMES = {
     "TwistStamped": (POSITION_NAMES + EULER_NAMES, ActionKind.VELOCITY),
     "PoseStamped": (POSITION_NAMES + QUATERNION_NAMES, ActionKind.ABSOLUTE),
 }
+# The motions of a joint that each type carries as positions, which are counted from where the joint is measured.
+_COUNTED = {"JointTrajectory": (ActionKind.DELTA, ActionKind.VELOCITY), "Float64MultiArray": (ActionKind.DELTA,)}
 
 
 def check(command_type: str, spec: ActionSpec, positions: Mapping[str, float]) -> None:
@@ -37,13 +39,8 @@ def told(command_type: str, command: FloatArray) -> FloatArray:
 
 def started_from(command_type: str, spec: ActionSpec) -> list[str]:
     """Return the joints whose targets are counted from where they are measured."""
-    kinds: tuple[ActionKind, ...] = ()
-    if command_type == "JointTrajectory":
-        kinds = (ActionKind.DELTA, ActionKind.VELOCITY)
-    elif command_type == "Float64MultiArray":
-        kinds = (ActionKind.DELTA,)
     kind_of = dict(zip(spec.names, spec.kinds, strict=True))
-    return [name for name in spec.joints if kind_of[name] in kinds]
+    return [name for name in spec.joints if kind_of[name] in _COUNTED.get(command_type, ())]
 
 
 def joint_positions(
