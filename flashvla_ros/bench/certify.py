@@ -38,7 +38,8 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
         if not args.model and settings.model.remote:
             raise FlashVLAError(f"{settings.model.remote} drove the robot, no checkpoint of here: give one to --model")
         model = args.model or settings.model.checkpoint or models.DEMO
-        checkpoint = "" if model in models.SIZES else checkpoint_fingerprint(_folder(model))
+        folder = checkpoint_folder(ModelSettings(checkpoint="" if model == models.DEMO else model))
+        checkpoint = "" if model in models.SIZES else checkpoint_fingerprint(folder)
         if known and checkpoint != known:
             raise FlashVLAError(
                 f"{args.bag} was recorded with another checkpoint ({known[:12]}) than {model} ({checkpoint[:12]}): "
@@ -106,10 +107,6 @@ def _rows(policy: VLAPolicy, pruning: PruningSettings, seen: Iterator[Observatio
             "expected_tokens": expected.tokens,
             "action_error": float(np.abs(answer.normalized - expected.normalized).max()),
         }
-
-
-def _folder(model: str) -> Path:
-    return checkpoint_folder(ModelSettings(checkpoint="" if model == models.DEMO else model))
 
 
 def _digest(path: Path) -> str:

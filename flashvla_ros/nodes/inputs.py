@@ -27,7 +27,7 @@ from flashvla_ros.control.watchdog import Watchdog
 from flashvla_ros.control.worker import Worker
 from flashvla_ros.core.errors import ObservationError
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ImageArray, Observation
+from flashvla_ros.core.types import Observation
 from flashvla_ros.messages.images import decode_compressed, decode_image, same_picture
 from flashvla_ros.messages.pose import pose_values
 from flashvla_ros.nodes import interfaces
@@ -184,8 +184,7 @@ class Inputs:
         before = self._assembler.image(camera)
         try:
             self._refuse_old(header.stamp)
-            decode: Callable[[Any], ImageArray] = decode_image if isinstance(message, Image) else decode_compressed
-            image = decode(message)
+            image = decode_image(message) if isinstance(message, Image) else decode_compressed(message)
             stamp_s = header.stamp.sec + header.stamp.nanosec * 1e-9
             observation = self._assembler.take_image(camera, image, stamp_s, arrived_s, stamped=stamped)
         except ObservationError as error:

@@ -40,11 +40,10 @@ def read_part(path: Path) -> Tensors:
         CheckpointError: The file is damaged, holds something else than tensors, or would run code.
     """
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        )
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
         raise CheckpointError(
             f"{path} is a pickle that would run code when read, or damaged: save its tensors alone"

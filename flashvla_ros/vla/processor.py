@@ -68,8 +68,7 @@ class ImageProcessor:
             return implied
         data = read_json(path)
         size = [3, implied.image_size, implied.image_size]
-        expected = {"input_sizes": size, "interpolations": "bicubic"}
-        for name, value in expected.items():
+        for name, value in (("input_sizes", size), ("interpolations", "bicubic")):
             given = data.get(name) or []
             if not isinstance(given, list) or any(found != value for found in given):
                 raise CheckpointError(
