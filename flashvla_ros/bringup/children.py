@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from flashvla_ros.nodes.process import end_with_parent
 
 _LAST_LINES = 15
+_LAST_WORDS_S = 1.0  # in which what a process that has ended wrote is read
 _GRACE_S = 20.0  # the robot stops at once; ending a process with a model in it takes a loaded machine longer
 _PROBLEM = re.compile(r"\[(WARN|ERROR|FATAL)\]")
 
@@ -60,7 +61,7 @@ class Child:
     @property
     def last_lines(self) -> list[str]:
         """The end of its output."""
-        self._reader.join(timeout=1.0)
+        self._reader.join(timeout=_LAST_WORDS_S)
         return list(self._lines)
 
     def stop(self) -> int:
@@ -69,7 +70,9 @@ class Child:
             if self._process.poll() is None:
                 os.killpg(self._process.pid, number)
             try:
-                return self._process.wait(patience_s)
+                code = self._process.wait(patience_s)
+                self._reader.join(timeout=_LAST_WORDS_S)  # before others say that it has ended
+                return code
             except subprocess.TimeoutExpired:
                 self._show(f"{self.name} does not end after {patience_s:g} s; it is killed")
         raise AssertionError("a killed process has ended")
