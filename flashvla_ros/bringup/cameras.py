@@ -43,10 +43,12 @@ def simulated(names: Sequence[str]) -> dict[str, Value]:
     Raises:
         SettingsError: The simulated robot does not have them.
     """
-    if set(names) <= set(CAMERAS):
-        return {"cameras": len(CAMERAS)} if names else {}
-    if len(names) == 1:
-        return {"camera": names[0]}
-    raise SettingsError(
-        f"camera.names: the simulated robot has {' and '.join(CAMERAS)}, or one of any name, got {', '.join(names)}"
-    )
+    front, hand = CAMERAS
+    if sorted(names) == sorted(CAMERAS):
+        return {"cameras": len(CAMERAS)}
+    if len(names) > 1 or hand in names:
+        raise SettingsError(
+            f"camera.names: the simulated robot has {front} and {hand}, or a camera in front of any other name, "
+            f"got {', '.join(names)}"
+        )
+    return {"camera": names[0]} if names else {}

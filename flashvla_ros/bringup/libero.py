@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import user_path
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.sim.libero.protocol import CAMERAS, is_libero, render_for, statistics_key
 from flashvla_ros.sim.tasks import find_task
 
@@ -35,18 +36,20 @@ def check_robot(robot: str, task: str) -> bool:
     return robot == "libero"
 
 
-def libero_parameters(checkpoint: str, task: str, given: Collection[str] = ()) -> LiberoParameters:
+def libero_parameters(task: str, given: Mapping[str, Value]) -> LiberoParameters:
     """Return what a task and a checkpoint ask of the two nodes, but for the policy node's `given` parameters.
 
     Raises:
         FlashVLAError: LIBERO is not installed, or the checkpoint is none, or none of this suite.
     """
-    from flashvla_ros.vla.checkpoint import load_config  # brings torch, which no other bringup needs
+    from flashvla_ros.vla.arch.base import read_config  # brings torch, which no other bringup needs
+    from flashvla_ros.vla.arch.oft.policy import PRESETS, Preset
 
     find_task(task)
-    if not checkpoint:
+    model = Settings().with_values({name: value for name, value in given.items() if name.startswith("model.")}).model
+    if not model.checkpoint:
         raise CheckpointError("the demo policy does not know LIBERO: give a checkpoint that was trained on its suite")
-    config = load_config(user_path(checkpoint))
+    config = read_config(user_path(model.checkpoint), model, PRESETS.get(model.preset, Preset()).images)
     size, images = config.towers[0].image_size, config.num_images_in_input
     if images > len(CAMERAS):
         raise CheckpointError(
@@ -55,6 +58,7 @@ def libero_parameters(checkpoint: str, task: str, given: Collection[str] = ()) -
     render = render_for(size)
     policy: dict[str, Value] = {"model.center_crop": 1.0} if render == "fast" else {}
     policy |= {"camera.names": CAMERAS} if images > 1 else {}
+    policy |= {"model.proprio": tuple(config.oft["proprio"])} if config.oft.get("proprio") else {}
     if "model.unnorm_key" not in given:
         policy["model.unnorm_key"] = statistics_key(task, config.norm_stats)
     own = {name: value for name, value in policy.items() if name not in given}

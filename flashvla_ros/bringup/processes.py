@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvla_ros.bringup import cameras
-from flashvla_ros.bringup.libero import check_robot, libero_parameters
+from flashvla_ros.bringup.libero import ROBOTS, check_robot, libero_parameters
 from flashvla_ros.cli.parameter_files import given_values, overriding, read_parameters
 from flashvla_ros.cli.yaml_files import read_yaml
 from flashvla_ros.core.certificate import shipped
@@ -127,8 +127,8 @@ class Bringup:
         Raises:
             FlashVLAError: A file is missing, or the options do not go together.
         """
-        if self.camera and (self.episodes or self.lock_step):
-            raise SettingsError("episodes and lock_step belong to the simulated robot, but a camera was given")
+        if self.camera and (self.episodes or self.lock_step or self.robot != ROBOTS[0]):
+            raise SettingsError("robot, episodes and lock_step belong to the simulated robot, but a camera was given")
         policy = self._policy()
         guard = (self._guard(policy),) if self._guarded else ()
         return (policy, *guard) if self.camera else (policy, *guard, self._robot(policy))
@@ -203,9 +203,9 @@ class Bringup:
         if self.policy:
             parameters["model.remote"] = self.policy
         own = (_existing(self.params),) if self.params else ()
-        if self._libero and not self.policy:
-            given = self._given(own) | parameters
-            parameters = {**libero_parameters(self.checkpoint, self.task, given).policy, **parameters}
+        given = self._given(own) | parameters
+        if self._libero and not given.get("model.remote"):
+            parameters = {**libero_parameters(self.task, given).policy, **parameters}
         if self.camera:
             named, ending = cameras.parse(self.camera)
             parameters["camera.compressed"] = bool(ending)
@@ -217,10 +217,11 @@ class Bringup:
         if self.lock_step or self.use_sim_time:
             parameters["use_sim_time"] = True
         files = own if self.camera else (self._defaults, *own)
-        if not self.policy:  # what nobody sets is as the checkpoint's certificate has it
-            certified = shipped(Path(_folder(self.checkpoint)) if self.checkpoint else share_path("models", "demo"))
-            given = self._given(files) if certified else {}
-            parameters = {**{name: value for name, value in certified.items() if name not in given}, **parameters}
+        if not given.get("model.remote"):  # what nobody sets is as the checkpoint's certificate has it
+            checkpoint = given.get("model.checkpoint")
+            certified = shipped(Path(_folder(str(checkpoint))) if checkpoint else share_path("models", "demo"))
+            said = self._given(files) if certified else {}
+            parameters = {**{name: value for name, value in certified.items() if name not in said}, **parameters}
         return Process(POLICY, files, parameters, remappings, self.namespace, self.log_level)
 
     def _robot(self, policy: Process) -> Process:
@@ -235,10 +236,11 @@ class Bringup:
             "lock_step": self.lock_step,
         }
         parameters.update({"instruction": self.instruction} if self.instruction else {})
-        names: Any = self._told(policy).get("camera.names", ())
+        told = self._told(policy)
+        names: Any = told.get("camera.names", ())
         parameters.update(cameras.simulated(names))
-        if self._libero and not self.policy:
-            parameters.update(libero_parameters(self.checkpoint, self.task, {"model.unnorm_key"}).robot)
+        if self._libero and not told.get("model.remote"):
+            parameters.update(libero_parameters(self.task, told).robot)
         return Process(ROBOT, (self._defaults,), parameters, (), self.namespace, self.log_level)
 
 

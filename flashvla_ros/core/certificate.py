@@ -19,7 +19,8 @@ from flashvla_ros.core.settings import Settings, find
 # What decides which action is commanded, apart from the robot's limits.
 _COMPARED = (
     *("pruning.", "decode.", "gate.", "control.blend", "control.prefetch"),
-    *("model.center_crop", "model.sampling", "model.unnorm_key"),
+    *("model.center_crop", "model.sampling", "model.unnorm_key", "model.images", "model.proprio"),
+    *("model.preset", "model.chunk_size", "model.action_bounds"),
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "checkpoint"), str),

@@ -351,7 +351,7 @@ def test_what_the_user_says_of_libero_goes_before_what_the_checkpoint_says(liber
     [
         ((), {}),
         (("front",), {"camera": "front"}),
-        (("robot0_eye_in_hand",), {"cameras": 2}),
+        (("agentview",), {"camera": "agentview"}),
         (("robot0_eye_in_hand", "agentview"), {"cameras": 2}),
     ],
 )
@@ -359,9 +359,44 @@ def test_the_simulated_robot_has_the_cameras_that_the_policy_listens_to(names, p
     assert cameras.simulated(names) == parameters
 
 
-def test_cameras_that_the_simulated_robot_lacks_are_refused():
+@pytest.mark.parametrize("names", [("left", "right"), ("robot0_eye_in_hand",), ("agentview", "front")])
+def test_cameras_that_the_simulated_robot_lacks_are_refused(names):
     with pytest.raises(FlashVLAError, match="has agentview and robot0_eye_in_hand"):
-        Bringup(overrides={"camera.names": ("left", "right")}).processes()
+        Bringup(overrides={"camera.names": names}).processes()
+
+
+def test_a_real_robot_is_no_simulated_one():
+    with pytest.raises(FlashVLAError, match="robot, episodes and lock_step belong to the simulated robot"):
+        Bringup(robot="libero", task="libero_object/0", camera="/image").processes()
+
+
+def test_libero_counts_images_as_the_model_does(libero_checkpoint):
+    for count, values in ((1, {"model.images": 2}), (1, {"model.preset": "libero"}), (2, {})):
+        policy, _, robot = dataclasses.replace(
+            libero_checkpoint(num_images_in_input=count), overrides=values
+        ).processes()
+        assert settings_of(policy).camera.names == ("agentview", "robot0_eye_in_hand")
+        assert robot.parameters["cameras"] == 2
+    policy, _, robot = dataclasses.replace(
+        libero_checkpoint(num_images_in_input=2), overrides={"model.images": 1}
+    ).processes()
+    assert settings_of(policy).camera.names == () and "cameras" not in robot.parameters
+
+
+def test_libero_takes_the_state_that_a_checkpoint_names(libero_checkpoint):
+    policy, *_ = libero_checkpoint(oft={"proprio": ["a", "b"]}).processes()
+    assert settings_of(policy).model.proprio == ("a", "b")
+    policy, *_ = libero_checkpoint().processes()
+    assert settings_of(policy).model.proprio[:6] == ("x", "y", "z", "ax", "ay", "az")
+
+
+def test_a_checkpoint_or_a_server_of_a_parameter_file_does_for_libero(libero_checkpoint, tmp_path):
+    asked = libero_checkpoint()
+    for model in ({"checkpoint": asked.checkpoint}, {"remote": "ws://localhost:1"}):
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump({"/left/flashvla": {"ros__parameters": {"model": model}}}))
+        policy, _, robot = dataclasses.replace(asked, checkpoint="", params=str(file), namespace="left").processes()
+        assert ("model.unnorm_key" in policy.parameters) == ("render" in robot.parameters) == ("checkpoint" in model)
 
 
 @pytest.mark.parametrize("decoder", ["x", "1x2", 3, "0x1x1"])
