@@ -296,9 +296,7 @@ class CalibrationSettings:
         0.0, "Rate at which the score learns from steps whose outcome is seen; 0: it stays as given.", low=0.0, high=1.0
     )
     state_file: str = row(
-        "",
-        "File that keeps what was learnt from one start to the next; of this node alone; empty: none.",
-        fixed=True,
+        "", "File that keeps what was learnt from one start to the next; of this node alone; empty: none.", fixed=True
     )
 
 

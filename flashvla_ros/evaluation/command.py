@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help=f"{', '.join(BUILT_IN)}, one of --modes-file, or NAME:parameter=value,… ({' '.join(_MODES)})",
     )
-    parser.add_argument("--episodes", type=int, metavar="N", help="of each mode and task (20; of LIBERO 50)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="of each mode and task (20; of LIBERO all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")
     parser.add_argument(
         "--perturb",
@@ -100,7 +100,8 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
         seeds, modes = suites.chosen_states(args, tasks), [*modes, OPEN_LOOP]
         config = load_config(checkpoint)
         render = args.render or render_for(config.towers[0].image_size)
-        presets = suites.presets(tasks[0], render, None if "model.unnorm_key" in overrides else config.norm_stats)
+        known = None if "model.unnorm_key" in overrides else config.norm_stats
+        presets = suites.presets(tasks[0], render, known, config.oft.get("proprio", ()))
     return Evaluation(
         checkpoint=checkpoint,
         modes=tuple(choose_modes(modes, args.modes_file or share_path("config", "eval_modes.yaml"))),

@@ -33,12 +33,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         for name, colour in zip(names, _COLOURS * len(names), strict=False):
             _points(axes, [row for other, row in panels[panel] if other == name], name, colour)
-        axes.set(
-            title=panel,
-            xlabel="visual-token FLOPs, dense = 1",
-            ylabel="success",
-            ylim=(-0.03, 1.06),
-        )
+        axes.set(title=panel, xlabel="visual-token FLOPs, dense = 1", ylabel="success", ylim=(-0.03, 1.06))
         axes.set_xlim(0.0, 1.08)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")

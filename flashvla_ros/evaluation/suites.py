@@ -78,7 +78,7 @@ def chosen_states(args: argparse.Namespace, tasks: Sequence[str]) -> range:
         FlashVLAError: ``--states`` is of another form, or beyond the official states of a task.
     """
     if args.states is None:
-        seeds = range(args.seed, args.seed + (args.episodes or _fewest_states(tasks)[0]))
+        seeds = range(args.seed, args.seed + args.episodes if args.episodes else _all_states(tasks, args.seed))
     elif args.seed or args.episodes:
         raise FlashVLAError("--states says which episodes: leave --episodes and --seed away")
     elif (match := re.fullmatch(r"(\d+):(\d+)", args.states)) and int(match[1]) < int(match[2]):
@@ -98,16 +98,30 @@ def check_states(tasks: Sequence[str], last: int) -> None:
 
 
 def _fewest_states(tasks: Sequence[str]) -> tuple[int, str]:
-    return min((len(initial_states(task_files(task))), task) for task in tasks)
+    return min(_counts(tasks))
 
 
-def presets(task: str, render: str, known: Collection[str] | None) -> dict[str, Any]:
+def _all_states(tasks: Sequence[str], first: int) -> int:
+    """Return how many there are; refuse, with FlashVLAError, tasks that differ in it or have none from `first` on."""
+    (fewest, one), (most, other) = min(counts := _counts(tasks)), max(counts)
+    if fewest < most:
+        raise FlashVLAError(f"{one} has {fewest} initial states and {other} {most}: give --states 0:{fewest}")
+    check_states(tasks, first)
+    return max(fewest, first + 1)
+
+
+def _counts(tasks: Sequence[str]) -> list[tuple[int, str]]:
+    return [(len(initial_states(task_files(task))), task) for task in tasks]
+
+
+def presets(task: str, render: str, known: Collection[str] | None, proprio: Sequence[str] = ()) -> dict[str, Any]:
     """Return the parameters that the protocol fixes: those of ``config/libero.yaml``, and the suite's statistics.
 
     Args:
         task: Any of the suite.
         render: How images are made.
         known: Data sets of the checkpoint's norm_stats; None where the user names one of them.
+        proprio: Names of the state that the checkpoint was trained with, where it says them.
 
     Raises:
         CheckpointError: None of them is the suite's.
@@ -117,4 +131,6 @@ def presets(task: str, render: str, known: Collection[str] | None) -> dict[str, 
         values["model.unnorm_key"] = statistics_key(task, known)
     if render == "fast":  # such a policy sees the whole image
         values["model.center_crop"] = 1.0
+    if proprio:
+        values["model.proprio"] = tuple(proprio)
     return values

@@ -17,6 +17,7 @@ from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.evaluation.suites import check_states
 from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import NONE
+from flashvla_ros.sim.tasks import find_task
 from flashvla_ros.view.overlay import draw
 
 _LAST_FRAME_S = 1.0  # the end stays on the screen for this long
@@ -49,6 +50,8 @@ def parse_episodes(evaluation: Evaluation, texts: Sequence[str] | None) -> list[
         if not name or not seed.isdecimal():
             modes = ", ".join(by_name)
             raise FlashVLAError(f"--video-episodes takes TASK:MODE:SEED[:P] with a mode of {modes}, got {text!r}")
+        if find_task(task).name not in evaluation.tasks:
+            raise FlashVLAError(f"--video-episodes films what is played, got {task}: name it in --tasks or --suite too")
         if is_libero(task):
             check_states([task], int(seed))
         job = evaluation.job(by_name[name], task, perturbation or NONE, int(seed))

@@ -29,14 +29,7 @@ from flashvla_ros.core.chunk import elapsed_rows
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import CalibrationSettings, Settings
 from flashvla_ros.core.types import ActionKind, FloatArray
-from flashvla_ros.gate.decision import (
-    FreshComparison,
-    GateDecision,
-    GateMeasurements,
-    judge,
-    report,
-    skipped_runs,
-)
+from flashvla_ros.gate.decision import FreshComparison, GateDecision, GateMeasurements, judge, report, skipped_runs
 from flashvla_ros.gate.memory import FreshResult, GateMemory
 from flashvla_ros.gate.score import (
     NEVER,

@@ -63,12 +63,7 @@ class WatchSettings:
         "W, row by row: the step s between two commands, or rows, passes where |W s| is at most 1, so that a step is "
         "held to how the dimensions move together; flashvla-ros tune --limits writes it; empty: any step.",
     )
-    priority: int = row(
-        10,
-        "Priority of the guard's process under SCHED_FIFO; 0: an ordinary process.",
-        low=0,
-        high=99,
-    )
+    priority: int = row(10, "Priority of the guard's process under SCHED_FIFO; 0: an ordinary process.", low=0, high=99)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Any
 from flashvla_ros.core.errors import SimulationError
 from flashvla_ros.core.extras import remedy
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo is imported
+os.environ["MUJOCO_GL"] = os.environ.get("MUJOCO_GL") or "egl"  # read once, when MuJoCo is imported
+
+_REMEDY = f"the Debian packages libegl1 and libgl1-mesa-dri; MUJOCO_GL is {os.environ['MUJOCO_GL']!r}, best left unset"
 
 try:
     import metaworld.policies
@@ -20,8 +22,10 @@ try:
 except (ImportError, AttributeError, RuntimeError) as error:  # without libEGL, and of a MUJOCO_GL that it does not know
     raise SimulationError(
         f"MuJoCo cannot start ({error}); install the simulation with `{remedy('sim')}` and, for headless rendering, "
-        f"the Debian packages libegl1 and libgl1-mesa-dri; MUJOCO_GL is {os.environ['MUJOCO_GL']}, leave it unset"
+        f"{_REMEDY}"
     ) from error
+
+mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None  # it closes itself also where it was not made
 
 __all__ = ["ALL_V3_ENVIRONMENTS", "closed_with", "metaworld", "mujoco", "plain_renderer", "renderer"]
 
@@ -36,10 +40,7 @@ def renderer(model: Any, size: int) -> Any:
     try:
         return mujoco.Renderer(model, size, size)
     except Exception as error:  # EGL has no error type of its own: PyOpenGL, ctypes and MuJoCo each raise theirs
-        raise SimulationError(
-            f"headless rendering with MUJOCO_GL={os.environ['MUJOCO_GL']} failed ({error}); "
-            "install the Debian packages libegl1 and libgl1-mesa-dri"
-        ) from error
+        raise SimulationError(f"headless rendering failed ({error}); install {_REMEDY}") from error
 
 
 def plain_renderer(model: Any, size: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -15,7 +16,9 @@ from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import jobs, markdown
 from flashvla_ros.evaluation.jobs import run_job
+from flashvla_ros.sim.episode import EpisodePlan
 from flashvla_ros.sim.perturbation import plan_episode
+from flashvla_ros.sim.rollout import Outcome
 
 try:
     import flashvla_ros.sim.world  # noqa: F401
@@ -80,8 +83,15 @@ def test_a_film_is_of_a_mode_that_looks_and_a_replay_is_filmed_as_it_happens(
 
 @pytest.mark.parametrize(("perturbation", "free_running"), [("frame_drops", False), ("none", True)])
 def test_a_replay_has_a_command_for_every_tick_whatever_disturbs_it(
-    perturbation: str, free_running: bool, short_episodes: None
+    perturbation: str, free_running: bool, short_episodes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rolled, roll_out = [], jobs.roll_out
+
+    def spied(world: Any, stepper: Any, plan: EpisodePlan, *rest: Any, free_running: bool) -> Outcome:
+        rolled.append((plan.perturbation, free_running))
+        return roll_out(world, stepper, plan, *rest, free_running=free_running)
+
+    monkeypatch.setattr(jobs, "roll_out", spied)
     settings = Settings().with_values({"model.checkpoint": str(share_path("models", "demo")), "model.threads": 1})
     played: list[dict[int, list[float]]] = []
     for disturbed, free in (("none", False), (perturbation, free_running)):
@@ -93,6 +103,7 @@ def test_a_replay_has_a_command_for_every_tick_whatever_disturbs_it(
     assert sorted(as_recorded) == list(range(10))
     assert len(replayed) >= 5
     assert replayed == {step: as_recorded[step] for step in replayed}
+    assert set(rolled[:-1]) == {("none", False)} and rolled[-1] == (perturbation, free_running)  # tapes come first
 
 
 def _tick(result: StepResult) -> int:

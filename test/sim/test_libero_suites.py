@@ -85,7 +85,11 @@ def test_states_that_are_not_there_are_refused(words: tuple[str, ...], says: str
 @pytest.mark.usefixtures("states")
 def test_a_variation_of_ten_states_has_ten_episodes() -> None:
     tasks = ["libero_object_with_mug/0", "libero_object_with_mug/1"]
-    assert suites.chosen_states(options(), tasks) == range(10)
+    assert suites.chosen_states(options(), tasks[1:]) == range(10)
+    assert suites.chosen_states(options("--seed", "7"), tasks[1:]) == range(7, 10)
+    with pytest.raises(FlashVLAError, match="with_mug/1 has 10 initial states and .*with_mug/0 50: give --states 0:10"):
+        suites.chosen_states(options(), tasks)
+    assert suites.chosen_states(options("--states", "0:10"), tasks) == range(10)
     with pytest.raises(FlashVLAError, match="with_mug/1 has the initial states 0 to 9, got 10"):
         suites.chosen_states(options("--states", "0:11"), tasks)
 
@@ -103,6 +107,7 @@ def test_an_option_given_twice_adds_to_the_first() -> None:
     words = ("--suite", "libero_object", "--suite", "libero_object_swap", "--modes", "dense", "--modes", "prune")
     given = options(*words)
     assert (given.suite, given.modes) == (["libero_object", "libero_object_swap"], ["dense", "prune"])
+    assert options("--perturb", "latency", "--perturb", "frame_drops").perturb == ["latency", "frame_drops"]
     assert (options().suite, options().modes) == ([], None)
 
 
@@ -157,7 +162,9 @@ def test_the_protocol_is_preset() -> None:
     assert (settings.action.dt_s, settings.action.gripper, settings.command.gripper) == (0.05, (1.0, 0.0), (-1.0, 1.0))
     assert (settings.model.unnorm_key, settings.model.center_crop) == ("libero_goal_no_noops", 0.9)
     assert settings.gate.gripper_middle == 0.5
+    assert settings.model.proprio[3:] == ("ax", "ay", "az", "gripper0_finger_joint1", "gripper0_finger_joint2")
     assert suites.presets("libero_goal/3", "fast", None)["model.center_crop"] == 1.0
+    assert suites.presets("libero_goal/3", "fast", None, ["a", "b"])["model.proprio"] == ("a", "b")
 
 
 def test_a_twist_becomes_the_offset_of_one_tick() -> None:

@@ -91,7 +91,7 @@ def world() -> Iterator[LiberoWorld]:
 )
 def test_a_soft_reset_is_a_hard_one_with_its_fixtures_bit_for_bit(task: str) -> None:
     scene = LiberoScene(task)
-    for episode in (2, 0):
+    for episode in (2, 0, protocol.FIRST_DRAWN):
         scene.reset(episode)
         for action in motions(5):
             scene.step(action)
@@ -258,6 +258,39 @@ def test_the_robots_state_is_robosuites_observation(world: LiberoWorld) -> None:
     joints = [scene.data.joint(name).qpos[0] for name in scene.joint_positions]
     np.testing.assert_allclose(list(scene.joint_positions.values()), joints, atol=1e-2)  # the arm moves on by 2 ms
     assert list(scene.joint_positions)[-2:] == ["gripper0_finger_joint1", "gripper0_finger_joint2"]
+
+
+def test_a_drawn_start_is_the_same_whatever_came_before() -> None:
+    scene, states = LiberoScene("libero_spatial/4"), []
+    for before in (protocol.FIRST_DRAWN + 1, 2):
+        scene.reset(before)
+        scene.reset(protocol.FIRST_DRAWN)
+        states.append(scene.state())
+    np.testing.assert_array_equal(*states)
+    for seed in (-1, 2**32):
+        with pytest.raises(SimulationError, match=f"a seed is from 0 to 4294967295, got {seed}"):
+            scene.reset(seed)
+    scene.close()
+
+
+def test_a_suite_that_is_not_there_names_those_that_are_whole() -> None:
+    with pytest.raises(
+        SimulationError, match=r"has no files of libero_object_swapp/0.*_swap, .*_temp_x0\.1, "
+    ) as error:
+        task_files("libero_object_swapp/0")
+    assert "two_episodes" not in str(error.value)
+    assert task_files("libero_object_temp_x0.1/9").scene.is_file()
+
+
+def test_only_what_is_played_is_filmed(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "--checkpoint", str(POLICY), "--tasks", OBJECT, "--states", "0:1", "--video", "x"]
+    for episode, says in (
+        ("libero_object/1:dense:0", "name it in --tasks"),
+        ("drawer-open:dense:0", "name it in --tasks"),
+        (f"{OBJECT}:dense:50", "initial states 0 to 49, got 50"),
+    ):
+        assert cli.main([*command, "--video-episodes", episode]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_the_expert_refuses_what_is_no_task_of_its_own(world: LiberoWorld, tmp_path: Path) -> None:

@@ -50,6 +50,20 @@ def plan(**values: object) -> EpisodePlan:
     return dataclasses.replace(EpisodePlan(OPEN, 3, OPEN.instruction, 200), **values)  # type: ignore[arg-type]
 
 
+def test_a_policy_is_told_where_the_robot_is(world: World) -> None:
+    seen = []
+    settings = OFF.with_values({"model.proprio": ("x", "qw", "right_j0")})
+    policy = expert_policy(world)
+    roll_out(world, Stepper(policy, SPEC), plan(max_steps=5), settings, lambda r: seen.append(r.observation.positions))
+    assert len(seen) == 5
+    assert {"x", "y", "z", "rx", "qw", "right_j0"} <= seen[0].keys()
+    world.reset(OPEN.name, 3)
+    hand = world.scene.hand_pose
+    assert [seen[0][name] for name in ("x", "y", "z", "qw")] == [*hand.position, hand.orientation[3]]
+    assert seen[0]["right_j0"] == world.scene.joint_positions["right_j0"]
+    assert seen[-1]["x"] != seen[0]["x"]
+
+
 def test_expert_succeeds_through_the_control_step(world: World) -> None:
     outcome = roll_out(world, Stepper(expert_policy(world), SPEC), plan(), OFF)
     assert outcome.success

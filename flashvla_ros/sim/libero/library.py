@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from flashvla_ros.core.types import FloatArray
 from flashvla_ros.sim.libero.protocol import PERMUTED, SUITES, base_suite, split_task
 
 _OWN_WORDS = ("_lan", "_task")  # variations whose instruction is not that of the suite; their files have it
+
+
+_GRADE = re.compile(r"(?<=_temp)_[xy]\d\.\d$")  # the tasks of all grades of a shift stand under one name
 
 
 class Library(NamedTuple):
@@ -89,22 +93,35 @@ def task_files(task: str) -> TaskFiles:
     name, number = split_task(task)
     found = library()
     folder = name.removesuffix(PERMUTED)
-    names = found.tasks.get(folder, [])
-    bddl, states = (Path(found.path(kind)) / folder for kind in ("bddl_files", "init_states"))
-    scene = bddl / f"{names[number]}.bddl" if number < len(names) else bddl
-    kept = states / f"{scene.stem}.pruned_init.npz"
+    scene, kept = _files_of(folder, number)
     if name.endswith(PERMUTED) and folder != "libero_object":  # fixtures of the others hold objects in their places
         raise SimulationError(f"permuted states are those of libero_object, not of {folder}: there is no {name}")
-    if not scene.is_file() or not kept.is_file():
+    if not _are_there(scene, kept):
         base = base_suite(name).name
-        usable = ", ".join(sorted(p.name for p in states.parent.iterdir() if p.name.startswith(f"{base}_")))
-        raise SimulationError(f"the installed LIBERO has no files of {task}; of {base} there are {usable or 'no more'}")
+        numbers, start = range(base_suite(name).tasks), f"{base}_"
+        folders = sorted(path.name for path in scene.parent.parent.iterdir() if path.name.startswith(start))
+        whole = [one for one in folders if all(_are_there(*_files_of(one, number)) for number in numbers)]
+        usable = ", ".join(whole) or "no more"
+        raise SimulationError(f"the installed LIBERO has no files of {task}; of {base} there are {usable}")
     if folder not in SUITES and folder.endswith(_OWN_WORDS):
         words = found.problem(str(scene))["language_instruction"]
         instruction = " ".join(words) if isinstance(words, list) else str(words)
     else:
         instruction = found.words(scene.name)
     return TaskFiles(instruction.strip().lower(), scene, kept)
+
+
+def _files_of(folder: str, number: int) -> tuple[Path, Path]:
+    """Return where the scene and the initial states of a task would be."""
+    found = library()
+    names = found.tasks.get(folder) or found.tasks.get(_GRADE.sub("", folder), [])
+    name = names[number] if number < len(names) else "-"
+    scenes, states = (Path(found.path(kind)) / folder for kind in ("bddl_files", "init_states"))
+    return scenes / f"{name}.bddl", states / f"{name}.pruned_init.npz"
+
+
+def _are_there(*files: Path) -> bool:
+    return all(file.is_file() for file in files)
 
 
 def initial_states(files: TaskFiles) -> FloatArray:

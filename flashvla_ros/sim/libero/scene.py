@@ -23,6 +23,7 @@ from flashvla_ros.sim.libero.library import initial_states, library, quiet, task
 from flashvla_ros.sim.libero.protocol import CONTROLS, FIRST_DRAWN, PERMUTED, WAITING_STEPS, arm_action
 
 _FOR_EVER = 10**9  # robosuite ends what it takes for an episode after so many steps, counted over resets of the state
+_MOST_SEEDS = 2**32  # of NumPy's generator
 _JITTER_M = 0.02  # of a place that is taken by another object
 _CONTAINER = "basket_1"
 _ROBOT = ("robot0_", "gripper0_")  # what names of its joints begin with
@@ -42,7 +43,8 @@ class LiberoScene:
         self.task = task
         files = task_files(task)
         self._states = initial_states(files)
-        with quiet(), _numpy_draws(None):
+        first = np.random.RandomState(0).get_state()
+        with quiet(), _numpy_draws(first):
             try:
                 self._environment = library().environment(
                     bddl_file_name=str(files.scene),
@@ -59,9 +61,10 @@ class LiberoScene:
         self._start = self._inner.sim.reset
         self._inner.sim.reset = self._start_as_compiled
         self.model, self.data = self._inner.sim.model._model, self._inner.sim.data._data
+        self._places = self.model.body_pos.copy(), self.model.body_quat.copy()
         self.objects = list(self._inner.objects_dict)
         self.container = _CONTAINER if _CONTAINER in self.objects else ""
-        self._draws = [np.random.RandomState(0).get_state()]  # before the first reset, the second, …
+        self._draws = [first]  # before the first reset, the second, …
         self.geoms = {name: self._colliding_geoms(name) for name in self.objects}
         self._seen: Any = {}
         self.done = False
@@ -72,7 +75,12 @@ class LiberoScene:
         Args:
             seed: Number of the official initial state, which come round again after the last; from
                 :data:`FIRST_DRAWN` on, and for permuted states, the seed of a start of its own.
+
+        Raises:
+            SimulationError: The seed is none of NumPy's.
         """
+        if not 0 <= seed < _MOST_SEEDS:
+            raise SimulationError(f"a seed is from 0 to {_MOST_SEEDS - 1}, got {seed}")
         permuted = self.task.partition("/")[0].endswith(PERMUTED)
         number = seed % len(self._states)
         if permuted or seed >= FIRST_DRAWN:
@@ -105,6 +113,7 @@ class LiberoScene:
 
     def close(self) -> None:
         """Free the environment."""
+        self._inner.sim.reset = self._start  # which held this scene, and so itself
         self._environment.close()
 
     def _advance(self, action: FloatArray) -> None:
@@ -124,8 +133,12 @@ class LiberoScene:
                 self._draws.append(after)
 
     def _start_as_compiled(self) -> None:
-        """Robosuite computes a compiled scene once before objects are placed; the solver's next start is from there."""
+        """Begin a reset where every one begins: LIBERO puts some objects where a fixture stands just then.
+
+        Robosuite computes a compiled scene once before objects are placed; the solver's next start is from there.
+        """
         self._start()
+        self.model.body_pos[:], self.model.body_quat[:] = self._places
         self._inner.sim.forward()
 
     def _forget_gripper(self) -> None:
@@ -202,11 +215,10 @@ class LiberoScene:
 
 @contextlib.contextmanager
 def _numpy_draws(state: Any) -> Iterator[None]:
-    """Let NumPy's global generator draw from a state, or go on as it is, and leave it as it was found."""
+    """Let NumPy's global generator draw from a state, and leave it as it was found."""
     before = np.random.get_state()
     try:
-        if state is not None:
-            np.random.set_state(state)
+        np.random.set_state(state)
         yield
     finally:
         np.random.set_state(before)
