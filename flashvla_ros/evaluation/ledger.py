@@ -23,7 +23,7 @@ from flashvla_ros.core.files import MEGABYTE, parse_json, read_text
 from flashvla_ros.evaluation.jobs import Record
 
 _MOST_BYTES = 1000 * MEGABYTE
-_ROOMS = ("core", "gate", "control", "vla", "sim")  # whose code an episode runs
+_PLAYING = ("core", "gate", "control", "vla", "sim", "evaluation/jobs", "evaluation/open_loop")  # what an episode runs
 
 
 def beside(file: Path) -> Path:
@@ -114,7 +114,7 @@ def code_digest() -> str:
     """Return 12 hexadecimal digits of the code that an episode runs."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for room in _ROOMS:
-        for path in sorted((package / room).rglob("*.py")):
+    for place in _PLAYING:
+        for path in sorted((package / place).rglob("*.py")) or [package / f"{place}.py"]:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
