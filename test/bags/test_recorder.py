@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Bool, String  # noqa: E402
 
 from flashvla_ros import __main__ as cli  # noqa: E402
+from flashvla_ros.bags import record  # noqa: E402
 from flashvla_ros.bags.recorder import Selection  # noqa: E402
 from flashvla_ros.nodes import interfaces  # noqa: E402
 from flashvla_ros.nodes.emergency import EmergencyStop  # noqa: E402
@@ -33,6 +35,12 @@ from flashvla_ros.nodes.emergency import EmergencyStop  # noqa: E402
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PATIENCE_S = 120.0  # for a process that starts on a machine with other work
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def test_topics_that_are_named_twice_add_up():
+    parser = argparse.ArgumentParser()
+    record.add_arguments(parser)
+    assert parser.parse_args(["bag", "--topics", "a", "b", "--topics", "/c"]).topics == ["/a", "/b", "/c"]
 
 
 @pytest.fixture

@@ -212,3 +212,16 @@ def test_a_shoved_object_is_elsewhere_until_the_next_reset(world: World) -> None
         assert np.abs(world.render().astype(int) - before).max() > 50
         world.reset(task, 3)
         assert np.array_equal(world.render(), before)
+
+
+@pytest.mark.parametrize("backend", ["foo", "glfw", ""])
+def test_another_way_to_draw_is_one_line_or_works(backend: str) -> None:
+    code = "from flashvla_ros.sim.world import World; w = World(32); w.reset('drawer-open', 0); w.render(); w.close()"
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    environment = {name: value for name, value in os.environ.items() if name not in screens} | {"MUJOCO_GL": backend}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "Exception ignored" not in ran.stderr
+    if backend:
+        assert ran.returncode and f"MUJOCO_GL is '{backend}'" in ran.stderr.splitlines()[-1]
+    else:
+        assert ran.returncode == 0, ran.stderr
