@@ -114,6 +114,11 @@ class Camera(Node):
         """Size of a frame's data."""
         return len(self._frames[0].data)
 
+    def forget(self) -> None:
+        """Leave out every frame so far, also one whose answer is still to come."""
+        self._sent.clear()
+        self.rows.clear()
+
     def shoot(self) -> None:
         """Publish one frame."""
         stamp = self.get_clock().now().to_msg()
@@ -242,7 +247,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             if child.code is not None or time.monotonic() > end_s:
                 raise SystemExit("\n".join([*child.last_lines, "the policy node does not answer"]))
         _shoot(camera, executor, _WARM_UP, args.rate)
-        camera.rows.clear()
+        camera.forget()
         before = Usage.of(child.pid)
         _shoot(camera, executor, args.frames, args.rate)
         cpu_s = Usage.of(child.pid).cpu_s - before.cpu_s
