@@ -82,7 +82,7 @@ def test_ctrl_c_or_a_closed_terminal_ends_everything_with_a_summary(tmp_path, nu
     timer.start()
     try:
         assert process.stdout is not None
-        assert any("moving:" in line for line in process.stdout)
+        assert any(", step " in line for line in process.stdout)  # the first may be lost: nodes still find each other
         children = children_of(process.pid)
         assert len(children) == 3  # policy, guard, robot
         process.send_signal(number)
