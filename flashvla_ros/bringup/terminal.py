@@ -85,11 +85,10 @@ class Progress:
         successes = sum(episode.success for episode in self._episodes)
         parts = [f"{successes} of {len(self._episodes)} episodes succeeded"] if self._episodes else []
         if total.steps:
-            parts += [
-                f"{total.steps} steps, {total.reuse_rate:.0%} reused",
-                f"visual-token FLOPs {total.visual_flops_ratio:.0%} of the dense model's",
-                f"latency p50 {total.latency_p50_ms:.1f} ms, p95 {total.latency_p95_ms:.1f} ms",
-            ]
+            parts.append(f"{total.steps} steps, {total.reuse_rate:.0%} reused")
+            if not math.isnan(total.visual_flops_ratio):  # of a server's model nothing is known
+                parts.append(f"visual-token FLOPs {total.visual_flops_ratio:.0%} of the dense model's")
+            parts.append(f"latency p50 {total.latency_p50_ms:.1f} ms, p95 {total.latency_p95_ms:.1f} ms")
         if parts:
             self._screen.line("; ".join(parts))
 

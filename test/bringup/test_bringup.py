@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from rclpy.node import Node
 from std_msgs.msg import String
 
 from flashvla_ros.bringup import cameras
-from flashvla_ros.bringup.monitor import Monitor
+from flashvla_ros.bringup.monitor import Monitor, Step
 from flashvla_ros.bringup.processes import Bringup, Process, refuse_unknown
+from flashvla_ros.bringup.terminal import Progress, Screen
 from flashvla_ros.core.certificate import certification
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.paths import share_path
@@ -399,6 +401,15 @@ def test_a_checkpoint_or_a_server_of_a_parameter_file_does_for_libero(libero_che
         assert ("model.unnorm_key" in policy.parameters) == ("render" in robot.parameters) == ("checkpoint" in model)
 
 
+def test_openpi_serves_the_simulated_libero(libero_checkpoint):
+    params = str(share_path("config", "openpi_libero.yaml"))
+    policy, _, robot = dataclasses.replace(libero_checkpoint(), checkpoint="", params=params).processes()
+    settings = settings_of(policy)
+    assert robot.parameters["cameras"] == len(settings.remote.images)
+    assert set(settings.model.proprio) <= set(" ".join(settings.remote.state).split())  # the names the robot publishes
+    assert (settings.action.gripper, settings.gate.gripper_middle) == ((-1.0, 1.0), 0.0)
+
+
 @pytest.mark.parametrize("decoder", ["x", "1x2", 3, "0x1x1"])
 def test_a_record_of_settings_that_cannot_be_read_ends_nothing(decoder):
     """Any process of the domain may send one."""
@@ -406,3 +417,10 @@ def test_a_record_of_settings_that_cannot_be_read_ends_nothing(decoder):
         record = {"settings": {}, "checkpoint": "", "platform": {"decoder": decoder}}
         monitor._on_settings(String(data=json.dumps(record)))
         assert monitor.provenance is None
+
+
+def test_the_summary_leaves_out_what_is_not_known_of_a_servers_model(capsys):
+    with Monitor.running() as monitor:
+        monitor.steps.append(Step(stamp_ns=1, reused=True, visual_share=math.nan, latency_s=0.002))
+        Progress(monitor, Screen(), Bringup()).close()
+    assert capsys.readouterr().out == "1 steps, 100% reused; latency p50 2.0 ms, p95 2.0 ms\n"
