@@ -17,6 +17,7 @@ from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.certificate import Certificate, compared
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.provenance import CERTIFICATE, checkpoint_fingerprint
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import suites
 from flashvla_ros.evaluation.certify import Certification, Trials
 from flashvla_ros.evaluation.command import evaluation_of
@@ -25,6 +26,7 @@ from flashvla_ros.evaluation.ledger import EpisodeLedger, beside, code_digest
 from flashvla_ros.evaluation.meta import meta_of
 from flashvla_ros.evaluation.open_loop import OPEN_LOOP
 from flashvla_ros.evaluation.plan import Evaluation
+from flashvla_ros.evaluation.summary import DENSE
 from flashvla_ros.sim.perturbation import NONE
 
 CANDIDATES = [  # from the safest on, so without pruning first; the fourth is the shipped default
@@ -35,6 +37,7 @@ CANDIDATES = [  # from the safest on, so without pruning first; the fourth is th
     "guarded:gate.delta=0.3,gate.max_reuse=3",
 ]
 EXIT_NONE = 1
+_ACCELERATING = ("decode.", "control.blend", "control.prefetch")  # beside gate and pruning, which the reference sets
 _EPISODES, _FIRST_SEED = 25, 10_000
 _BATCH = 12  # starts of one process before the reference is asked
 
@@ -42,7 +45,6 @@ _BATCH = 12  # starts of one process before the reference is asked
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     suites.add_arguments(parser)
-    parser.add_argument("--reference", default="dense", metavar="MODE", help="mode of flashvla-ros eval (%(default)s)")
     parser.add_argument(
         "--candidates", nargs="+", action="extend", metavar="MODE", help="from the safest to the fastest (five)"
     )
@@ -62,9 +64,9 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
     """Return what is to be played; one line of error says what is wrong with the arguments."""
     if not (0.0 < args.risk < 1.0 and 0.0 < args.confidence < 1.0):
         raise FlashVLAError(f"--risk and --confidence lie between 0 and 1, got {args.risk:g} and {args.confidence:g}")
-    modes = [args.reference, *(args.candidates or CANDIDATES)]
+    modes = [DENSE, *(args.candidates or CANDIDATES)]
     if any(name.startswith(OPEN_LOOP) for name in modes):
-        raise FlashVLAError(f"{OPEN_LOOP} plays without looking: it is no --reference and no candidate")
+        raise FlashVLAError(f"{OPEN_LOOP} plays without looking: it is no candidate")
     libero = bool(suites.chosen_tasks(args))
     asked = {"modes": modes, "perturb": [NONE], "free_running": False}
     if args.seed is None:  # LIBERO's seeds are its initial states; elsewhere nothing was tuned or trained on these
@@ -75,8 +77,13 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
     looking = tuple(mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP))
     if moving := [mode.name for mode in looking if mode.settings(evaluation.shared).gate.calibration == "online"]:
         raise FlashVLAError(f"{moving[0]} moves its thresholds: what its first episodes show certifies no later one")
+    own, usual = looking[0].settings(evaluation.shared).values(), Settings().values()
+    if lent := [name for name in own if name.startswith(_ACCELERATING) and own[name] != usual[name]]:
+        raise FlashVLAError(
+            f"{lent[0]} would hold for {DENSE} too, so what it costs goes unseen: give it in --candidates"
+        )
     if len(looking) < 2:
-        raise FlashVLAError(f"--candidates names nothing but the reference {args.reference}: there is nothing to try")
+        raise FlashVLAError(f"--candidates names nothing but the reference {DENSE}: there is nothing to try")
     return dataclasses.replace(evaluation, modes=looking)
 
 
@@ -108,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         write_results(args.json, meta | rule | {"command": "certify"}, [row(trials) for trials in tried])
     certified = [trials for trials in tried if trials.certified]
     if not certified:
-        print(f"nothing is certified: run {args.reference}, or allow more --risk")
+        print(f"nothing is certified: run {DENSE}, or allow more --risk")
         return EXIT_NONE
     best = certified[-1]
     Certificate(

@@ -256,7 +256,7 @@ def after_step(
     losses = np.where(trial.need <= LEVELS, weight * bool(off), 0.0).astype(np.float64)
     certified, wealth, alarm = _claimed(state, losses, gain, allowed)
     learnt = state.learnt
-    if trial.signs is not None and off is not None and allowed.learning > 0.0:
+    if trial.counted and trial.signs is not None and off is not None and allowed.learning > 0.0:
         learnt = updated(learnt, trial.signs, trial.need**2, off, weight, allowed.learning)
     return CalibrationState(
         permissiveness=min(1.0, state.permissiveness + STEP * rate * (gain - loss)),
@@ -284,7 +284,7 @@ def _claimed(
     certified, enough = state.certified, -math.log1p(-allowed.confidence)
     if certified and alarm[:certified].max() >= enough:
         certified = int(np.argmax(alarm[:certified] >= enough))
-        wealth[certified:] = 0.0
+        wealth[certified:] = np.minimum(wealth[certified:], 0.0)  # what others have lost stays lost
     while certified < len(LEVELS) and wealth[certified] >= enough:
         alarm[certified] = 0.0
         certified += 1

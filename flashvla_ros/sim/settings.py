@@ -6,6 +6,7 @@ import dataclasses
 
 from flashvla_ros.core.errors import SettingsError, SimulationError
 from flashvla_ros.core.parameter import Parameter, row, rows_of
+from flashvla_ros.sim.libero.protocol import STEP_S, is_libero
 from flashvla_ros.sim.tasks import check_name
 
 ACTION_SIZE = 4  # dx, dy, dz, gripper
@@ -58,6 +59,12 @@ class RobotSettings:
         30.0, "Silence of the policy afterwards that ends an episode with an error.", unit="s", low=0.1, high=3600.0
     )
     policy: str = row("flashvla", "Name of the policy node, whose reset service is called before each episode.")
+
+    def __post_init__(self) -> None:
+        if is_libero(self.task) and self.rate_hz * STEP_S != 1.0:  # a command [1/s] becomes an action by this time
+            raise SettingsError(
+                f"rate_hz must be {1 / STEP_S:g} for {self.task}, as in config/libero.yaml, got {self.rate_hz:g}"
+            )
 
 
 ROBOT_PARAMETERS: tuple[Parameter, ...] = tuple(rows_of(RobotSettings))

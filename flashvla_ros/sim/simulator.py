@@ -25,7 +25,10 @@ except (ImportError, AttributeError, RuntimeError) as error:  # without libEGL, 
         f"{_REMEDY}"
     ) from error
 
-mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None  # it closes itself also where it was not made
+# Each closes itself also where it was not made.
+mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None
+if hasattr(mujoco, "GLContext"):
+    mujoco.GLContext._context = None
 
 __all__ = ["ALL_V3_ENVIRONMENTS", "closed_with", "metaworld", "mujoco", "plain_renderer", "renderer"]
 

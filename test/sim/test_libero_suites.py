@@ -15,7 +15,7 @@ from fakes import SPEC
 from flashvla_ros import __main__ as cli
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.control.stepper import Stepper
-from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.errors import FlashVLAError, SettingsError
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Observation
@@ -26,6 +26,7 @@ from flashvla_ros.evaluation.open_loop import TapePolicy, UnseenWorld
 from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.episode import action_from_command
 from flashvla_ros.sim.perturbation import can_perturb
+from flashvla_ros.sim.settings import RobotSettings
 from flashvla_ros.sim.tasks import Task
 from flashvla_ros.sim.world import World
 
@@ -204,3 +205,9 @@ def test_a_replay_is_shown_its_start_for_ever() -> None:
         assert (world.render() != start).any()
     finally:
         world.close()
+
+
+def test_a_robot_node_that_would_misread_liberos_commands_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"rate_hz must be 20 for libero_object/3, .* got 10"):
+        RobotSettings(task="libero_object/3")
+    RobotSettings(task="libero_object/3", rate_hz=20.0)

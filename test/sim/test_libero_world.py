@@ -21,7 +21,7 @@ if importlib.util.find_spec("libero") is None:
     pytest.skip("LIBERO is not installed: make setup-libero", allow_module_level=True)
 
 from flashvla_ros.sim.libero import protocol
-from flashvla_ros.sim.libero.cameras import LiberoCameras
+from flashvla_ros.sim.libero.cameras import LiberoCameras, near_camera
 from flashvla_ros.sim.libero.library import initial_states, library, quiet, task_files
 from flashvla_ros.sim.libero.scene import LiberoScene
 from flashvla_ros.sim.libero.world import LiberoWorld
@@ -120,6 +120,16 @@ def test_official_pixels_are_robosuites() -> None:
     assert cameras.picture(protocol.CAMERAS[0]).shape == (224, 224, 3)
     cameras.close()
     environment.close()
+    scene.close()
+
+
+@pytest.mark.parametrize("task", [OBJECT, "libero_spatial/0"])
+def test_fast_pictures_look_at_what_objects_stand_on(task: str) -> None:
+    scene = LiberoScene(task)
+    scene.reset(0)
+    middle = near_camera(scene.table_height).lookat[2]
+    for name in scene.objects:
+        assert 0.0 < middle - scene.extent(name)[0][2] < 0.2
     scene.close()
 
 

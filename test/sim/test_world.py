@@ -189,6 +189,17 @@ def test_a_machine_that_cannot_render_is_told_which_packages_to_install() -> Non
     assert "libegl1" in result.stderr
 
 
+def test_a_renderer_that_was_not_made_says_nothing_more_as_it_goes() -> None:
+    code = "from flashvla_ros.sim.world import World; World().reset('drawer-open', 0)"
+    nowhere = {f"__EGL_VENDOR_LIBRARY_{kind}": "/nowhere" for kind in ("DIRS", "FILENAMES")}
+    environment = {**os.environ, **nowhere, "MUJOCO_GL": "egl"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    if result.returncode == 0:
+        pytest.skip("this machine's EGL knows its drivers itself")
+    assert "libegl1" in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
 @pytest.mark.parametrize("module", ["flashvla_ros.nodes.robot_frames", "flashvla_ros.sim.world"])
 def test_rendering_is_headless_whatever_is_imported_first(module: str) -> None:
     code = f"import {module}, mujoco.gl_context; print(mujoco.gl_context.GLContext.__module__)"

@@ -27,12 +27,13 @@ class LiberoCameras:
 
     Official pictures are those of OpenVLA's evaluation, 224 pixels a side. Fast ones, `size` pixels a side, have
     coarser visual meshes, no shadows, no multisampling, the scene from nearer by, and where there is only one, the
-    wrist's view below it.
+    wrist's view below it. What objects stand on lies `height` m higher than libero_object's floor.
     """
 
-    def __init__(self, model: Any, data: Any, render: str, size: int, count: int) -> None:
+    def __init__(self, model: Any, data: Any, render: str, size: int, count: int, height: float = 0.0) -> None:
         self._data, self._fast, self._size, self._count = data, render == FAST, size, count
         self.names = CAMERAS[:count]
+        self._near = near_camera(height)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # what collides
         if self._fast:
@@ -53,9 +54,9 @@ class LiberoCameras:
             return official_picture(self._raw(name)[:, ::-1])
         size = self._size
         if self._count > 1:
-            return self._shrunk(near_camera() if name == CAMERAS[0] else name, size)
+            return self._shrunk(self._near if name == CAMERAS[0] else name, size)
         rows = round(size * SCENE_SHARE)
-        scene = self._shrunk(near_camera(), rows, SCENE_ROWS)
+        scene = self._shrunk(self._near, rows, SCENE_ROWS)
         return np.concatenate([scene, self._shrunk(CAMERAS[1], size - rows, _WRIST_ROWS)])
 
     def _raw(self, camera: Any) -> ImageArray:
@@ -70,11 +71,14 @@ class LiberoCameras:
         return image.astype(np.uint8, copy=False)
 
 
-def near_camera() -> Any:
-    """A free camera that sees every place of the table and the hand above it, from nearer by than agentview."""
+def near_camera(height: float = 0.0) -> Any:
+    """A free camera that sees every place of the table and the hand above it, from nearer by than agentview.
+
+    The table is `height` m above libero_object's floor.
+    """
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-    camera.lookat[:] = (-0.03, 0.03, 0.13)
+    camera.lookat[:] = (-0.03, 0.03, 0.13 + height)
     camera.distance, camera.azimuth, camera.elevation = 0.92, 180.0, -45.0
     return camera
 

@@ -169,6 +169,11 @@ class LiberoScene:
         left, right = self._seen["robot0_gripper_qpos"]
         return float(left - right)
 
+    @property
+    def table_height(self) -> float:
+        """How much higher objects stand than on libero_object's floor, in m."""
+        return max(float(self._inner.workspace_offset[2]), 0.0)
+
     def extent(self, name: str, height: float | None = None) -> tuple[FloatArray, FloatArray]:
         """Return the least and greatest corner [3] of an object's colliding parts, in m; of those at a height alone."""
         geoms = self.geoms[name]

@@ -57,7 +57,8 @@ class LiberoWorld:
         """Return each camera's picture by its name, RGB uint8 [side, side, 3]."""
         scene = self.scene
         if self._cameras is None:  # a world that shows nothing, such as a replay's, needs no OpenGL
-            self._cameras = LiberoCameras(scene.model, scene.data, self._render, self._size, self._count)
+            height = scene.table_height
+            self._cameras = LiberoCameras(scene.model, scene.data, self._render, self._size, self._count, height)
         return {name: self._cameras.picture(name) for name in self._cameras.names}
 
     def success(self, task: str) -> bool:
