@@ -291,7 +291,16 @@ def test_a_new_instruction_begins_the_claim_anew_and_keeps_the_level() -> None:
     assert (after.certified, after.steps, after.audits) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("values", [{"control.dry_run": True}, {"control.speed_scale": 0.0}, {"gate.mode": "off"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"control.dry_run": True},
+        {"control.speed_scale": 0.0},
+        {"gate.mode": "off"},
+        {"limits.max_step": (0.0, 0.0, 0.0, 1.0)},
+        {"limits.lower": (0.0, 0.0, 0.0, -1.0), "limits.upper": (0.0, 0.0, 0.0, 1.0)},
+    ],
+)
 def test_a_robot_that_does_not_move_teaches_nothing(values: dict[str, Any]) -> None:
     stepper = Stepper(ScriptedPolicy(), SPEC)
     settings = online(0.2, 0.3).with_values({"calibration.learning": 0.2})
