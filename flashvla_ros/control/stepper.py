@@ -24,7 +24,7 @@ from flashvla_ros.core.chunk import elapsed_rows, handover, in_force, remainder
 from flashvla_ros.core.policy import Policy, Request
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, FloatArray, Inference, Observation
+from flashvla_ros.core.types import ActionSpec, Draft, FloatArray, Inference, Observation
 from flashvla_ros.gate.calibration import CalibrationState, Trial, after_step, entering, is_off, try_reuse
 from flashvla_ros.gate.decision import GateDecision, GateMeasurements, judge, measure, report
 from flashvla_ros.gate.memory import FreshResult, GateInput, GateMemory
@@ -144,7 +144,7 @@ class Stepper:
             action = blend.blended(plans, current.stamp_s, self.spec, settings.control.blend_decay)
         command, clamped, speed_scale = self._command(action, state, observation, settings)
         held = state.held(current.stamp_s, self.spec.dt_s)
-        if trial and not self._moves(command, held, observation):
+        if trial and trial.counted and not self._moves(command, held, observation):
             trial = dataclasses.replace(trial, counted=False)
         self.state = StepperState(
             memory=memory,
@@ -247,8 +247,7 @@ class Stepper:
 
     def _moves(self, command: FloatArray, held: FloatArray | None, observation: Observation) -> bool:
         """Whether more than a gripper is told to move: limits may hold a robot that its model would move."""
-        rest = held if held is not None else safety.resting(self.spec, None, observation.positions)
-        rest = np.where([kind is ActionKind.ABSOLUTE for kind in self.spec.kinds], rest, 0.0)
+        rest = safety.resting(self.spec, held, observation.positions if held is None else {})
         return bool((command != rest)[:, ~self.spec.gripper_mask].any())
 
 
