@@ -20,7 +20,6 @@ from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
 from flashvla_ros.evaluation.plan import Evaluation, Run
 from flashvla_ros.evaluation.statistics import most_events, upper_bound
-from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import NONE
 
 Start = tuple[str, int]  # task and seed
@@ -63,9 +62,8 @@ class Certification:
     ) -> None:
         self._evaluation, self._checkpoint = evaluation, checkpoint
         self._ledger, self._run, self._confidence = ledger, run, confidence
-        self.starts: list[Start] = [(task, seed) for seed in evaluation.seeds for task in evaluation.tasks]
-        if is_libero(evaluation.tasks[0]):  # a scene takes seconds to compile: once a task, not once a start
-            self.starts = [(task, seed) for task in evaluation.tasks for seed in evaluation.seeds]
+        starts: list[Start] = [(task, seed) for seed in evaluation.seeds for task in evaluation.tasks]
+        self.starts = sorted(starts, key=lambda start: evaluation.turn(start[0]))
         self.allowed = most_events(len(self.starts), risk, confidence)
 
     def tries(self, batch: int, on_episodes: Callable[[int], object]) -> Iterator[Trials]:

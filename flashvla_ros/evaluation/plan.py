@@ -64,6 +64,10 @@ class Evaluation:
             if can_perturb(find_task(task), perturbation)
         ]
 
+    def turn(self, task: str) -> int:
+        """When a task is played: LIBERO's one after the other, as a worker has room for one scene, others in turn."""
+        return self.tasks.index(task) if is_libero(task) else 0
+
 
 def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -> tuple[list[Cell], dict[str, Any]]:
     """Play the episodes that the ledger at `path` does not have yet; return all, and for ``meta`` who played them.
@@ -77,8 +81,7 @@ def play(evaluation: Evaluation, checkpoint: str, path: Path | None, run: Run) -
             job = evaluation.job(mode, task, perturbation, seed)
             key = keys[perturbation, mode.name, task, seed] = job.key(checkpoint)
             jobs.setdefault(key, job)  # two modes with the same settings play once
-    if is_libero(evaluation.tasks[0]):  # task by task: a worker has room for one of its environments
-        jobs = dict(sorted(jobs.items(), key=lambda item: evaluation.tasks.index(item[1].plan.task.name)))
+    jobs = dict(sorted(jobs.items(), key=lambda item: evaluation.turn(item[1].plan.task.name)))
     ledger = _play(jobs, path, run)
     cells = [
         Cell(
