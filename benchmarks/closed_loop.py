@@ -35,10 +35,10 @@ from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.policy import Policy, Request
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.reasons import Reason
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec
-from flashvla_ros.evaluation.meta import fingerprint
 from flashvla_ros.evaluation.statistics import Paired, Rate, holm
 from flashvla_ros.gate import calibration
 from flashvla_ros.gate.calibration import CalibrationState, Trial, is_off
@@ -187,7 +187,7 @@ def extend(
     world_of: WorldOf = World,
 ) -> list[Played]:
     """Play what the ledger does not hold of a chain, and return its scenes; it goes on from the episode `after`."""
-    values = settings.values() | {"model.checkpoint": fingerprint(Path(settings.model.checkpoint))}
+    values = settings.values() | {"model.checkpoint": checkpoint_fingerprint(Path(settings.model.checkpoint))}
     before = [after[name] for name in ("of", "seed", "task")] if after else []
     of = digest(values, before, Counter, Player, world_of)
     known = ledger.chain(chain, of, scenes)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import processor_name
 from flashvla_ros.core.files import write_text
-from flashvla_ros.evaluation.meta import fingerprint
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.sim.tasks import TASKS
 from flashvla_ros.vla.checkpoint import load_config, load_model
 from flashvla_ros.vla.model import PrismaticVLM
@@ -124,7 +124,7 @@ def origin_of(data_folder: Path, init: Path | None) -> str:
     files = [data_folder / META, *sorted(data_folder.glob("episode-*.npz"))]
     parts = [f"{path.name} {path.stat().st_size}" for path in files]
     if init is not None and (init / "config.json").exists():
-        parts.append(fingerprint(init))
+        parts.append(checkpoint_fingerprint(init))
     elif init is not None:
         parts.append(hashlib.sha256((init / STATE).read_bytes()).hexdigest())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -18,8 +18,8 @@ from flashvla_ros.cli.exits import exit_code
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
+from flashvla_ros.core.provenance import EVALUATION, checkpoint_fingerprint
 from flashvla_ros.evaluation import markdown
-from flashvla_ros.evaluation.meta import EVALUATION, fingerprint
 from flashvla_ros.evaluation.summary import suites_in
 from flashvla_ros.vla.checkpoint import load_config
 from training.fit import CHECKPOINT, DESCRIPTION, OPTIONS, last_save
@@ -98,7 +98,7 @@ def publish(run: Path, evaluations: list[Path], out: Path, note: str = "", title
         FlashVLAError: A file is missing, the run is not finished, or another checkpoint was evaluated.
     """
     results = [markdown.read_evaluation(path) for path in evaluations]
-    checkpoint = fingerprint(run / CHECKPOINT)
+    checkpoint = checkpoint_fingerprint(run / CHECKPOINT)
     for path, result in zip(evaluations, results, strict=True):
         if result["meta"]["checkpoint"]["sha256"] != checkpoint:
             raise FlashVLAError(f"{path} evaluates another checkpoint than {run / CHECKPOINT}: evaluate this one")

@@ -34,12 +34,13 @@ from flashvla_ros.cli.results import meta, write_results
 from flashvla_ros.control.step_result import StepResult
 from flashvla_ros.control.stepper import Stepper
 from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import ActionSpec, Inference, Observation
 from flashvla_ros.evaluation import jobs
 from flashvla_ros.evaluation.jobs import Job, Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger, beside, code_digest
-from flashvla_ros.evaluation.meta import fingerprint, known_tasks
+from flashvla_ros.evaluation.meta import known_tasks
 from flashvla_ros.evaluation.modes import choose_modes
 from flashvla_ros.evaluation.summary import ALL, Cell, table_rows
 from flashvla_ros.sim.perturbation import NONE, plan_episode
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     policy, rows = configurations(args.checkpoint, args.only)
     tasks = args.tasks or known_tasks(args.checkpoint)
-    sha256, seeds = fingerprint(args.checkpoint), range(args.episodes)
+    sha256, seeds = checkpoint_fingerprint(args.checkpoint), range(args.episodes)
     cells, origins = play(rows, tasks, seeds, beside(args.json), sha256)
     found = [row for row in table_rows(cells) if row["task"] == ALL]
     taken = timed_rows(policy, rows, tasks[0], found)

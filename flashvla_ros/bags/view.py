@@ -14,6 +14,7 @@ from typing import Any
 from flashvla_ros.bags.options import Source
 from flashvla_ros.bags.options import add_arguments as add_source_arguments
 from flashvla_ros.core.errors import BagError, FlashVLAError
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.core.types import Box
 
@@ -65,11 +66,10 @@ def run(args: argparse.Namespace) -> int:
 def visible_boxes(settings: Settings) -> Callable[[int, int], Box | None]:
     """Return where the patches of an image lie by the checkpoint's preprocessing, None where it is not at hand."""
     from flashvla_ros.vla.arch.table import architecture_of
-    from flashvla_ros.vla.checkpoint import checkpoint_folder
     from flashvla_ros.vla.processor import ImageProcessor
 
     try:
-        folder = checkpoint_folder(settings.model)
+        folder = checkpoint_folder(settings.model.checkpoint)
         config = architecture_of(settings.model).outline(folder, settings.model).config
         processor = ImageProcessor.from_folder(folder, config)
     except FlashVLAError:  # of another machine, or remote

@@ -18,12 +18,12 @@ from flashvla_ros.bench.trace import DATA, load_observations, relative
 from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.results import meta
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.provenance import checkpoint_fingerprint
-from flashvla_ros.core.settings import ModelSettings, PruningSettings, Settings
+from flashvla_ros.core.settings import PruningSettings, Settings
 from flashvla_ros.core.types import Observation
 from flashvla_ros.vla.checked import held_to
-from flashvla_ros.vla.checkpoint import checkpoint_folder
 from flashvla_ros.vla.step import VLAPolicy
 
 
@@ -38,7 +38,7 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
         if not args.model and settings.model.remote:
             raise FlashVLAError(f"{settings.model.remote} drove the robot, no checkpoint of here: give one to --model")
         model = args.model or settings.model.checkpoint or models.DEMO
-        folder = checkpoint_folder(ModelSettings(checkpoint="" if model == models.DEMO else model))
+        folder = checkpoint_folder("" if model == models.DEMO else model)
         checkpoint = "" if model in models.SIZES else checkpoint_fingerprint(folder)
         if known and checkpoint != known:
             raise FlashVLAError(

@@ -12,16 +12,18 @@ import flashvla_ros
 from flashvla_ros.core.errors import SettingsError
 from flashvla_ros.core.files import read_json, write_text
 from flashvla_ros.core.parameter import Value
-from flashvla_ros.core.paths import share_path, user_path
+from flashvla_ros.core.paths import checkpoint_folder, user_path
 from flashvla_ros.core.provenance import CERTIFICATE
 from flashvla_ros.core.settings import Settings, find
 
-# What decides which action is commanded, apart from the robot's limits.
-_COMPARED = (
+# How the policy is run: bringup takes it from a checkpoint's certificate where nobody says otherwise.
+_SHIPPED = (
     *("pruning.", "decode.", "gate.", "control.blend", "control.prefetch"),
     *("model.center_crop", "model.sampling", "model.unnorm_key", "model.images", "model.proprio"),
     *("model.preset", "model.chunk_size", "model.action_bounds"),
 )
+# What else decides which action is commanded, apart from the robot's limits.
+_COMPARED = (*_SHIPPED, "model.architecture", "model.dtype", "action.kinds", "action.dt_s", "control.speed_scale")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "checkpoint"), str),
     **dict.fromkeys(("tasks", "failures"), list),
@@ -94,7 +96,8 @@ class Certificate:
     def verdict(self, settings: Settings, checkpoint: str) -> tuple[bool, str]:
         """Say whether `settings` on the weights with this fingerprint are certified, and by what or why not."""
         if checkpoint != self.checkpoint:
-            return False, f"not certified: the certificate is of another checkpoint ({self.checkpoint[:12]})"
+            other = f"another checkpoint ({self.checkpoint[:12]}), or its folder has other files now"
+            return False, f"not certified: the certificate is of {other}"
         if self.version != flashvla_ros.__version__:
             return False, f"not certified: the certificate is of version {self.version} of this package"
         now = compared(settings)
@@ -122,9 +125,7 @@ def find_certificate(settings: Settings) -> Path | None:
         return user_path(settings.evidence.certificate)
     if settings.model.remote:  # whose weights lie elsewhere
         return None
-    named = settings.model.checkpoint
-    folder = user_path(named) if named else share_path("models", "demo")
-    found = folder / CERTIFICATE
+    found = checkpoint_folder(settings.model.checkpoint) / CERTIFICATE
     return found if found.is_file() else None
 
 
@@ -135,7 +136,7 @@ def shipped(folder: Path) -> dict[str, Value]:
     """
     try:
         found = Certificate.read(folder / CERTIFICATE).settings
-        names = [name for name in found if name.startswith(_COMPARED)]
+        names = [name for name in found if name.startswith(_SHIPPED)]
         return {name: find(name).parse(find(name).from_yaml(found[name])) for name in names}
     except SettingsError:  # the node says what is wrong with it
         return {}

@@ -32,6 +32,11 @@ def user_path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises RuntimeError where there is no home
 
 
+def checkpoint_folder(name: str | Path | None) -> Path:
+    """Return the folder that ``model.checkpoint`` names, that of the demo policy where it is empty."""
+    return user_path(name) if name else share_path("models", "demo")
+
+
 def _share_roots(package: Path) -> list[Path]:
     if (package.parent / "package.xml").is_file():
         return [package.parent]

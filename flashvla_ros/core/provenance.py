@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from flashvla_ros.core.errors import CheckpointError, SettingsError
@@ -15,7 +15,8 @@ from flashvla_ros.core.settings import Settings
 
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 64 * 1024
-CERTIFICATE = "certificate.json"  # says what the other files are worth, so it is none of them
+CERTIFICATE, EVALUATION = "certificate.json", "evaluation.json"  # beside a published checkpoint
+_ABOUT = (CERTIFICATE, EVALUATION, "README.md")  # say what the other files are worth, so they are none of them
 
 
 @functools.lru_cache(maxsize=256)
@@ -25,24 +26,20 @@ def settings_digest(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
+def checkpoint_fingerprint(folder: Path) -> str:
     """Return the SHA-256 of a checkpoint's files, in hexadecimal.
 
-    Names, sizes and contents of the files directly in `folder` count. Of a file larger than 4 MiB, 64 evenly spaced
-    blocks of 64 KiB stand for the rest, the first and the last among them: fine-tuning changes weights everywhere,
-    and a node must not read 15 GB twice at start.
-
-    Args:
-        folder: The checkpoint's folder.
-        without: Names of files that do not count; a certificate and the ledger beside it never do.
+    Names, sizes and contents of the files directly in `folder` count, but not its card, its evaluation, its certificate
+    and the ledgers beside them: publishing changes no checkpoint. Of a file larger than 4 MiB, 64 evenly spaced blocks
+    of 64 KiB stand for the rest, the first and the last among them: fine-tuning changes weights everywhere, and a node
+    must not read 15 GB twice at start.
 
     Raises:
         CheckpointError: `folder` is not a readable folder with files.
     """
     digest = hashlib.sha256()
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        files = [path for path in files if path.name not in without and not path.name.startswith(CERTIFICATE)]
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", *_ABOUT)))
         for path in files:
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             _add_file(digest, path)
@@ -51,6 +48,17 @@ def checkpoint_fingerprint(folder: Path, without: Collection[str] = ()) -> str:
     if not files:
         raise CheckpointError(f"the checkpoint folder {folder} has no files")
     return digest.hexdigest()
+
+
+def check_outputs(folder: Path, *files: Path | None) -> None:
+    """Refuse to write a file that would count as one of the checkpoint's, whose certificate would then be void.
+
+    Raises:
+        SettingsError: One of them lies in `folder` under a name that counts.
+    """
+    for file in filter(None, files):
+        if file.resolve().parent == folder.resolve() and not file.name.startswith((".", *_ABOUT)):
+            raise SettingsError(f"{file} would count as a file of the checkpoint beside it: write it somewhere else")
 
 
 def _add_file(digest: hashlib._Hash, path: Path) -> None:

@@ -11,7 +11,7 @@ from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.parameter_files import DEFAULT_NODE, read_parameters
 from flashvla_ros.cli.results import meta, processor_name, write_results
 from flashvla_ros.core.errors import FlashVLAError, RemoteError, SettingsError
-from flashvla_ros.core.paths import share_path, user_path
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.doctor.finding import Finding, Level, ok
 from flashvla_ros.doctor.machine import check_machine
@@ -116,4 +116,4 @@ def _explained(checkpoint: Path | None, settings: Settings) -> Iterator[Finding]
 
 
 def _folder(checkpoint: Path | None, settings: Settings) -> Path:
-    return user_path(checkpoint or settings.model.checkpoint or share_path("models", "demo"))
+    return checkpoint_folder(checkpoint or settings.model.checkpoint)

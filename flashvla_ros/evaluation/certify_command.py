@@ -16,7 +16,7 @@ from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.certificate import Certificate, compared
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.provenance import CERTIFICATE, checkpoint_fingerprint
+from flashvla_ros.core.provenance import CERTIFICATE, check_outputs
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import suites
 from flashvla_ros.evaluation.certify import Certification, Trials
@@ -90,11 +90,13 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
 def run(args: argparse.Namespace) -> int:
     """Certify; returns the exit code, 1 where no candidate could be certified."""
     evaluation = plan_of(args)
-    meta, checkpoint = meta_of(evaluation), checkpoint_fingerprint(evaluation.checkpoint)
+    check_outputs(evaluation.checkpoint, args.out, args.json, args.ledger)
+    meta = meta_of(evaluation)
+    checkpoint = meta["checkpoint"]["sha256"]
     ledger = EpisodeLedger(args.ledger or beside(args.out))
     workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)
     rule = {"risk": args.risk, "confidence": args.confidence}
-    certification = Certification(evaluation, meta["checkpoint"]["sha256"], ledger, workers, **rule)
+    certification = Certification(evaluation, checkpoint, ledger, workers, **rule)
     starts, candidates = len(certification.starts), len(evaluation.modes) - 1
     if certification.allowed < 0:
         raise FlashVLAError(

@@ -15,7 +15,8 @@ from flashvla_ros.cli.overrides import parse_overrides
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
-from flashvla_ros.core.paths import share_path
+from flashvla_ros.core.paths import checkpoint_folder, share_path
+from flashvla_ros.core.provenance import check_outputs
 from flashvla_ros.evaluation import markdown, suites, video
 from flashvla_ros.evaluation.jobs import close_worlds, run_job
 from flashvla_ros.evaluation.ledger import beside
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluation_of(args: argparse.Namespace) -> Evaluation:
     """Return what the arguments ask for; one line of error says what is wrong with them."""
-    checkpoint = args.checkpoint or share_path("models", "demo")
+    checkpoint = checkpoint_folder(args.checkpoint)
     if (args.episodes is not None and args.episodes < 1) or args.seed < 0:
         raise FlashVLAError(f"--episodes must be at least 1 and --seed at least 0, got {args.episodes} and {args.seed}")
     perturbations = tuple(dict.fromkeys(args.perturb or [NONE]))
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.video_episodes and not args.video:
         raise FlashVLAError("--video-episodes needs --video DIR, where the films go")
     films = video.parse_episodes(evaluation, args.video_episodes) if args.video else []
+    check_outputs(evaluation.checkpoint, args.json, args.ledger, args.plot, args.markdown)
     meta, started_s = meta_of(evaluation), time.monotonic()
     try:
         workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)

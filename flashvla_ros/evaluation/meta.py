@@ -11,7 +11,7 @@ from typing import Any
 from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
-from flashvla_ros.core.provenance import checkpoint_fingerprint
+from flashvla_ros.core.provenance import EVALUATION, checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.ledger import code_digest
 from flashvla_ros.evaluation.plan import Evaluation
@@ -20,8 +20,6 @@ from flashvla_ros.evaluation.summary import suites_in
 from flashvla_ros.sim.libero.protocol import is_libero
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.tasks import TASKS
-
-EVALUATION = "evaluation.json"  # beside a published checkpoint
 
 
 def known_tasks(checkpoint: Path) -> list[str]:
@@ -37,11 +35,6 @@ def known_tasks(checkpoint: Path) -> list[str]:
     if suites := suites_in(tasks):
         raise FlashVLAError(f"{checkpoint} knows tasks of LIBERO: say which with --suite {' '.join(suites)}")
     return [task for task in tasks if task in TASKS] or list(TASKS)
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """Return the fingerprint of a checkpoint that publishing it, with a card and this evaluation, does not change."""
-    return checkpoint_fingerprint(checkpoint, without=("README.md", EVALUATION))
 
 
 def checkpoint_name(folder: Path) -> str:
@@ -68,7 +61,7 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
         _device(evaluation),
         checkpoint={
             "name": checkpoint_name(evaluation.checkpoint),
-            "sha256": fingerprint(evaluation.checkpoint),
+            "sha256": checkpoint_fingerprint(evaluation.checkpoint),
             "visual_tokens": size.visual_tokens,
             "decoder": str(size.decoder),
             "vision_flops": size.vision_flops(),

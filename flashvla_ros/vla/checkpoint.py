@@ -17,8 +17,6 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.files import is_pointer
-from flashvla_ros.core.paths import share_path, user_path
-from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.vla.config import OpenVLAConfig, read_json
 from flashvla_ros.vla.keys import EMBEDDING, HEAD, NORM, Entry, entries
 from flashvla_ros.vla.model import PrismaticVLM
@@ -28,11 +26,6 @@ STATISTICS = "dataset_statistics.json"
 _SPEAKING = (EMBEDDING, NORM, HEAD)  # with zeros alone in one of them, the instruction or the image changes nothing
 
 Progress = Callable[[str, int, int], None]  # file name, its number from 1, number of files
-
-
-def checkpoint_folder(settings: ModelSettings) -> Path:
-    """Return the folder of ``model.checkpoint``, that of the demo policy where it is empty."""
-    return user_path(settings.checkpoint) if settings.checkpoint else share_path("models", "demo")
 
 
 def load_config(folder: Path) -> OpenVLAConfig:

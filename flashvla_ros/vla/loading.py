@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import flashvla_ros
 from flashvla_ros.core.errors import ActionError, CheckpointError
 from flashvla_ros.core.flops import DecoderSize
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.policy import Policy
 from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
@@ -71,10 +72,9 @@ def check_before_loading(settings: Settings) -> None:
     """
     if len(settings.camera.names) > 1:  # with one there is nothing to say that could not wait
         from flashvla_ros.vla.arch.table import architecture_of
-        from flashvla_ros.vla.checkpoint import checkpoint_folder
         from flashvla_ros.vla.config import check_cameras
 
-        outline = architecture_of(settings.model).outline(checkpoint_folder(settings.model), settings.model)
+        outline = architecture_of(settings.model).outline(checkpoint_folder(settings.model.checkpoint), settings.model)
         check_cameras(settings.camera.names, outline.config)
 
 
@@ -91,7 +91,6 @@ def load_policy(settings: Settings) -> LoadedPolicy:
 
     from flashvla_ros.vla.arch.table import load
     from flashvla_ros.vla.checked import CheckedPolicy
-    from flashvla_ros.vla.checkpoint import checkpoint_folder
     from flashvla_ros.vla.config import check_cameras
     from flashvla_ros.vla.gripper import check_gripper
     from flashvla_ros.vla.pruning.select import check_layer
@@ -108,7 +107,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     try:
         policy.warm_up(settings.pruning, settings.node.instruction.strip())
     except ActionError as error:
-        raise CheckpointError(f"{checkpoint_folder(settings.model)} cannot be used: {error}") from error
+        raise CheckpointError(f"{checkpoint_folder(settings.model.checkpoint)} cannot be used: {error}") from error
     backend, llama = policy.backend, policy.model.config.llama()
     platform = {
         "device": torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu",
@@ -120,7 +119,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
         "threads": str(torch.get_num_threads()),
         "flashvla_ros": flashvla_ros.__version__,
     }
-    fingerprint = checkpoint_fingerprint(checkpoint_folder(settings.model))
+    fingerprint = checkpoint_fingerprint(checkpoint_folder(settings.model.checkpoint))
     if settings.model.check == "off" or backend.engine == "eager":
         return LoadedPolicy(policy, check, fingerprint, platform, lambda: EngineState(backend.engine))
     checked = CheckedPolicy(policy)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.core.certificate import Certificate, certification, compared, shipped
-from flashvla_ros.core.provenance import checkpoint_fingerprint
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.provenance import check_outputs, checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 
 
@@ -18,6 +19,9 @@ from flashvla_ros.core.settings import Settings
         ({"limits.upper": [1.0] * 4, "model.threads": 2}, "certified: at most 5.0% of episodes"),
         ({"gate.delta": 0.25}, "not certified: gate.delta is 0.25, the certificate has 0.5"),
         ({"gate.delta": 0.25, "pruning.layer": 1}, " and 1 more"),
+        ({"action.dt_s": 0.05}, "not certified: action.dt_s is 0.05, the certificate has 0.1"),
+        ({"model.dtype": "bfloat16"}, "not certified: model.dtype is bfloat16, the certificate has auto"),
+        ({"control.speed_scale": 0.5}, "not certified: control.speed_scale is 0.5, the certificate has 1.0"),
     ],
 )
 def test_settings_that_decide_the_action_must_be_those_that_were_played(changes, words):
@@ -31,7 +35,7 @@ def test_settings_that_decide_the_action_must_be_those_that_were_played(changes,
     assert sound or ("more" in why) is (len(changes) > 1)
     assert certificate.verdict(played, "cd34") == (
         False,
-        "not certified: the certificate is of another checkpoint (ab12)",
+        "not certified: the certificate is of another checkpoint (ab12), or its folder has other files now",
     )
 
 
@@ -90,9 +94,13 @@ def test_a_checkpoint_brings_no_limits_and_no_time_outs_along(tmp_path: Path) ->
     assert shipped(tmp_path) == {"gate.max_reuse": 1}
 
 
-def test_neither_certificate_nor_its_ledger_makes_another_checkpoint(tmp_path: Path) -> None:
+def test_what_is_published_beside_a_checkpoint_makes_no_other_of_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     before = checkpoint_fingerprint(tmp_path)
-    for name in ("certificate.json", "certificate.json.episodes.jsonl"):
+    beside = ("certificate.json", "certificate.json.episodes.jsonl", "evaluation.json", "README.md", ".state.new")
+    for name in beside:
         (tmp_path / name).write_text("{}")
     assert checkpoint_fingerprint(tmp_path) == before
+    check_outputs(tmp_path, None, tmp_path / "runs" / "table.json", *(tmp_path / name for name in beside))
+    with pytest.raises(SettingsError, match=r"table\.json would count as a file of the checkpoint"):
+        check_outputs(tmp_path, tmp_path / "runs" / ".." / "table.json")

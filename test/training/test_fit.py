@@ -14,9 +14,10 @@ import torch
 
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.policy import Request
+from flashvla_ros.core.provenance import checkpoint_fingerprint
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import Observation
-from flashvla_ros.evaluation.meta import fingerprint, known_tasks
+from flashvla_ros.evaluation.meta import known_tasks
 from flashvla_ros.vla.arch.openvla.policy import OpenVLAPolicy
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor
@@ -272,7 +273,7 @@ def test_a_shifted_image_has_moved_and_repeats_its_edge(data: Path) -> None:
 
 def write_evaluation(path: Path, run: Path) -> list[dict[str, Any]]:
     """Write what an evaluation of a run's checkpoint might have found, and return its rows."""
-    checkpoint = {"name": "run", "sha256": fingerprint(run / CHECKPOINT), "visual_tokens": 4}
+    checkpoint = {"name": "run", "sha256": checkpoint_fingerprint(run / CHECKPOINT), "visual_tokens": 4}
     row = {"mode": "dense", "task": "drawer-open", "perturbation": "none", "episodes": 50, "successes": 49}
     row |= {"reuse_rate": 0.0, "visual_flops_ratio": 1.0, "flops_ratio": 1.0, "latency_mean_ms": 30.0}
     row |= {"latency_p50_ms": 30.0, "latency_p95_ms": 40.0, "inference_p50_ms": 30.0}
@@ -302,7 +303,7 @@ def test_model_card_is_made_of_the_runs_own_files(data: Path, tmp_path: Path) ->
     assert json.loads((out / "evaluation.json").read_text())["rows"] == rows
     assert "flashvla-ros eval --checkpoint RUN/checkpoint --modes dense --json EVAL-1.json" in card
     assert known_tasks(out) == ["drawer-open"]
-    assert fingerprint(out) == fingerprint(run / CHECKPOINT)
+    assert checkpoint_fingerprint(out) == checkpoint_fingerprint(run / CHECKPOINT)
     assert OpenVLAPolicy.load(ModelSettings(checkpoint=str(out), device="cpu")).visual_tokens == 4
     log = (run / LOG).read_text()
     (run / LOG).write_text("")

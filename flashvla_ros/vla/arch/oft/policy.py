@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import FloatArray, Inference
 from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
 from flashvla_ros.vla.arch.oft.film import install
 from flashvla_ros.vla.arch.oft.head import ProprioProjector, empty_head
-from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.checkpoint import Progress
 from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk, under
 from flashvla_ros.vla.query import Layout, Query
 from flashvla_ros.vla.statistics import Bounds, choose_key
@@ -79,7 +80,7 @@ class OFTPolicy(VLAPolicy):
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OFTPolicy:
         """Load the checkpoint that `settings` name; raises CheckpointError or SettingsError."""
-        folder = checkpoint_folder(settings)
+        folder = checkpoint_folder(settings.checkpoint)
         outline = read_outline(folder, settings)
         loaded = load_parts(folder, outline.config, settings, outline.rows, progress)
         device, dtype = loaded.backend.device, loaded.backend.dtype

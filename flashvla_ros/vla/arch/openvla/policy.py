@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.arch.base import Architecture, Outline, read_config
-from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.checkpoint import Progress
 from flashvla_ros.vla.query import Query
 from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.step import Stages, VLAPolicy, check_tokens, load_parts, to_host
@@ -23,7 +24,7 @@ class OpenVLAPolicy(VLAPolicy):
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> OpenVLAPolicy:
         """Load the checkpoint that `settings` name; raises CheckpointError or SettingsError."""
-        folder = checkpoint_folder(settings)
+        folder = checkpoint_folder(settings.checkpoint)
         outline = read_outline(folder, settings)
         loaded = load_parts(folder, outline.config, settings, outline.rows, progress)
         return cls(*loaded, bounds=outline.bounds, tokens=outline.decoded)

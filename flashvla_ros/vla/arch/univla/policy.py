@@ -10,13 +10,14 @@ from torch import Tensor
 
 from flashvla_ros.core.errors import CheckpointError
 from flashvla_ros.core.files import read_bytes
+from flashvla_ros.core.paths import checkpoint_folder
 from flashvla_ros.core.policy import Request
 from flashvla_ros.core.settings import ModelSettings
 from flashvla_ros.core.types import Inference
 from flashvla_ros.vla.arch.base import Architecture, Outline, measured, read_config, state_bounds
 from flashvla_ros.vla.arch.univla.decoder import ActionDecoder, empty_decoder
 from flashvla_ros.vla.arch.univla.sampling import Sampler
-from flashvla_ros.vla.checkpoint import Progress, checkpoint_folder
+from flashvla_ros.vla.checkpoint import Progress
 from flashvla_ros.vla.config import MOST_BYTES
 from flashvla_ros.vla.parts import fill, find_part, read_part, to_chunk
 from flashvla_ros.vla.query import Layout, Query
@@ -66,7 +67,7 @@ class UniVLAPolicy(VLAPolicy):
     @classmethod
     def load(cls, settings: ModelSettings, progress: Progress | None = None) -> UniVLAPolicy:
         """Load the checkpoint that `settings` name; raises CheckpointError or SettingsError."""
-        folder = checkpoint_folder(settings)
+        folder = checkpoint_folder(settings.checkpoint)
         outline, path, decoder = _read(folder, settings)
         loaded = load_parts(folder, outline.config, settings, outline.rows, progress)
         fill(decoder, read_part(path), path, loaded.backend.device, torch.float32)
