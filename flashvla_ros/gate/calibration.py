@@ -90,7 +90,7 @@ class CalibrationState:
         certified: Number of :data:`LEVELS` that are certified, from the safest on.
         wealth: [G] logarithm of what each level has won on being safe.
         alarm: [G] logarithm of what it has won on not being safe, since it was certified.
-        learnt: What the score has learnt, see :func:`.score.updated`; outlasts the claim.
+        learnt: What the score has learnt, see :func:`.score.updated`; outlasts the claim, but not score and tolerance.
         claim: What the claim is about: instruction and settings.
     """
 
@@ -158,15 +158,22 @@ def entering(state: CalibrationState, instruction: str, settings: Settings) -> C
     claim = claim_of(instruction, settings)
     if claim == state.claim:
         return state
-    return CalibrationState(state.permissiveness, state.coins, learnt=state.learnt, claim=claim)
+    taught = state.learnt if _learner(claim) == _learner(state.claim) else UNLEARNT
+    return CalibrationState(state.permissiveness, state.coins, learnt=taught, claim=claim)
 
 
 @functools.lru_cache(maxsize=16)
 def claim_of(instruction: str, settings: Settings) -> str:
-    """Return what is claimed something of, in words that differ where it does."""
+    """Return what is claimed something of, in words that differ where it does; what learns comes last."""
     allowed = settings.calibration
     guards = most_permissive(settings.gate, allowed)  # without what λ moves
-    return f"{instruction}\n{dataclasses.replace(allowed, state_file='')}\n{settings.pruning}\n{guards}"
+    rule = f"{dataclasses.replace(allowed, state_file='')}\n{settings.pruning}\n{guards}"
+    return f"{instruction}\n{rule}\nscore {allowed.score} at {allowed.tolerance}"
+
+
+def _learner(claim: str) -> str:
+    """The line of a claim that says which score learns, and what counts as off."""
+    return claim.rsplit("\n", 1)[-1]
 
 
 def try_reuse(
