@@ -192,10 +192,10 @@ def try_reuse(
     skipped = skipped_runs(memory, measured, settings.gate)
     found = signs(memory, measured) if scored(allowed) else None
     if found is None:
-        least = need(comparison, skipped, allowed)
+        least = need(comparison, skipped, settings)
     else:
         least = math.sqrt(predicted_risk(found, allowed, state.learnt))
-    reason = _verdict(least, skipped, comparison, state, allowed)
+    reason = _verdict(least, skipped, comparison, state, settings)
     still = settings.control.dry_run or settings.control.speed_scale == 0.0 or _stands(memory, comparison, settings)
     row = min(elapsed_rows(measured.age_s, dt_s), len(memory.last.motion) - 1) if memory.last else 0
     return Trial(least, reason, not still, memory.last, row, found), report(memory, measured, reason, in_force)
@@ -211,9 +211,10 @@ def _stands(memory: GateMemory, comparison: FreshComparison, settings: Settings)
 
 
 def _verdict(
-    least: float, skipped: int, comparison: FreshComparison, state: CalibrationState, allowed: CalibrationSettings
+    least: float, skipped: int, comparison: FreshComparison, state: CalibrationState, settings: Settings
 ) -> Reason:
     """Reuse, audit, or the threshold that forbids it."""
+    allowed = settings.calibration
     if state.permissiveness <= 0.0:
         return Reason.LEARNING
     if least <= state.permissiveness:
@@ -222,7 +223,7 @@ def _verdict(
         return Reason.RISK
     if skipped >= cap_of(state.permissiveness, allowed):
         return Reason.MAX_REUSE
-    return Reason.ANGLE if angle_decides(comparison, allowed) else Reason.OVERLAP
+    return Reason.ANGLE if angle_decides(comparison, settings) else Reason.OVERLAP
 
 
 def is_off(trial: Trial, fresh: FreshResult, settings: Settings) -> bool:

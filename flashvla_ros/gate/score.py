@@ -22,7 +22,7 @@ import math
 import numpy as np
 
 from flashvla_ros.core.reasons import Reason
-from flashvla_ros.core.settings import CalibrationSettings, GateSettings
+from flashvla_ros.core.settings import CalibrationSettings, GateSettings, Settings
 from flashvla_ros.core.types import FloatArray
 from flashvla_ros.gate.decision import FreshComparison, GateMeasurements
 from flashvla_ros.gate.memory import GateMemory
@@ -74,27 +74,27 @@ def cap_of(level: float, allowed: CalibrationSettings) -> int:
     return min(1 + int(level / AGEING), allowed.max_reuse) if level > 0.0 else 0
 
 
-def need(comparison: FreshComparison, skipped: int, allowed: CalibrationSettings) -> float:
+def need(comparison: FreshComparison, skipped: int, settings: Settings) -> float:
     """Return the least λ that reuses at a step which the most permissive thresholds would reuse."""
-    return max(_overlap_need(comparison, allowed), _angle_need(comparison, allowed)) + AGEING * skipped
+    return max(_overlap_need(comparison, settings), _angle_need(comparison, settings)) + AGEING * skipped
 
 
-def angle_decides(comparison: FreshComparison, allowed: CalibrationSettings) -> bool:
+def angle_decides(comparison: FreshComparison, settings: Settings) -> bool:
     """Whether the angle asks for more permissiveness than the overlap does."""
-    return _angle_need(comparison, allowed) > _overlap_need(comparison, allowed)
+    return _angle_need(comparison, settings) > _overlap_need(comparison, settings)
 
 
-def _overlap_need(comparison: FreshComparison, allowed: CalibrationSettings) -> float:
+def _overlap_need(comparison: FreshComparison, settings: Settings) -> float:
     if comparison.incomparable is Reason.NO_TOKEN_SETS:  # gate.tokenless_angle_deg has let it pass without
         return 0.0
-    span = 1.0 - allowed.min_delta
+    span = 1.0 - settings.calibration.min_delta
     return max(1.0 - comparison.corrected_overlap, 0.0) / span if span > 0.0 else 0.0
 
 
-def _angle_need(comparison: FreshComparison, allowed: CalibrationSettings) -> float:
-    if comparison.either_small:  # its angle is noise, and the guard has compared the difference
+def _angle_need(comparison: FreshComparison, settings: Settings) -> float:
+    if comparison.either_small and settings.gate.mode == "guarded":  # a guard has compared the difference in its place
         return 0.0
-    return (comparison.angle_deg / allowed.max_angle_deg) ** 2
+    return (comparison.angle_deg / settings.calibration.max_angle_deg) ** 2
 
 
 def signs(memory: GateMemory, measured: GateMeasurements) -> FloatArray:

@@ -138,7 +138,7 @@ def test_the_need_is_where_the_thresholds_begin_to_allow_reuse(
 ) -> None:
     allowed, gate = ONLINE.calibration, GateSettings()
     comparison = FreshComparison(angle, 1.0, overlap)
-    least = need(comparison, reused, allowed)
+    least = need(comparison, reused, ONLINE)
     at = thresholds(level - 0.3 * reused, gate, allowed)
     inside = angle <= at.max_angle_deg * (1 + 1e-9) and overlap >= at.delta - 1e-9 and level > 0.3 * reused
     assert inside or least > level - 1e-9
@@ -150,12 +150,16 @@ def test_the_need_is_where_the_thresholds_begin_to_allow_reuse(
 @profile(max_examples=100, deadline=None)
 def test_without_token_sets_the_need_is_by_the_angle_alone(level: float, angle: float, own: float) -> None:
     allowed, gate = ONLINE.calibration, GateSettings(tokenless_angle_deg=own)
-    least = need(FreshComparison(angle, incomparable=Reason.NO_TOKEN_SETS), 0, allowed)
-    if angle < thresholds(level, gate, allowed).tokenless_angle_deg:
-        assert least <= level + 1e-9
-    if least > level + 1e-9:
-        assert angle >= thresholds(level, gate, allowed).tokenless_angle_deg
-    assert thresholds(0.0, gate, allowed).tokenless_angle_deg == 0.0
+    least = need(FreshComparison(angle, incomparable=Reason.NO_TOKEN_SETS), 0, ONLINE)
+    most_deg = thresholds(level, gate, allowed).max_angle_deg
+    assert least <= level + 1e-9 if angle <= most_deg else least >= level - 1e-9
+    assert thresholds(level, gate, allowed).tokenless_angle_deg == own  # the most that the user allows there
+
+
+@pytest.mark.parametrize(("mode", "least"), [("guarded", 0.0), ("paper", 0.5625)])
+def test_where_no_guard_compares_small_actions_their_angle_counts(mode: str, least: float) -> None:
+    settings = ONLINE.with_values({"gate.mode": mode})
+    assert need(FreshComparison(30.0, 1.0, 1.0, either_small=True), 0, settings) == pytest.approx(least)
 
 
 def test_a_more_permissive_level_reuses_wherever_a_stricter_one_does() -> None:
