@@ -193,8 +193,8 @@ class GateSettings:
     )
     tokenless_angle_deg: float = row(
         0.0,
-        "ε₁ where the policy gives no sets of kept tokens, as a remote one, so that no overlap supports the angle; 0: "
-        "never reuse there.",
+        "ε₁ where the policy gives no sets of kept tokens, as a remote one, so that no overlap supports the angle; "
+        "gate.max_angle_deg where that is smaller; 0: never reuse there.",
         unit="deg",
         low=0.0,
         high=180.0,

@@ -113,7 +113,7 @@ def _reused(frames: Sequence[Observation], series: Series, settings: Settings) -
         return ok("reused", "nothing: there are no sets of tokens to compare, and gate.tokenless_angle_deg is 0")
     rule = f"angle below {gate.max_angle_deg:g}° and overlap of {gate.delta:g} or more"
     if last.kept is None:
-        rule = f"angle below {gate.tokenless_angle_deg:g}°"
+        rule = f"angle below {min(gate.tokenless_angle_deg, gate.max_angle_deg):g}°"
     if gate.calibration == "online":
         rule += " at first (gate.calibration is online)"
     guards = " and every guard" if gate.mode == "guarded" else ""

@@ -183,7 +183,8 @@ def judge(memory: GateMemory, measured: GateMeasurements, settings: GateSettings
         return Reason.MAX_REUSE
     comparison = measured.comparison
     tokenless = comparison.incomparable is Reason.NO_TOKEN_SETS and settings.tokenless_angle_deg > 0.0
-    aligned = comparison.angle_deg < (settings.tokenless_angle_deg if tokenless else settings.max_angle_deg)
+    most_deg = min(settings.tokenless_angle_deg, settings.max_angle_deg) if tokenless else settings.max_angle_deg
+    aligned = comparison.angle_deg < most_deg
     angle = None if aligned else Reason.ANGLE
     reason = _guard(memory, measured, settings, angle) if settings.mode == "guarded" else angle
     if tokenless:

@@ -46,7 +46,6 @@ def most_permissive(gate: GateSettings, allowed: CalibrationSettings) -> GateSet
         gate,
         delta=allowed.min_delta,
         max_angle_deg=allowed.max_angle_deg,
-        tokenless_angle_deg=min(gate.tokenless_angle_deg, allowed.max_angle_deg),
         max_reuse=allowed.max_reuse,
     )
 
@@ -59,12 +58,10 @@ def thresholds(permissiveness: float, gate: GateSettings, allowed: CalibrationSe
     if scored(allowed):
         return most_permissive(gate, allowed)
     level = min(max(permissiveness, 0.0), 1.0)
-    angle_deg = allowed.max_angle_deg * math.sqrt(level)
     return dataclasses.replace(
         gate,
         delta=1.0 - level * (1.0 - allowed.min_delta),
-        max_angle_deg=angle_deg,
-        tokenless_angle_deg=min(gate.tokenless_angle_deg, angle_deg),
+        max_angle_deg=allowed.max_angle_deg * math.sqrt(level),
         max_reuse=cap_of(level, allowed),
     )
 

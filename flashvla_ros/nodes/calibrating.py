@@ -92,4 +92,4 @@ def last_thresholds(settings: Settings, state: CalibrationState | None, values: 
     if scored(settings.calibration):  # λ was none of theirs: the user's own come back
         return {}
     gate = thresholds(state.permissiveness, settings.gate, settings.calibration)
-    return {f"gate.{name}": getattr(gate, name) for name in (*_MOVED, "tokenless_angle_deg")}
+    return {f"gate.{name}": getattr(gate, name) for name in _MOVED}

@@ -114,6 +114,8 @@ def test_without_token_sets_the_angle_has_a_threshold_of_its_own(mode: str, angl
     memory = steady(motion=(0.5, 0.1, 0.0), kept=None)
     assert decide(memory, shown(1.2), settings).reason is reason
     assert decide(steady(motion=(0.5, 0.1, 0.0)), shown(1.2), settings).reason is Reason.REUSE
+    stricter = dataclasses.replace(settings, max_angle_deg=10.0)  # no looser than where sets support it
+    assert decide(memory, shown(1.2), stricter).reason is Reason.ANGLE
 
 
 def test_without_token_sets_every_guard_holds() -> None:
