@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -10,8 +11,9 @@ from rclpy.lifecycle import LifecycleNode
 
 from flashvla_ros.control.keeping import CalibrationFile
 from flashvla_ros.core.errors import FlashVLAError, SettingsError
-from flashvla_ros.core.paths import user_path
-from flashvla_ros.core.settings import CalibrationSettings, Settings
+from flashvla_ros.core.paths import checkpoint_folder, user_path
+from flashvla_ros.core.provenance import check_outputs
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.gate.score import scored, thresholds
 
@@ -31,17 +33,22 @@ class Calibrating:
         self._node, self._learnt = node, learnt
         self._known: CalibrationState | None = None
         self._file: CalibrationFile | None = None
-        self._timer = node.create_timer(_SAVE_S, self.save, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._saver = ThreadPoolExecutor(1, "flashvla-calibration")  # a slow disk must not stop the robot
+        self._saving: Future[None] | None = None
+        self._timer = node.create_timer(_SAVE_S, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def take_up(self, settings: CalibrationSettings, checkpoint: str) -> CalibrationState:
+    def take_up(self, settings: Settings, checkpoint: str) -> CalibrationState:
         """Return what to begin with.
 
         Raises:
-            SettingsError: The file is another node's, about another checkpoint, or none.
+            SettingsError: The file is another node's, about another checkpoint, none, or would be a checkpoint's.
         """
-        self.save()  # what the activation before has learnt
-        if settings.state_file and self._file is None:
-            file = CalibrationFile(user_path(settings.state_file), checkpoint)
+        self._save().result()  # what the activation before has learnt
+        if settings.calibration.state_file and self._file is None:
+            path = user_path(settings.calibration.state_file)
+            if not settings.model.remote:
+                check_outputs(checkpoint_folder(settings.model.checkpoint), path)
+            file = CalibrationFile(path, checkpoint)
             try:
                 self._known = file.read()
             except SettingsError:
@@ -50,23 +57,31 @@ class Calibrating:
             self._file = file
         return self._known or CalibrationState()
 
-    def save(self) -> None:
-        """Keep what is known now."""
-        self._known = self._learnt() or self._known
-        if self._file is None or self._known is None:
-            return
-        try:
-            self._file.save(self._known)
-        except FlashVLAError as error:  # a full disk must not stop the robot
-            self._node.get_logger().warning(f"calibration is not kept: {error}", throttle_duration_sec=60.0)
-
     def close(self) -> None:
         """Save a last time, and let others have the file."""
-        self.save()
         self._node.destroy_timer(self._timer)
+        self._save()
+        self._saver.shutdown()
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _on_timer(self) -> None:
+        if self._saving is None or self._saving.done():
+            self._saving = self._save()
+
+    def _save(self) -> Future[None]:
+        """Keep what is known now, after what is being saved."""
+        self._known = self._learnt() or self._known
+        return self._saver.submit(self._write, self._file, self._known)
+
+    def _write(self, file: CalibrationFile | None, state: CalibrationState | None) -> None:
+        if file is None or state is None:
+            return
+        try:
+            file.save(state)
+        except FlashVLAError as error:  # nor must a full one
+            self._node.get_logger().warning(f"calibration is not kept: {error}", throttle_duration_sec=60.0)
 
 
 def check_thresholds(before: Settings, after: Settings) -> None:

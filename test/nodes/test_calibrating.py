@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 from policy_bench import PolicyBench
 
+from flashvla_ros.control.keeping import CalibrationFile
+from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.nodes.calibrating import last_thresholds
@@ -59,10 +63,44 @@ def test_what_it_learns_is_seen_and_nobody_overrules_it(make_bench: Any) -> None
     assert bench.set("gate.delta", 0.9).successful
 
 
-def test_switched_off_no_threshold_is_looser_than_it_was() -> None:
+def test_switched_off_no_threshold_is_looser_than_it_was_and_the_users_own_stay() -> None:
     online = Settings().with_values({"gate.calibration": "online", "gate.tokenless_angle_deg": 30.0})
-    kept = last_thresholds(online, CalibrationState(0.04), {"gate.calibration": "off"})
-    assert kept["gate.tokenless_angle_deg"] == kept["gate.max_angle_deg"] < 30.0
+    for permissiveness, angle_deg in ((-0.01, 0.0), (0.04, 8.0)):
+        off = {"gate.calibration": "off"}
+        off |= last_thresholds(online, CalibrationState(permissiveness), off)
+        gate = online.with_values(off).gate
+        assert (gate.max_angle_deg, gate.tokenless_angle_deg) == (pytest.approx(angle_deg), 30.0)
+
+
+def test_a_slow_disk_stops_no_step(make_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, reached = threading.Event(), threading.Event()
+    save = CalibrationFile.save
+
+    def slow(file: CalibrationFile, state: CalibrationState) -> None:
+        reached.set()
+        assert disk.wait(30.0)
+        save(file, state)
+
+    path = tmp_path / "state.json"
+    bench = make_bench(calibration__state_file=str(path)).start()
+    monkeypatch.setattr(CalibrationFile, "save", slow)
+    bench.step()
+    bench.node._calibrating._on_timer()
+    assert reached.wait(10.0)
+    bench.node._calibrating._on_timer()  # no second save waits behind the first
+    assert [bench.step().reason for _ in range(3)] == ["too_few_fresh", "learning", "audit"]
+    assert not path.exists()
+    disk.set()
+    bench.node.close("the end of it")  # saves a last time
+    assert json.loads(path.read_text())["state"][1] == 1.0  # the coin of the audit
+
+
+def test_a_file_among_the_checkpoints_own_is_refused(make_bench: Any) -> None:
+    file = share_path("models", "demo") / "learnt.json"
+    bench = make_bench(calibration__state_file=str(file))
+    assert not bench.activate()
+    assert "learnt.json would count as a file of the checkpoint" in bench.node.transition_error
+    assert not file.with_name("learnt.json.lock").exists()
 
 
 def test_it_is_taken_up_again_and_by_one_node_alone(make_bench: Any, tmp_path: Path) -> None:
