@@ -9,7 +9,7 @@ from flashvla_ros.core.errors import CheckpointError, SettingsError
 from flashvla_ros.core.parameter import Value
 from flashvla_ros.core.paths import user_path
 from flashvla_ros.core.settings import Settings
-from flashvla_ros.sim.libero.protocol import CAMERAS, is_libero, render_for, statistics_key
+from flashvla_ros.sim.libero.protocol import CAMERAS, check_images, is_libero, render_for, statistics_key
 from flashvla_ros.sim.tasks import find_task
 
 ROBOTS = ("demo", "libero")
@@ -51,10 +51,7 @@ def libero_parameters(task: str, given: Mapping[str, Value]) -> LiberoParameters
         raise CheckpointError("the demo policy does not know LIBERO: give a checkpoint that was trained on its suite")
     config = read_config(user_path(model.checkpoint), model, PRESETS.get(model.preset, Preset()).images)
     size, images = config.towers[0].image_size, config.num_images_in_input
-    if images > len(CAMERAS):
-        raise CheckpointError(
-            f"the checkpoint sees {images} cameras (num_images_in_input), and LIBERO has {len(CAMERAS)}"
-        )
+    check_images(images)
     render = render_for(size)
     policy: dict[str, Value] = {"model.center_crop": 1.0} if render == "fast" else {}
     policy |= {"camera.names": CAMERAS} if images > 1 else {}

@@ -17,7 +17,7 @@ from flashvla_ros.evaluation.ledger import code_digest
 from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.evaluation.suites import tasks_of
 from flashvla_ros.evaluation.summary import suites_in
-from flashvla_ros.sim.libero.protocol import is_libero
+from flashvla_ros.sim.libero.protocol import check_images, is_libero
 from flashvla_ros.sim.perturbation import NONE
 from flashvla_ros.sim.tasks import TASKS
 
@@ -47,14 +47,17 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
     """Return the ``meta`` of an evaluation's JSON.
 
     Raises:
-        CheckpointError: There is no checkpoint in the folder.
+        CheckpointError: There is none in the folder, its files do not say all, or it sees more cameras than there are.
         SettingsError: A mode asks for what this checkpoint does not have.
     """
-    from flashvla_ros.vla.checkpoint import load_config
+    from flashvla_ros.vla.arch.table import architecture_of
     from flashvla_ros.vla.config import model_size
     from flashvla_ros.vla.pruning.select import check_layer
 
-    size = model_size(load_config(evaluation.checkpoint))
+    model = Settings().with_values({**evaluation.shared, "model.checkpoint": str(evaluation.checkpoint)}).model
+    config = architecture_of(model).outline(evaluation.checkpoint, model).config
+    check_images(config.num_images_in_input)
+    size = model_size(config)
     for mode in evaluation.modes:
         check_layer(mode.settings(evaluation.shared).pruning, size.decoder.layers)
     return meta(

@@ -16,8 +16,11 @@ from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import jobs, markdown
 from flashvla_ros.evaluation.jobs import run_job
+from flashvla_ros.evaluation.meta import meta_of
+from flashvla_ros.evaluation.modes import choose_modes
+from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.sim.episode import EpisodePlan
-from flashvla_ros.sim.perturbation import plan_episode
+from flashvla_ros.sim.perturbation import NONE, plan_episode
 from flashvla_ros.sim.rollout import Outcome
 
 try:
@@ -174,6 +177,30 @@ def test_what_cannot_be_played_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_how_many_images_are_seen_is_known_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = choose_modes(["dense"], share_path("config", "eval_modes.yaml"))
+    folder, tokens = share_path("models", "demo-oft"), []
+    for images in (1, 2):
+        plan = Evaluation(folder, tuple(dense), ("drawer-open",), (NONE,), range(1), {"model.images": images}, False)
+        tokens.append(meta_of(plan)["checkpoint"]["visual_tokens"])
+    assert tokens[1] == 2 * tokens[0]
+    table = tmp_path / "table.json"
+    assert cli.main(["eval", "--set", "model.images=3", "--episodes", "1", "--json", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert "sees 3 cameras (num_images_in_input), and a simulated robot has 2" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_result_becomes_a_file_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = share_path("models", "demo")
+    for command, option in (("eval", "--json"), ("eval", "--markdown"), ("certify", "--out"), ("certify", "--ledger")):
+        assert cli.main([command, option, str(folder / "mine.json")]) == 2
+        assert "mine.json would count as a file of the checkpoint beside it" in capsys.readouterr().err
 
 
 def test_a_policy_for_libero_asks_for_its_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,14 @@ SUITES: Mapping[str, Suite] = {
 }
 
 
+def check_images(count: int) -> None:
+    """Refuse, with :class:`CheckpointError`, a checkpoint that sees more images than a simulated robot has cameras."""
+    if count > len(CAMERAS):
+        raise CheckpointError(
+            f"the checkpoint sees {count} cameras (num_images_in_input), and a simulated robot has {len(CAMERAS)}"
+        )
+
+
 def base_suite(name: str) -> Suite:
     """Return the suite that a suite's or a task's name is of, or is a variation of: ``libero_object_swap``.
 
