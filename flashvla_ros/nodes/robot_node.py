@@ -145,8 +145,9 @@ class RobotNode(StoppableNode):
         plan = EpisodePlan.from_settings(self.settings, self._index)
         if self._by_hand:
             plan = dataclasses.replace(plan, instruction=self._by_hand, switch_instruction="", switch_step=0)
-        episode = Episode(self._world, plan)
-        self._episode = episode
+        self.loading = True  # the first episode of a task of LIBERO compiles its scene
+        episode = self._episode = Episode(self._world, plan)
+        self.loading = False
         self._velocity, self._gripper = np.zeros(self._world.axes), -1.0
         self._phase, self._pressed = Phase.STARTING, False
         self._command_at = time.monotonic()
@@ -258,11 +259,8 @@ class RobotNode(StoppableNode):
         stamp = Time(nanoseconds=self._stamp_ns).to_msg()
         if self.settings.lock_step:
             self._clock_publisher.publish(ClockMessage(clock=stamp))
-        joints = self._world.scene.joint_positions
-        names, positions = list(joints), list(joints.values())
-        self._joints.publish(
-            JointState(header=Header(stamp=stamp, frame_id="base_link"), name=names, position=positions)
-        )
+        joints, header = self._world.scene.joint_positions, Header(stamp=stamp, frame_id="base_link")
+        self._joints.publish(JointState(header=header, name=[*joints], position=[*joints.values()]))
         self._frames.publish(self._world, stamp)
         pictures = list(zip(self._images.items(), self._pixels.values(), strict=True))
         for (name, publisher), picture in reversed(pictures):  # the first camera's image asks for the command

@@ -29,7 +29,8 @@ from flashvla_ros.msg import EpisodeStatus
 from flashvla_ros.nodes import interfaces
 
 try:
-    from flashvla_ros.nodes.robot_node import RobotNode
+    from flashvla_ros.nodes import robot_node
+    from flashvla_ros.nodes.robot_node import Episode, RobotNode
 except SimulationError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -146,6 +147,21 @@ def test_lock_step_repeats_exactly(stage: Stage, request: pytest.FixtureRequest)
     assert first.events[-1].steps == 12
     assert not first.events[-1].success
     assert first.events[-1].error == ""
+
+
+def test_a_signal_may_interrupt_the_scene_that_an_episode_compiles(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading: list[bool] = []
+
+    def begun(*given: Any) -> Episode:
+        loading.append(stage.robot is not None and stage.robot.loading)
+        return Episode(*given)
+
+    monkeypatch.setattr(robot_node, "Episode", begun)
+    run_lock_step(stage)
+    assert loading == [True]
+    assert stage.robot is not None and not stage.robot.loading
 
 
 def test_instruction_changes_in_the_middle(stage: Stage) -> None:
