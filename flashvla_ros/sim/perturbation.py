@@ -49,9 +49,9 @@ class Perturbation:
     def disturb(self, world: Any, step: int) -> None:
         """Change the world before the image of a step is rendered."""
 
-    def image(self, image: ImageArray, step: int) -> ImageArray:
-        """Return what the camera makes of an image; `step` tells images apart."""
-        del step
+    def image(self, image: ImageArray, step: int, camera: int = 0) -> ImageArray:
+        """Return what the camera of a number makes of an image; `step` tells its images apart."""
+        del step, camera
         return image
 
     def drops(self, step: int) -> bool:
@@ -62,9 +62,9 @@ class Perturbation:
     def end(self, world: Any) -> None:
         """Undo what a reset of the world does not undo."""
 
-    def _rng(self, step: int = 0) -> np.random.Generator:
-        """Return the perturbation's own stream of numbers for this episode, or for one step of it."""
-        return np.random.default_rng([self.plan.seed, zlib.crc32(self.plan.perturbation.encode()), step])
+    def _rng(self, step: int = 0, camera: int = 0) -> np.random.Generator:
+        """Return the perturbation's own stream of numbers for this episode, or for one step of it and one camera."""
+        return np.random.default_rng([self.plan.seed, zlib.crc32(self.plan.perturbation.encode()), step, camera])
 
 
 class InstructionSwitch(Perturbation):
@@ -115,9 +115,9 @@ class CameraNoise(Perturbation):
         super().__init__(plan)
         self.sigma = float(self._rng().uniform(4.0, 12.0))
 
-    def image(self, image: ImageArray, step: int) -> ImageArray:
-        """Add the step's own noise."""
-        noise = self._rng(step).normal(0.0, self.sigma, image.shape)
+    def image(self, image: ImageArray, step: int, camera: int = 0) -> ImageArray:
+        """Add noise that is this camera's and this step's own."""
+        noise = self._rng(step, camera).normal(0.0, self.sigma, image.shape)
         return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 
 

@@ -107,8 +107,9 @@ def roll_out(
         joints, hand = scene.joint_positions, scene.hand_pose
         assembler.take_joints(list(joints), list(joints.values()), now_s)
         assembler.take_pose(named_pose(hand.position, hand.orientation), now_s)
-        for camera in reversed(assembler.cameras):  # the first one's image completes the observation
-            observation = assembler.take_image(camera, perturbation.image(images[camera], step), now_s, now_s)
+        for number, camera in reversed([*enumerate(assembler.cameras)]):  # the first one's image completes it
+            image = perturbation.image(images[camera], step, number)
+            observation = assembler.take_image(camera, image, now_s, now_s)
         return observation
 
     try:

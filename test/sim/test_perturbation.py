@@ -77,6 +77,13 @@ def test_a_disturbance_without_an_instant_is_in_every_image(world: World, name: 
     assert differences(results)[20:].min() > least
 
 
+def test_no_two_cameras_and_no_two_steps_have_the_same_noise() -> None:
+    noise = PERTURBATIONS["camera_noise"](plan_episode("drawer-close", SEED, "camera_noise"))
+    grey = np.full((8, 8, 3), 128, dtype=np.uint8)
+    images = [noise.image(grey, step, camera).tobytes() for step in (0, 1) for camera in (0, 1)]
+    assert len(set(images)) == len(images)
+
+
 def test_lost_images_get_no_answer_and_the_robot_goes_on(world: World) -> None:
     outcome, results = play(world, "frame_drops", steps=200)
     assert outcome.steps == 200
