@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from benchmarks import report
 from flashvla_ros.core.errors import FlashVLAError
+from flashvla_ros.core.files import read_json
+from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
+from flashvla_ros.evaluation import markdown
 
 RESULTS = report.FOLDER / "results"
 
@@ -81,3 +86,17 @@ def test_the_commands_of_the_readme_are_those_that_made_the_files():
     for name in ("abuse.json", "abuse-floods.json"):
         assert f"--minutes {made[name]['minutes']:g} --seed {made[name]['seed']} " in told[name]
         assert ("`nice " in told[name]) == (made[name]["nice"] > 0)
+
+
+@pytest.mark.parametrize("folder", sorted(share_path("models").iterdir()), ids=lambda folder: folder.name)
+def test_a_card_has_the_tables_and_the_size_of_its_checkpoint(folder: Path) -> None:
+    card, evaluation = (folder / "README.md").read_text(encoding="utf-8"), read_json(folder / "evaluation.json")
+    parameters = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    assert f"| parameters | {parameters:,} |" in card
+    if len(evaluation["meta"]["commands"]) == 1:  # the rows of several are in one list
+        for _, rows in markdown.tables(evaluation["rows"]):
+            assert markdown.success_table(rows) in card
+            assert markdown.cost_table(rows) in card
