@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 
 import torch
@@ -18,7 +17,7 @@ from flashvla_ros.vla.checkpoint import build_empty
 from flashvla_ros.vla.config import OpenVLAConfig
 from flashvla_ros.vla.model import PrismaticVLM
 from flashvla_ros.vla.processor import ImageProcessor, PromptEncoder, format_prompt
-from flashvla_ros.vla.random_checkpoint import LLAMA_VOCABULARY, config_of_size
+from flashvla_ros.vla.random_checkpoint import LLAMA_VOCABULARY, config_of_size, deviation_of
 from flashvla_ros.vla.statistics import Bounds
 from flashvla_ros.vla.step import VLAPolicy
 from flashvla_ros.vla.tokenizer import build_tokenizer
@@ -69,13 +68,11 @@ def random_policy(config: OpenVLAConfig, settings: ModelSettings, *, action_size
 
 @torch.no_grad()
 def _fill(model: PrismaticVLM) -> None:
-    """Draw weights such that signals keep their size through the layers, as random checkpoints on disk have them."""
+    """Draw weights as random checkpoints on disk have them."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     for name, parameter in model.requires_grad_(False).named_parameters():
         if parameter.ndim > 1:
-            table = "embed_tokens" in name or name.endswith(("_token", "pos_embed"))
-            deviation = 0.5 if table else 1.0 / math.sqrt(math.prod(parameter.shape[1:]))
-            parameter.normal_(0.0, deviation, generator=generator)
+            parameter.normal_(0.0, deviation_of(name, parameter.shape), generator=generator)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     head, config = model.language_model.lm_head.weight, model.config

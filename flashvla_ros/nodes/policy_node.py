@@ -51,13 +51,13 @@ class PolicyNode(StoppableNode, LifecycleNode):
         transition_error: Why the last transition failed.
     """
 
-    def __init__(self, factory: PolicyFactory = FROM_SETTINGS, *, name: str = "flashvla", **options: Any) -> None:
+    def __init__(self, factory: PolicyFactory = FROM_SETTINGS, **options: Any) -> None:
         """Declare the parameters; `options` are those of :class:`rclpy.lifecycle.LifecycleNode`.
 
         Raises:
             SettingsError: A parameter given at start is unknown, of the wrong type or breaks a rule.
         """
-        super().__init__(name, **options)
+        super().__init__("flashvla", **options)
         self.transition_error = ""
         self._factory = factory
         self._loaded: LoadedPolicy | None = None

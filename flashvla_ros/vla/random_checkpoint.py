@@ -214,7 +214,7 @@ def _write_header(stream: BinaryIO, tensors: Mapping[str, Shape]) -> None:
 
 
 def _write_tensor(stream: BinaryIO, name: str, shape: Shape, generator: torch.Generator, actions: slice) -> None:
-    """Draw one tensor such that signals keep their size through the layers, and write it in pieces."""
+    """Draw one tensor, and write it in pieces."""
     if name == "language_model.lm_head.weight":
         # Only action tokens can win, so that the whole range of actions is decoded.
         stream.write(bytes(2 * actions.start * shape[1]))
@@ -224,9 +224,13 @@ def _write_tensor(stream: BinaryIO, name: str, shape: Shape, generator: torch.Ge
         value = 0.0 if name.endswith(".bias") else 1.0
         stream.write(_bytes(torch.full(shape, value, dtype=torch.bfloat16)))
     else:
-        table = name.endswith(("embed_tokens.weight", "_token", "pos_embed", "latent"))
-        deviation = 0.5 if table else 1.0 / math.sqrt(math.prod(shape[1:]))
-        _write_normal(stream, math.prod(shape), deviation, generator)
+        _write_normal(stream, math.prod(shape), deviation_of(name, shape), generator)
+
+
+def deviation_of(name: str, shape: Shape) -> float:
+    """Return the standard deviation of a tensor's values with which signals keep their size through the layers."""
+    table = name.endswith(("embed_tokens.weight", "_token", "pos_embed", "latent"))
+    return 0.5 if table else 1.0 / math.sqrt(math.prod(shape[1:]))
 
 
 def _write_normal(stream: BinaryIO, count: int, deviation: float, generator: torch.Generator) -> None:
