@@ -22,8 +22,9 @@ _SHIPPED = (
     *("model.center_crop", "model.sampling", "model.unnorm_key", "model.images", "model.proprio"),
     *("model.preset", "model.chunk_size", "model.action_bounds"),
 )
-# What else decides which action is commanded, apart from the robot's limits.
-_COMPARED = (*_SHIPPED, "model.architecture", "model.dtype", "action.kinds", "action.dt_s", "control.speed_scale")
+# What else decides which action is commanded, apart from the robot's own limits, cameras and rate. Whoever asks has
+# resolved model.dtype: auto is another type on another device.
+_COMPARED = (*_SHIPPED, "model.architecture", "model.dtype", "action.", "control.speed_scale", "control.ramp_s")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "checkpoint"), str),
     **dict.fromkeys(("tasks", "failures"), list),
@@ -96,11 +97,12 @@ class Certificate:
     def verdict(self, settings: Settings, checkpoint: str) -> tuple[bool, str]:
         """Say whether `settings` on the weights with this fingerprint are certified, and by what or why not."""
         if checkpoint != self.checkpoint:
-            other = f"another checkpoint ({self.checkpoint[:12]}), or its folder has other files now"
-            return False, f"not certified: the certificate is of {other}"
+            return False, f"not certified: the certificate is of another checkpoint ({self.checkpoint[:12]})"
         if self.version != flashvla_ros.__version__:
             return False, f"not certified: the certificate is of version {self.version} of this package"
         now = compared(settings)
+        if unsaid := now.keys() - self.settings.keys():
+            return False, f"not certified: the certificate does not say {min(unsaid)}: certify again"
         changed = [name for name, value in now.items() if _plain(value) != _plain(self.settings.get(name))]
         if changed:
             name, more = changed[0], len(changed) - 1

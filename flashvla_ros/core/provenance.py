@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import json
@@ -16,7 +17,11 @@ from flashvla_ros.core.settings import Settings
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 64 * 1024
 CERTIFICATE, EVALUATION = "certificate.json", "evaluation.json"  # beside a published checkpoint
-_ABOUT = (CERTIFICATE, EVALUATION, "README.md")  # say what the other files are worth, so they are none of them
+# What loading reads of a folder. Whatever else lies there, such as a card or a table, makes no other checkpoint of it.
+_READ = (
+    *("*.safetensors", "*.pt", "*.model", "*config.json", "*.index.json", "tokenizer.json"),
+    *("added_tokens.json", "special_tokens_map.json", "dataset_statistics.json"),
+)
 
 
 @functools.lru_cache(maxsize=256)
@@ -29,36 +34,29 @@ def settings_digest(settings: Settings) -> str:
 def checkpoint_fingerprint(folder: Path) -> str:
     """Return the SHA-256 of a checkpoint's files, in hexadecimal.
 
-    Names, sizes and contents of the files directly in `folder` count, but not its card, its evaluation, its certificate
-    and the ledgers beside them: publishing changes no checkpoint. Of a file larger than 4 MiB, 64 evenly spaced blocks
-    of 64 KiB stand for the rest, the first and the last among them: fine-tuning changes weights everywhere, and a node
-    must not read 15 GB twice at start.
+    Names, sizes and contents of the files that loading reads count. Of a file larger than 4 MiB, 64 evenly spaced
+    blocks of 64 KiB stand for the rest, the first and the last among them: fine-tuning changes weights everywhere,
+    and a node must not read 15 GB twice at start.
 
     Raises:
         CheckpointError: `folder` is not a readable folder with files.
     """
     digest = hashlib.sha256()
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", *_ABOUT)))
+        files = sorted(path for path in folder.iterdir() if path.is_file() and counts(path.name))
         for path in files:
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             _add_file(digest, path)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {folder}: {error.strerror}") from error
     if not files:
-        raise CheckpointError(f"the checkpoint folder {folder} has no files")
+        raise CheckpointError(f"the checkpoint folder {folder} has no files that one is loaded from")
     return digest.hexdigest()
 
 
-def check_outputs(folder: Path, *files: Path | None) -> None:
-    """Refuse to write a file that would count as one of the checkpoint's, whose certificate would then be void.
-
-    Raises:
-        SettingsError: One of them lies in `folder` under a name that counts.
-    """
-    for file in filter(None, files):
-        if file.resolve().parent == folder.resolve() and not file.name.startswith((".", *_ABOUT)):
-            raise SettingsError(f"{file} would count as a file of the checkpoint beside it: write it somewhere else")
+def counts(name: str) -> bool:
+    """Whether a file of this name is part of the checkpoint in whose folder it lies."""
+    return not name.startswith(".") and any(fnmatch.fnmatchcase(name, pattern) for pattern in _READ)
 
 
 def _add_file(digest: hashlib._Hash, path: Path) -> None:

@@ -16,7 +16,7 @@ from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.certificate import Certificate, compared
 from flashvla_ros.core.errors import FlashVLAError
-from flashvla_ros.core.provenance import CERTIFICATE, check_outputs
+from flashvla_ros.core.provenance import CERTIFICATE
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation import suites
 from flashvla_ros.evaluation.certify import Certification, Trials
@@ -90,7 +90,8 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
 def run(args: argparse.Namespace) -> int:
     """Certify; returns the exit code, 1 where no candidate could be certified."""
     evaluation = plan_of(args)
-    check_outputs(evaluation.checkpoint, args.out, args.json, args.ledger)
+    from flashvla_ros.vla.backend import dtype_of  # brings torch, which --help needs not
+
     meta = meta_of(evaluation)
     checkpoint = meta["checkpoint"]["sha256"]
     ledger = EpisodeLedger(args.ledger or beside(args.out))
@@ -120,10 +121,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"nothing is certified: run {DENSE}, or allow more --risk")
         return EXIT_NONE
     best = certified[-1]
+    settings = best.candidate.settings(evaluation.shared)
     Certificate(
         name=best.candidate.name,
         checkpoint=checkpoint,
-        settings=compared(best.candidate.settings(evaluation.shared)),
+        settings=compared(settings.with_values({"model.dtype": dtype_of(settings.model)})),
         tasks=evaluation.tasks,
         tasks_digest=certification.tasks_digest(),
         version=flashvla_ros.__version__,

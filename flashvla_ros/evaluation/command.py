@@ -16,7 +16,6 @@ from flashvla_ros.cli.results import write_results
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import write_text
 from flashvla_ros.core.paths import checkpoint_folder, share_path
-from flashvla_ros.core.provenance import check_outputs
 from flashvla_ros.evaluation import markdown, suites, video
 from flashvla_ros.evaluation.jobs import close_worlds, run_job
 from flashvla_ros.evaluation.ledger import beside
@@ -130,7 +129,6 @@ def run(args: argparse.Namespace) -> int:
     if args.video_episodes and not args.video:
         raise FlashVLAError("--video-episodes needs --video DIR, where the films go")
     films = video.parse_episodes(evaluation, args.video_episodes) if args.video else []
-    check_outputs(evaluation.checkpoint, args.json, args.ledger, args.plot, args.markdown)
     meta, started_s = meta_of(evaluation), time.monotonic()
     try:
         workers = functools.partial(fan_out, run_job, jobs=args.jobs, ray=args.ray, ray_gpus=args.ray_gpus)

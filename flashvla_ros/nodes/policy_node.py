@@ -243,7 +243,8 @@ class PolicyNode(StoppableNode, LifecycleNode):
 
     def _publish_settings(self, loaded: LoadedPolicy) -> None:
         self._reporter.settings(Provenance(self.settings, loaded.checkpoint, loaded.platform))
-        _, certificate = certification(self.settings, loaded.checkpoint)
+        dtype = loaded.platform.get("dtype", self.settings.model.dtype)
+        _, certificate = certification(self.settings.with_values({"model.dtype": dtype}), loaded.checkpoint)
         if certificate != self._certificate:
             self._certificate = certificate
             self.get_logger().info(certificate)

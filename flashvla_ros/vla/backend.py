@@ -46,6 +46,11 @@ class Backend:
             torch.cuda.synchronize(self.device)
 
 
+def dtype_of(settings: ModelSettings) -> str:
+    """Return the name of the floating-point type that the parameters come to on this machine."""
+    return str(Backend.resolve(settings).dtype).removeprefix("torch.")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         chosen = "cuda:0" if torch.cuda.is_available() else "cpu"

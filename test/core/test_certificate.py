@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from flashvla_ros.core.certificate import Certificate, certification, compared, shipped
-from flashvla_ros.core.errors import SettingsError
-from flashvla_ros.core.provenance import check_outputs, checkpoint_fingerprint
 from flashvla_ros.core.settings import Settings
 
 
@@ -22,6 +20,9 @@ from flashvla_ros.core.settings import Settings
         ({"action.dt_s": 0.05}, "not certified: action.dt_s is 0.05, the certificate has 0.1"),
         ({"model.dtype": "bfloat16"}, "not certified: model.dtype is bfloat16, the certificate has auto"),
         ({"control.speed_scale": 0.5}, "not certified: control.speed_scale is 0.5, the certificate has 1.0"),
+        ({"control.ramp_s": 2.0}, "not certified: control.ramp_s is 2.0, the certificate has 0.0"),
+        ({"action.gripper": [1.0, -1.0]}, "not certified: action.gripper is (1.0, -1.0), the certificate has"),
+        ({"camera.names": ["front"], "control.rate_hz": 5.0}, "certified: at most 5.0% of episodes"),
     ],
 )
 def test_settings_that_decide_the_action_must_be_those_that_were_played(changes, words):
@@ -35,7 +36,7 @@ def test_settings_that_decide_the_action_must_be_those_that_were_played(changes,
     assert sound or ("more" in why) is (len(changes) > 1)
     assert certificate.verdict(played, "cd34") == (
         False,
-        "not certified: the certificate is of another checkpoint (ab12), or its folder has other files now",
+        "not certified: the certificate is of another checkpoint (ab12)",
     )
 
 
@@ -94,13 +95,10 @@ def test_a_checkpoint_brings_no_limits_and_no_time_outs_along(tmp_path: Path) ->
     assert shipped(tmp_path) == {"gate.max_reuse": 1}
 
 
-def test_what_is_published_beside_a_checkpoint_makes_no_other_of_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    before = checkpoint_fingerprint(tmp_path)
-    beside = ("certificate.json", "certificate.json.episodes.jsonl", "evaluation.json", "README.md", ".state.new")
-    for name in beside:
-        (tmp_path / name).write_text("{}")
-    assert checkpoint_fingerprint(tmp_path) == before
-    check_outputs(tmp_path, None, tmp_path / "runs" / "table.json", *(tmp_path / name for name in beside))
-    with pytest.raises(SettingsError, match=r"table\.json would count as a file of the checkpoint"):
-        check_outputs(tmp_path, tmp_path / "runs" / ".." / "table.json")
+def test_a_certificate_that_does_not_say_all_is_made_again() -> None:
+    said = {name: value for name, value in compared(Settings()).items() if name != "control.ramp_s"}
+    old = Certificate("fast", "ab12", said, ("door-open",), "", "0.1.0", "", 150, 2, 0.05, 0.95, 0.041, "cpu")
+    assert old.verdict(Settings(), "ab12") == (
+        False,
+        "not certified: the certificate does not say control.ramp_s: certify again",
+    )

@@ -35,6 +35,8 @@ def test_the_fingerprint_depends_on_names_and_contents_alone(tmp_path):
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(bytes(5_000_000))
     (second / "runs").mkdir()
+    for name in ("README.md", "evaluation.json", "certificate.json.episodes.jsonl", "state.json", "drawer-open.mp4"):
+        (second / name).write_text("{}")  # beside a checkpoint, and no part of it
     assert checkpoint_fingerprint(first) == checkpoint_fingerprint(second)
     with (second / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)

@@ -12,7 +12,7 @@ from test_import_boundaries import PACKAGE, ROOT, file_of, imports, sources
 from flashvla_ros.__main__ import COMMANDS
 
 # Whoever raises it says in the commit what the lines buy; whoever deletes lowers it.
-MOST_LINES = 28_745
+MOST_LINES = 28_767
 MOST_LINES_OF_A_FILE = 320
 LONG_FILES = {
     "core/settings.py": 630,  # the table of every parameter, one place to read them all

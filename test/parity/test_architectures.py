@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from flashvla_ros.control.blend import blended, lasting
+from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.policy import Request
+from flashvla_ros.core.provenance import counts
 from flashvla_ros.core.settings import ModelSettings, PruningSettings
 from flashvla_ros.core.types import ActionKind, ActionSpec, Draft, Inference, Observation
+from flashvla_ros.vla import checkpoint
 from flashvla_ros.vla.arch.oft.film import FilmedBlock, install, merged
 from flashvla_ros.vla.arch.oft.policy import OFTPolicy
 from flashvla_ros.vla.arch.table import architecture_of, load
@@ -407,3 +411,35 @@ def test_the_blend_is_that_of_the_official_buffer(expected) -> None:
         plans = (*lasting(plans, now_s, spec.dt_s), (now_s, chunk))
         np.testing.assert_allclose(blended(plans, now_s, spec, 0.1)[0], wanted, rtol=1e-12)
         assert step == 0 or not np.allclose(blended(plans, now_s, spec, 0.2)[0], wanted, rtol=1e-6)
+
+
+OPENED: list[str] = []
+WATCHING: list[bool] = []
+
+
+def test_a_fingerprint_is_of_all_that_loading_reads(
+    oft_folder: Path, univla_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:  # no hook can be taken away again
+        if WATCHING and event == "open" and isinstance(arguments[0], str | os.PathLike):
+            OPENED.append(os.fspath(arguments[0]))
+
+    sys.addaudithook(hook)
+    monkeypatch.setattr(checkpoint, "is_pointer", lambda _: False)  # looks at the first bytes of every file
+    folders = []
+    for name, folder in (("oft", oft_folder), ("univla", univla_folder), ("demo", share_path("models", "demo"))):
+        folders.append(Path(shutil.copytree(folder, tmp_path / name)))
+        for decoy in ("generation_config.json", "added_tokens.json", "dataset_statistics.json", "vocab.json"):
+            if not (folders[-1] / decoy).exists():
+                source = json.loads((folder / "config.json").read_text())["norm_stats"]
+                (folders[-1] / decoy).write_text(json.dumps(source if decoy.startswith("dataset") else {}))
+    WATCHING.append(True)
+    try:
+        load_float(folders[0], preset="libero", proprio=NAMES)
+        load_float(folders[1])
+        load_float(folders[2])
+    finally:
+        WATCHING.clear()
+    seen = {path.name for path in map(Path, OPENED) if path.parent in folders}
+    assert {"config.json", "tokenizer_config.json", "added_tokens.json", "dataset_statistics.json"} <= seen
+    assert [name for name in seen if not counts(name)] == []
