@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 
 from flashvla_ros.control.keeping import CalibrationFile
-from flashvla_ros.core.errors import FlashVLAError, SettingsError
-from flashvla_ros.core.paths import checkpoint_folder, user_path
-from flashvla_ros.core.provenance import check_outputs
-from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.paths import user_path
+from flashvla_ros.core.settings import CalibrationSettings, Settings
 from flashvla_ros.gate.calibration import CalibrationState
 from flashvla_ros.gate.score import scored, thresholds
 
-_SAVE_S = 5.0  # what a killed node loses at most
+_SAVE_S = 5.0  # what a killed node loses at most, as long as the disk answers
+_PATIENCE_S = 5.0  # with a disk that does not
 _MOVED = ("delta", "max_angle_deg", "max_reuse")
 
 
@@ -33,22 +33,19 @@ class Calibrating:
         self._node, self._learnt = node, learnt
         self._known: CalibrationState | None = None
         self._file: CalibrationFile | None = None
-        self._saver = ThreadPoolExecutor(1, "flashvla-calibration")  # a slow disk must not stop the robot
+        self._saver = ThreadPoolExecutor(1, "flashvla-calibration")  # a disk that hangs must not stop the robot
         self._saving: Future[None] | None = None
-        self._timer = node.create_timer(_SAVE_S, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer = node.create_timer(_SAVE_S, self._save, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def take_up(self, settings: Settings, checkpoint: str) -> CalibrationState:
+    def take_up(self, settings: CalibrationSettings, checkpoint: str) -> CalibrationState:
         """Return what to begin with.
 
         Raises:
-            SettingsError: The file is another node's, about another checkpoint, none, or would be a checkpoint's.
+            SettingsError: The file is in use by another node, of another checkpoint, or no such file.
         """
-        self._save().result()  # what the activation before has learnt
-        if settings.calibration.state_file and self._file is None:
-            path = user_path(settings.calibration.state_file)
-            if not settings.model.remote:
-                check_outputs(checkpoint_folder(settings.model.checkpoint), path)
-            file = CalibrationFile(path, checkpoint)
+        self._known = self._learnt() or self._known  # what the activation before has learnt
+        if settings.state_file and self._file is None:
+            file = CalibrationFile(user_path(settings.state_file), checkpoint)
             try:
                 self._known = file.read()
             except SettingsError:
@@ -60,28 +57,38 @@ class Calibrating:
     def close(self) -> None:
         """Save a last time, and let others have the file."""
         self._node.destroy_timer(self._timer)
-        self._save()
-        self._saver.shutdown()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._settled():
+            self._save()
+            if self._settled() and self._file is not None:
+                self._file.close()
+        self._saver.shutdown(wait=False)
+        self._file = None
 
-    def _on_timer(self) -> None:
-        if self._saving is None or self._saving.done():
-            self._saving = self._save()
-
-    def _save(self) -> Future[None]:
-        """Keep what is known now, after what is being saved."""
+    def _save(self) -> None:
+        """Begin to keep what is known now, unless the disk still has the last of it."""
         self._known = self._learnt() or self._known
-        return self._saver.submit(self._write, self._file, self._known)
-
-    def _write(self, file: CalibrationFile | None, state: CalibrationState | None) -> None:
-        if file is None or state is None:
+        if self._file is None or self._known is None:
             return
+        if self._saving is not None and not self._saving.done():
+            self._warn("the disk does not answer")
+            return
+        self._saving = self._saver.submit(self._write, self._file, self._known)
+
+    def _settled(self) -> bool:
+        """Wait until nothing is being saved, but not for ever."""
+        if self._saving is None or wait([self._saving], _PATIENCE_S).done:
+            return True
+        self._node.get_logger().error(f"the disk has not answered for {_PATIENCE_S:g} s: calibration's last is lost")
+        return False
+
+    def _write(self, file: CalibrationFile, state: CalibrationState) -> None:
         try:
             file.save(state)
-        except FlashVLAError as error:  # nor must a full one
-            self._node.get_logger().warning(f"calibration is not kept: {error}", throttle_duration_sec=60.0)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop the robot
+            self._warn(str(error))
+
+    def _warn(self, why: str) -> None:
+        self._node.get_logger().warning(f"calibration is not kept: {why}", throttle_duration_sec=60.0)
 
 
 def check_thresholds(before: Settings, after: Settings) -> None:

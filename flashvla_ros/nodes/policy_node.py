@@ -110,7 +110,7 @@ class PolicyNode(StoppableNode, LifecycleNode):
                 self._loaded = self._factory.load(settings)
             self._loaded.check(settings)
             stepper = Stepper(self._loaded.policy, self._spec, executor=ThreadPoolExecutor(1, "flashvla-prefetch"))
-            learnt = self._calibrating.take_up(settings, self._loaded.checkpoint or settings.model.remote)
+            learnt = self._calibrating.take_up(settings.calibration, self._loaded.checkpoint or settings.model.remote)
             stepper.state = StepperState(calibration=learnt)
         finally:
             self.loading = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 from policy_bench import PolicyBench
 
 from flashvla_ros.control.keeping import CalibrationFile
-from flashvla_ros.core.paths import share_path
 from flashvla_ros.core.settings import Settings
 from flashvla_ros.gate.calibration import CalibrationState
+from flashvla_ros.nodes import calibrating
 from flashvla_ros.nodes.calibrating import last_thresholds
 
 ONLINE = {"gate__calibration": "online", "calibration__risk": 0.5, "calibration__audit_rate": 1.0}
@@ -72,7 +73,9 @@ def test_switched_off_no_threshold_is_looser_than_it_was_and_the_users_own_stay(
         assert (gate.max_angle_deg, gate.tokenless_angle_deg) == (pytest.approx(angle_deg), 30.0)
 
 
-def test_a_slow_disk_stops_no_step(make_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_hangs_stops_no_step_and_no_transition(
+    make_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     disk, reached = threading.Event(), threading.Event()
     save = CalibrationFile.save
 
@@ -85,22 +88,47 @@ def test_a_slow_disk_stops_no_step(make_bench: Any, tmp_path: Path, monkeypatch:
     bench = make_bench(calibration__state_file=str(path)).start()
     monkeypatch.setattr(CalibrationFile, "save", slow)
     bench.step()
-    bench.node._calibrating._on_timer()
+    bench.node._calibrating._save()
     assert reached.wait(10.0)
-    bench.node._calibrating._on_timer()  # no second save waits behind the first
+    bench.node._calibrating._save()
+    assert "calibration is not kept: the disk does not answer" in capfd.readouterr().err
     assert [bench.step().reason for _ in range(3)] == ["too_few_fresh", "learning", "audit"]
+    began = time.monotonic()
+    bench.node.trigger_deactivate()
+    assert bench.activate()  # waits for no disk, and has what was learnt
+    assert time.monotonic() - began < 5.0
+    assert bench.node._runner.calibration.coins == 1
     assert not path.exists()
     disk.set()
     bench.node.close("the end of it")  # saves a last time
     assert json.loads(path.read_text())["state"][1] == 1.0  # the coin of the audit
 
 
-def test_a_file_among_the_checkpoints_own_is_refused(make_bench: Any) -> None:
-    file = share_path("models", "demo") / "learnt.json"
-    bench = make_bench(calibration__state_file=str(file))
-    assert not bench.activate()
-    assert "learnt.json would count as a file of the checkpoint" in bench.node.transition_error
-    assert not file.with_name("learnt.json.lock").exists()
+def test_a_node_ends_whatever_the_disk_does(
+    make_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disk = threading.Event()
+    bench = make_bench(calibration__state_file=str(tmp_path / "state.json")).start()
+    bench.step()
+    monkeypatch.setattr(calibrating, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(CalibrationFile, "save", lambda *_: disk.wait(30.0))
+    bench.node._calibrating._save()
+    bench.node.close("the end of it")
+    disk.set()
+    assert "the disk has not answered for 0.2 s: calibration's last is lost" in capfd.readouterr().err
+
+
+def test_a_save_that_fails_is_said_whatever_it_was(
+    make_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of another shape")
+
+    bench = make_bench(calibration__state_file=str(tmp_path / "state.json")).start()
+    bench.step()
+    monkeypatch.setattr(CalibrationFile, "save", broken)
+    bench.node.close("the end of it")
+    assert "calibration is not kept: of another shape" in capfd.readouterr().err
 
 
 def test_it_is_taken_up_again_and_by_one_node_alone(make_bench: Any, tmp_path: Path) -> None:
