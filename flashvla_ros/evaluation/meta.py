@@ -47,19 +47,22 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
     """Return the ``meta`` of an evaluation's JSON.
 
     Raises:
-        CheckpointError: There is none in the folder, its files do not say all, or it sees more cameras than there are.
+        CheckpointError: The folder is no checkpoint, or one that sees more cameras than the robot has.
         SettingsError: A mode asks for what this checkpoint does not have.
     """
     from flashvla_ros.vla.arch.table import architecture_of
     from flashvla_ros.vla.config import model_size
     from flashvla_ros.vla.pruning.select import check_layer
 
-    model = Settings().with_values({**evaluation.shared, "model.checkpoint": str(evaluation.checkpoint)}).model
-    config = architecture_of(model).outline(evaluation.checkpoint, model).config
-    check_images(config.num_images_in_input)
-    size = model_size(config)
+    shared, sizes = {**evaluation.shared, "model.checkpoint": str(evaluation.checkpoint)}, {}
     for mode in evaluation.modes:
-        check_layer(mode.settings(evaluation.shared).pruning, size.decoder.layers)
+        settings = mode.settings(shared)
+        if (model := settings.model) not in sizes:
+            config = architecture_of(model).outline(evaluation.checkpoint, model).config
+            check_images(config.num_images_in_input)
+            sizes[model] = model_size(config)
+        check_layer(settings.pruning, sizes[model].decoder.layers)
+    size = next(iter(sizes.values()))
     return meta(
         _device(evaluation),
         checkpoint={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,19 +189,24 @@ def test_how_many_images_are_seen_is_known_before_anything_is_played(
         plan = Evaluation(folder, tuple(dense), ("drawer-open",), (NONE,), range(1), {"model.images": images}, False)
         tokens.append(meta_of(plan)["checkpoint"]["visual_tokens"])
     assert tokens[1] == 2 * tokens[0]
-    table = tmp_path / "table.json"
-    assert cli.main(["eval", "--set", "model.images=3", "--episodes", "1", "--json", str(table)]) == 2
-    error = capsys.readouterr().err
-    assert "sees 3 cameras (num_images_in_input), and a simulated robot has 2" in error
-    assert error.count("\n") == 1
+    for words in (["--set", "model.images=3"], ["--modes", "dense", "prune:model.images=3"]):
+        assert cli.main(["eval", *words, "--episodes", "1", "--json", str(tmp_path / "table.json")]) == 2
+        error = capsys.readouterr().err
+        assert "sees 3 cameras (num_images_in_input), and a simulated robot has 2" in error
+        assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_no_result_becomes_a_file_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = share_path("models", "demo")
-    for command, option in (("eval", "--json"), ("eval", "--markdown"), ("certify", "--out"), ("certify", "--ledger")):
-        assert cli.main([command, option, str(folder / "mine.json")]) == 2
-        assert "mine.json would count as a file of the checkpoint beside it" in capsys.readouterr().err
+def test_a_mode_may_say_which_statistics_it_goes_by(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(share_path("models", "demo"), tmp_path / "weights"))
+    config = json.loads((folder / "config.json").read_text())
+    config["norm_stats"] |= {"other": next(iter(config["norm_stats"].values()))}
+    (folder / "config.json").write_text(json.dumps(config))
+    names = ["dense:model.unnorm_key=metaworld", "prune:model.unnorm_key=other"]
+    modes = tuple(choose_modes(names, share_path("config", "eval_modes.yaml")))
+    assert meta_of(Evaluation(folder, modes, ("drawer-open",), (NONE,), range(1), {}, False))["modes"].keys() == {
+        *names
+    }
 
 
 def test_a_policy_for_libero_asks_for_its_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
