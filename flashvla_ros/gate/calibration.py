@@ -90,7 +90,7 @@ class CalibrationState:
         certified: Number of :data:`LEVELS` that are certified, from the safest on.
         wealth: [G] logarithm of what each level has won on being safe.
         alarm: [G] logarithm of what it has won on not being safe, since it was certified.
-        learnt: What the score has learnt, see :func:`.score.updated`; outlasts the claim, but not score and tolerance.
+        learnt: What the score has learnt, see :func:`.score.updated`; outlasts the claim, but not its score.
         claim: What the claim is about: instruction and settings.
     """
 
@@ -168,7 +168,8 @@ def claim_of(instruction: str, settings: Settings) -> str:
     allowed = settings.calibration
     guards = most_permissive(settings.gate, allowed)  # without what λ moves
     rule = f"{dataclasses.replace(allowed, state_file='')}\n{settings.pruning}\n{guards}"
-    return f"{instruction}\n{rule}\nscore {allowed.score} at {allowed.tolerance}"
+    gripper = f"{settings.gate.gripper_still} {settings.gate.gripper_middle}"
+    return f"{instruction}\n{rule}\nscore {allowed.score} at {allowed.tolerance} {gripper}"
 
 
 def _learner(claim: str) -> str:

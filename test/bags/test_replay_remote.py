@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(400)  # the recorder is a process of its own, s
 PARAMETERS = {
     "remote__scale": [0.01, 0.01, 0.01, 1.0],
     "gate__tokenless_angle_deg": 90.0,
+    "gate__max_angle_deg": 90.0,
     "gate__replan_after": 9,
     "gate__max_age_s": 10.0,
     "gate__scene_patches": 0,

@@ -147,7 +147,14 @@ def test_what_went_wrong_is_raised_where_the_answer_is_taken() -> None:
 
 
 def test_the_gate_may_skip_a_run_that_is_not_asked_for_then() -> None:
-    setting = values(2, gate__mode="guarded", gate__replan_after=4, gate__tokenless_angle_deg=90.0, gate__max_reuse=1)
+    setting = values(
+        2,
+        gate__mode="guarded",
+        gate__replan_after=4,
+        gate__tokenless_angle_deg=90.0,
+        gate__max_angle_deg=90.0,
+        gate__max_reuse=1,
+    )
     policy = ScriptedPolicy(answer=by_stamp)
     results = run(Stepper(policy, SPEC), range(1, 14), setting, lambda _: True)
     assert "reuse" in {str(result.decision.reason) for result in results}

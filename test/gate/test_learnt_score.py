@@ -147,7 +147,8 @@ def test_a_run_learns_where_the_outcome_is_seen_alone_and_keeps_it_beyond_a_clai
     last = results[-1].calibration
     assert entering(last, "another instruction", settings).learnt is last.learnt
     assert entering(last, "go", settings.with_values({"calibration.risk": 0.2})).learnt is last.learnt
-    for other in ({"calibration.score": [0.1] * (len(SIGNS) + 1)}, {"calibration.tolerance": 0.5}):
+    score = {"calibration.score": [0.1] * (len(SIGNS) + 1)}
+    for other in (score, {"calibration.tolerance": 0.5}, {"gate.gripper_still": 0.5}, {"gate.gripper_middle": 0.5}):
         assert not entering(last, "go", settings.with_values(other)).learnt.any()  # it was added to another score
     again = CalibrationState.unpacked(last.packed().tolist(), last.claim)
     np.testing.assert_array_equal(again.learnt, last.learnt)

@@ -149,9 +149,7 @@ def test_lock_step_repeats_exactly(stage: Stage, request: pytest.FixtureRequest)
     assert first.events[-1].error == ""
 
 
-def test_a_signal_may_interrupt_the_scene_that_an_episode_compiles(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_episode_begins_as_what_a_signal_interrupts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     loading: list[bool] = []
 
     def begun(*given: Any) -> Episode:
