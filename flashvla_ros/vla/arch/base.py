@@ -105,6 +105,6 @@ def measured(observation: Observation, names: Sequence[str], bounds: Bounds) -> 
     if missing := [name for name in names if name not in positions]:
         raise ObservationError(
             f"this checkpoint is told where the robot is, and nothing says what {', '.join(missing)} is: "
-            f"publish joint_states or end_effector_pose, or correct model.proprio"
+            f"name it in model.proprio, and publish joint_states or end_effector_pose"
         )
     return torch.from_numpy(bounds.normalize([positions[name] for name in names]))
