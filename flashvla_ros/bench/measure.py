@@ -260,7 +260,7 @@ def describe_backend(backend: Backend) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(backend.device) if cuda else processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "dtype": str(backend.dtype).removeprefix("torch."),
+        "dtype": backend.dtype_name,
         "attention": backend.attention,
         "engine": backend.engine,
     }

@@ -103,13 +103,11 @@ class Certificate:
         now = compared(settings)
         if unsaid := now.keys() - self.settings.keys():
             return False, f"not certified: the certificate does not say {min(unsaid)}: certify again"
-        changed = [name for name, value in now.items() if _plain(value) != _plain(self.settings.get(name))]
+        changed = [name for name, value in now.items() if _plain(value) != _plain(self.settings[name])]
         if changed:
             name, more = changed[0], len(changed) - 1
             others = f" and {more} more" if more else ""
-            return False, (
-                f"not certified: {name} is {now[name]}, the certificate has {self.settings.get(name)}{others}"
-            )
+            return False, f"not certified: {name} is {now[name]}, the certificate has {self.settings[name]}{others}"
         return True, (
             f"certified: at most {self.risk:.1%} of episodes fail because of {self.name}, with {self.confidence:.0%} "
             f"confidence ({self.induced} of {self.episodes} did; {', '.join(self.tasks)})"

@@ -225,10 +225,9 @@ def _memory(outline: Outline, settings: Settings) -> Finding:
     need = weights + cache + _WORKSPACE
     on_gpu = backend.device.type == "cuda"
     free = torch.cuda.mem_get_info(backend.device)[0] if on_gpu else available_memory()
-    dtype = str(backend.dtype).removeprefix("torch.")
     text = (
-        f"{_size(weights)} of {dtype} weights, {_size(cache)} of cache: about {_size(need)} on {backend.device}, "
-        f"where {_size(free)} are free"
+        f"{_size(weights)} of {backend.dtype_name} weights, {_size(cache)} of cache: about {_size(need)} "
+        f"on {backend.device}, where {_size(free)} are free"
     )
     if need <= free or not free:
         return ok("memory", text)

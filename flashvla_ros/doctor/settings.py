@@ -39,9 +39,10 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
 def check_certificate(settings: Settings, folder: Path) -> Finding:
     """Say whether the settings are certified on a folder of weights; a warning only where a certificate is named."""
     try:
-        from flashvla_ros.vla.backend import dtype_of  # brings torch, which may be what is missing
+        from flashvla_ros.vla.backend import Backend  # brings torch, which may be what is missing
 
-        asked = {"model.checkpoint": str(folder), "model.remote": "", "model.dtype": dtype_of(settings.model)}
+        dtype = Backend.resolve(settings.model).dtype_name
+        asked = {"model.checkpoint": str(folder), "model.remote": "", "model.dtype": dtype}
         certified, why = certification(settings.with_values(asked), checkpoint_fingerprint(folder))
     except (CheckpointError, SettingsError) as error:
         return Finding.failure_of("certificate", error)

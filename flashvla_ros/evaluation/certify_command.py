@@ -90,7 +90,7 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
 def run(args: argparse.Namespace) -> int:
     """Certify; returns the exit code, 1 where no candidate could be certified."""
     evaluation = plan_of(args)
-    from flashvla_ros.vla.backend import dtype_of  # brings torch, which --help needs not
+    from flashvla_ros.vla.backend import Backend  # brings torch, which --help needs not
 
     meta = meta_of(evaluation)
     checkpoint = meta["checkpoint"]["sha256"]
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     Certificate(
         name=best.candidate.name,
         checkpoint=checkpoint,
-        settings=compared(settings.with_values({"model.dtype": dtype_of(settings.model)})),
+        settings=compared(settings.with_values({"model.dtype": Backend.resolve(settings.model).dtype_name})),
         tasks=evaluation.tasks,
         tasks_digest=certification.tasks_digest(),
         version=flashvla_ros.__version__,

@@ -63,10 +63,8 @@ class Perturbation:
         """Undo what a reset of the world does not undo."""
 
     def _rng(self, step: int = 0, camera: int = 0) -> np.random.Generator:
-        """Return the perturbation's own stream of numbers for this episode, or for one step of it and one camera.
-
-        The first camera's is that of no camera: NumPy fills entropy of less than 128 bits with zeros.
-        """
+        """Return the perturbation's own stream of numbers for this episode, or for one step of it and one camera."""
+        # The first camera's is that of no camera: NumPy fills entropy of less than 128 bits with zeros.
         return np.random.default_rng([self.plan.seed, zlib.crc32(self.plan.perturbation.encode()), step, camera])
 
 

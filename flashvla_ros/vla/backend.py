@@ -36,6 +36,11 @@ class Backend:
         attention = _attention(settings.attention, device, dtype)
         return cls(device, dtype, attention, _engine(settings.engine, device, attention))
 
+    @property
+    def dtype_name(self) -> str:
+        """The floating-point type as ``model.dtype`` has it."""
+        return str(self.dtype).removeprefix("torch.")
+
     def current(self) -> AbstractContextManager[object]:
         """Make the device the calling thread's own: streams, events and graphs belong to the current one."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
@@ -44,11 +49,6 @@ class Backend:
         """Wait until the device has done all that was asked of it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def dtype_of(settings: ModelSettings) -> str:
-    """Return the name of the floating-point type that the parameters come to on this machine."""
-    return str(Backend.resolve(settings).dtype).removeprefix("torch.")
 
 
 def _device(name: str) -> torch.device:

@@ -111,7 +111,7 @@ def load_policy(settings: Settings) -> LoadedPolicy:
     backend, llama = policy.backend, policy.model.config.llama()
     platform = {
         "device": torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu",
-        "dtype": str(backend.dtype).removeprefix("torch."),
+        "dtype": backend.dtype_name,
         "attention": backend.attention,
         "engine": backend.engine,
         "decoder": str(DecoderSize(depth, llama.hidden_size, llama.intermediate_size)),
