@@ -75,9 +75,9 @@ def plan_of(args: argparse.Namespace) -> Evaluation:
         asked["episodes"] = _EPISODES
     evaluation = evaluation_of(argparse.Namespace(**{**vars(args), **asked}))
     looking = tuple(mode for mode in evaluation.modes if not mode.name.startswith(OPEN_LOOP))
-    if moving := [mode.name for mode in looking if mode.settings(evaluation.shared).gate.calibration == "online"]:
+    if moving := [mode.name for mode in looking if evaluation.settings(mode).gate.calibration == "online"]:
         raise FlashVLAError(f"{moving[0]} moves its thresholds: what its first episodes show certifies no later one")
-    own, usual = looking[0].settings(evaluation.shared).values(), Settings().values()
+    own, usual = evaluation.settings(looking[0]).values(), Settings().values()
     if lent := [name for name in own if name.startswith(_ACCELERATING) and own[name] != usual[name]]:
         raise FlashVLAError(
             f"{lent[0]} would hold for {DENSE} too, so what it costs goes unseen: give it in --candidates"
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"nothing is certified: run {DENSE}, or allow more --risk")
         return EXIT_NONE
     best = certified[-1]
-    settings = best.candidate.settings(evaluation.shared)
+    settings = evaluation.settings(best.candidate)
     Certificate(
         name=best.candidate.name,
         checkpoint=checkpoint,

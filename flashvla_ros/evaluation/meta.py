@@ -11,8 +11,9 @@ from typing import Any
 from flashvla_ros.cli.results import meta, processor_name
 from flashvla_ros.core.errors import FlashVLAError
 from flashvla_ros.core.files import read_json
+from flashvla_ros.core.flops import ModelSize
 from flashvla_ros.core.provenance import EVALUATION, checkpoint_fingerprint
-from flashvla_ros.core.settings import Settings
+from flashvla_ros.core.settings import ModelSettings, Settings
 from flashvla_ros.evaluation.ledger import code_digest
 from flashvla_ros.evaluation.plan import Evaluation
 from flashvla_ros.evaluation.suites import tasks_of
@@ -54,9 +55,8 @@ def meta_of(evaluation: Evaluation) -> dict[str, Any]:
     from flashvla_ros.vla.config import model_size
     from flashvla_ros.vla.pruning.select import check_layer
 
-    shared, sizes = {**evaluation.shared, "model.checkpoint": str(evaluation.checkpoint)}, {}
-    for mode in evaluation.modes:
-        settings = mode.settings(shared)
+    sizes: dict[ModelSettings, ModelSize] = {}
+    for settings in map(evaluation.settings, evaluation.modes):
         if (model := settings.model) not in sizes:
             config = architecture_of(model).outline(evaluation.checkpoint, model).config
             check_images(config.num_images_in_input)

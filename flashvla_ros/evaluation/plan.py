@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from flashvla_ros.cli.progress import INTERVAL_S
 from flashvla_ros.core.errors import SettingsError
+from flashvla_ros.core.settings import Settings
 from flashvla_ros.evaluation.jobs import Job, Record
 from flashvla_ros.evaluation.ledger import EpisodeLedger
 from flashvla_ros.evaluation.modes import Mode
@@ -48,11 +49,14 @@ class Evaluation:
         """Parameters of every mode that does not say otherwise; one thread a model, as episodes run side by side."""
         return {"model.threads": 1, **self.presets, **self.overrides}
 
+    def settings(self, mode: Mode) -> Settings:
+        """Return all that is in force in a mode."""
+        return mode.settings({**self.shared, "model.checkpoint": str(self.checkpoint)})
+
     def job(self, mode: Mode, task: str, perturbation: str, seed: int) -> Job:
         """Return one episode as a piece of work."""
-        settings = mode.settings({**self.shared, "model.checkpoint": str(self.checkpoint)})
         plan = plan_episode(task, seed, perturbation)
-        return Job(settings, plan, self.free_running, self.render, open_loop=mode.name.startswith(OPEN_LOOP))
+        return Job(self.settings(mode), plan, self.free_running, self.render, open_loop=mode.name.startswith(OPEN_LOOP))
 
     def cells(self) -> list[tuple[str, Mode, str]]:
         """Return (perturbation, mode, task) in the order of the table."""
