@@ -22,7 +22,7 @@ def chunk(value: float = 0.004, steps: int = 1) -> np.ndarray:
 
 
 def well(_connection: ServerConnection, _message: dict, number: int) -> dict:
-    return {"actions": chunk(0.004 + 1e-5 * number), "server_timing": {"infer_ms": 1.0}}
+    return {"actions": chunk(0.004 + 1e-5 * number), "server_timing": {"infer_ms": 0.01}}  # less than any round trip
 
 
 def cut(connection: ServerConnection) -> None:
